@@ -1,0 +1,3 @@
+"""Cube: a container orchestrator in one process, identical on every host."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,1 @@
+"""Frozen values: what every other floor talks about. See DESIGN.md."""

@@ -1,0 +1,104 @@
+"""What a driver is told to make real, and what it says it saw. Drivers know nothing else of Cube."""
+
+from __future__ import annotations
+
+import enum
+
+import msgspec
+
+from cube.model.ids import ClusterId, NodeId, TaskId
+from cube.model.spec import DockerOptions, MountSpec, Protocol
+
+
+class LaunchPort(msgspec.Struct, frozen=True):
+    """`host` is bound on `address`; `target` is where the task listens (equal for a process)."""
+
+    name: str
+    host: int
+    target: int
+    protocol: Protocol
+    address: str  # the node's advertise address
+
+
+class Launch(msgspec.Struct, frozen=True, kw_only=True):
+    """One attempt of one task, complete: a driver needs no other knowledge to run it.
+
+    Identity is (task_id, attempt). `env` is final: secrets resolved, CUBE_* included.
+    Limits of 0 mean none. `user` is empty for the driver's default.
+    """
+
+    cluster_id: ClusterId
+    node_id: NodeId
+    task_id: TaskId
+    task_name: str
+    job: str
+    group: str
+    attempt: int
+    image: str = ""
+    command: tuple[str, ...] = ()
+    entrypoint: tuple[str, ...] = ()
+    env: dict[str, str] = {}
+    user: str = ""
+    working_dir: str = ""
+    stop_signal: str = "SIGTERM"
+    stop_timeout_ms: int = 10_000
+    cpu_milli: int = 0  # reserved: a share
+    cpu_max_milli: int = 0  # hard limit
+    memory_bytes: int = 0  # reserved
+    memory_limit_bytes: int = 0  # hard limit: memory_max, else the reservation
+    pids_limit: int = 0
+    ports: tuple[LaunchPort, ...] = ()
+    mounts: tuple[MountSpec, ...] = ()
+    docker: DockerOptions = DockerOptions()
+
+
+class RunState(enum.StrEnum):
+    RUNNING = "running"
+    EXITED = "exited"
+    GONE = "gone"  # nothing carries this identity (any more)
+
+
+class Observation(msgspec.Struct, frozen=True, kw_only=True):
+    """What a driver knows of one attempt. Times are the node's own wall clock, for display.
+
+    `handle` is the container's id, or the pid of the command itself as text.
+    `exit_code` is None while running and when it cannot be known (`reason` then says why);
+    a death by signal N is 128 + N.
+    """
+
+    task_id: TaskId
+    attempt: int
+    state: RunState
+    handle: str = ""
+    exit_code: int | None = None
+    oom_killed: bool = False
+    reason: str = ""
+    started_at_ms: int = 0
+    finished_at_ms: int = 0
+
+
+class DriverInfo(msgspec.Struct, frozen=True):
+    """`healthy` False with a `reason` means: no new task may be placed here with this driver.
+
+    `attributes` are scheduling facts: {"version": "20.10.24", "cgroup": "1", …}.
+    """
+
+    name: str
+    healthy: bool
+    reason: str = ""
+    attributes: dict[str, str] = {}
+
+
+class LogChunk(msgspec.Struct, frozen=True):
+    """A piece of a task's output. Lines may be cut anywhere. `at_ms` 0: the driver does not know."""
+
+    stream: str  # stdout | stderr
+    data: bytes
+    at_ms: int = 0
+
+
+class ExecResult(msgspec.Struct, frozen=True):
+    """`exit_code` None: it was killed at its deadline. `output` is the first 4 KiB of both streams."""
+
+    exit_code: int | None
+    output: bytes

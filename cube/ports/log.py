@@ -1,0 +1,124 @@
+"""The replicated log: the only door to consensus."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable
+from typing import Protocol
+
+import msgspec
+
+
+class Role(enum.StrEnum):
+    LEADER = "leader"
+    VOTER = "voter"  # a follower or a candidate
+    LEARNER = "learner"
+
+
+class Voter(msgspec.Struct, frozen=True, order=True):
+    """A member of the quorum. `address` is host:port of its Raft listener, unique in the cluster."""
+
+    address: str
+
+
+class LogStatus(msgspec.Struct, frozen=True):
+    """What this node believes now. `leader` is the leader's Raft address, or None when unknown.
+
+    `quorum` is True when this node is a leader that hears from a majority, or follows a leader it
+    has heard from within the election timeout. `ready` is True once the log of earlier runs has
+    been applied as far as it was known to be committed and, at a leader, a barrier of its own term
+    has been applied.
+    """
+
+    role: Role
+    term: int
+    leader: str | None
+    commit_index: int
+    applied_index: int
+    voters: tuple[Voter, ...]
+    quorum: bool
+    ready: bool
+
+
+class Committed(msgspec.Struct, frozen=True):
+    """An entry of ours is committed and applied on this node; `result` is what Replica.apply returned."""
+
+    index: int
+    term: int
+    result: object
+
+
+class Replica(Protocol):
+    """What the log drives. Called on the log's own thread, one call at a time, in index order."""
+
+    def apply(self, index: int, term: int, at_ms: int, data: bytes) -> object:
+        """Apply a committed entry. Must not raise; the adapter treats an exception as a bug and ends
+        the process. `at_ms` was stamped by the leader that appended it (Log's `stamp`)."""
+        ...
+
+    def dump(self) -> Callable[[], bytes]:
+        """Take a reference of the state as of the last applied entry, at once (no copying); the
+        returned function encodes it and may run on any thread."""
+        ...
+
+    def load(self, data: bytes, index: int) -> None:
+        """Replace the state by a dump, which stood at `index`. Raises BadPacket for foreign bytes."""
+        ...
+
+
+class Log(Protocol):
+    """A replicated, totally ordered, durable list of opaque entries.
+
+    Contract: an entry whose propose() returned is applied on every member, in the same order, and
+    survives kill -9 of any minority (of all members at once, too: what was acknowledged is there
+    after the restart). A leader's entries carry `at_ms` from the leader's own stamp function,
+    called at append. The adapter runs on a thread of its own: no method blocks the caller's loop.
+    """
+
+    async def start(self) -> None:
+        """The log is open, its past applied as far as known committed, and the member listens."""
+        ...
+
+    async def stop(self) -> None:
+        """Closed and flushed; pending proposals have raised OutcomeUnknown or Unavailable. A leader
+        offers its leadership to a caught-up follower first. Idempotent."""
+        ...
+
+    async def propose(self, data: bytes, timeout_ms: int) -> Committed:
+        """Commit and apply `data` (≤ ENTRY_BYTES_MAX), from any member.
+
+        Raises Unavailable: it is certain that it did not and will not happen (no leader known, the
+        queue is full, too large). Raises OutcomeUnknown: leader lost or deadline passed on the way;
+        the entry may still be committed later.
+        """
+        ...
+
+    async def barrier(self, timeout_ms: int) -> int:
+        """The applied index here, at or above every entry committed before the call, cluster-wide.
+        Raises Unavailable when there is no leader to ask within the timeout."""
+        ...
+
+    def status(self) -> LogStatus:
+        """Cheap, from any thread."""
+        ...
+
+    def watch(self, callback: Callable[[LogStatus], None]) -> None:
+        """`callback` is called on the event loop that called start(), whenever role, term, leader,
+        voters or quorum changed."""
+        ...
+
+    async def add_voter(self, address: str, timeout_ms: int) -> None:
+        """`address` is a voter, committed. Leader only, one change at a time (waits its turn);
+        a member already there is success. Raises Unavailable, OutcomeUnknown."""
+        ...
+
+    async def remove_voter(self, address: str, timeout_ms: int) -> None:
+        """`address` is no voter, committed. Leader only; the leader cannot remove itself."""
+        ...
+
+    async def transfer_leadership(self, timeout_ms: int) -> None:
+        """Another caught-up voter leads. Raises Unavailable when there is none."""
+        ...
+
+
+ENTRY_BYTES_MAX = 1 << 20  # 1 MiB: one append batch (consensus.md, L6)
