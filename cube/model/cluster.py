@@ -1,0 +1,256 @@
+"""What is: the replicated state. Immutable; only cube.statemachine.apply makes new ones.
+
+Each field's writer is named: *manager* means apply on behalf of a user's or the leader's command,
+*node* means apply on behalf of a report of the task's own node.
+"""
+
+from __future__ import annotations
+
+import immutables
+import msgspec
+
+from cube.model.ids import ClusterId, CommandId, JobId, NodeId, TaskId, task_name
+from cube.model.launch import DriverInfo
+from cube.model.lifecycle import ENDED, Desired, Health, NodeStatus, TaskState
+from cube.model.outcome import Outcome
+from cube.model.resources import NOTHING, Resources
+from cube.model.spec import GroupSpec, JobSpec, PlacementPolicy, Protocol
+
+HISTORY_MAX = 20  # entries kept per task: a crash loop must not grow the state
+OUTCOMES_MAX = 10_000  # remembered commands: more than any client can have in flight
+MESSAGE_CHARS_MAX = 500  # of a reason shown to people
+JOBS_MAX = 10_000  # per cluster
+
+
+class ClusterSettings(msgspec.Struct, frozen=True):
+    """Agreed by all nodes, set when the cluster is made."""
+
+    policy: PlacementPolicy = PlacementPolicy.EPVM
+
+
+class NodeFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """What a node says of itself, at each start and whenever it changes. Writer: the node.
+
+    `advertise` is the host others reach it and its tasks at; nodes with the same one share a port
+    domain. `port_first..port_last` (inclusive) is where dynamic host ports come from.
+    """
+
+    id: NodeId
+    name: str  # as configured; unique names are given by apply
+    advertise: str
+    http_address: str
+    raft_address: str
+    gossip_address: str
+    version: str
+    capacity: Resources
+    labels: dict[str, str] = {}
+    attributes: dict[str, str] = {}  # node.os, node.arch, …
+    drivers: dict[str, DriverInfo] = {}
+    port_first: int = 20000
+    port_last: int = 29999
+
+
+class Node(msgspec.Struct, frozen=True, kw_only=True):
+    id: NodeId
+    name: str  # writer: apply at registration; unique
+    facts: NodeFacts  # writer: node
+    status: NodeStatus = NodeStatus.READY  # writer: the leader
+    status_reason: str = ""
+    status_at_ms: int = 0
+    eligible: bool = True  # writer: manager (cordon)
+    drain_deadline_ms: int | None = None  # writer: manager; not None: draining
+    labels: dict[str, str] = {}  # writer: manager; laid over facts.labels
+    joined_at_ms: int = 0
+
+    def label(self, key: str) -> str | None:
+        return self.labels.get(key, self.facts.labels.get(key))
+
+    def all_labels(self) -> dict[str, str]:
+        return {**self.facts.labels, **self.labels}
+
+    @property
+    def accepts_tasks(self) -> bool:
+        """Ready, eligible and not draining. Nothing said about room."""
+        return self.status is NodeStatus.READY and self.eligible and self.drain_deadline_ms is None
+
+
+class TaskPort(msgspec.Struct, frozen=True, gc=False):
+    name: str
+    host: int
+    target: int
+    protocol: Protocol
+
+
+class HistoryEntry(msgspec.Struct, frozen=True, gc=False):
+    """One change of a task's state. `at_ms` is the leader's clock."""
+
+    state: TaskState
+    at_ms: int
+    attempt: int
+    reason: str = ""
+    message: str = ""
+
+
+class Task(msgspec.Struct, frozen=True, kw_only=True):
+    """One placed instance of a group, in a slot, on one node, for ever.
+
+    `released`: its node has said that nothing of it is left (or it was never begun): only then are
+    its resources and ports free and may it be reaped. An ended task that is not released is one
+    whose node is out of reach.
+    """
+
+    id: TaskId
+    job_id: JobId
+    job: str
+    group: str
+    slot: int
+    version: int  # of the job; writer: manager (in-place updates)
+    node_id: NodeId
+    driver: str
+    resources: Resources
+    ports: tuple[TaskPort, ...] = ()
+    created_at_ms: int = 0
+    placed_reason: str = ""
+    reschedules: int = 0  # failed tasks in a row in this slot before this one; writer: manager
+    desired: Desired = Desired.RUN  # writer: manager
+    desired_reason: str = ""
+    state: TaskState = TaskState.SCHEDULED  # writer: node, but `lost`
+    attempt: int = 1  # writer: node
+    health: Health = Health.NONE  # writer: node
+    handle: str = ""  # writer: node
+    restarts: int = 0  # writer: node; attempts after the first
+    exit_code: int | None = None  # writer: node
+    oom_killed: bool = False  # writer: node
+    reason: str = ""  # writer: node; a short code
+    message: str = ""  # writer: node; a sentence
+    started_at_ms: int = 0  # of the present attempt; 0: not yet
+    finished_at_ms: int = 0  # 0: not yet
+    state_at_ms: int = 0  # when it entered its state
+    released: bool = False  # writer: node; or manager when the node is removed
+    history: tuple[HistoryEntry, ...] = ()
+
+    @property
+    def name(self) -> str:
+        return task_name(self.job, self.group, self.slot)
+
+    @property
+    def ended(self) -> bool:
+        return self.state in ENDED
+
+    @property
+    def live(self) -> bool:
+        """It counts for its slot: not ended, and meant to run."""
+        return self.state not in ENDED and self.desired is Desired.RUN
+
+    @property
+    def serving(self) -> bool:
+        """Running and, where it has checks, healthy."""
+        return self.state is TaskState.RUNNING and self.health in (Health.NONE, Health.HEALTHY)
+
+
+class JobVersion(msgspec.Struct, frozen=True):
+    version: int
+    spec: JobSpec
+    created_at_ms: int
+    actor: str = ""
+
+
+class Job(msgspec.Struct, frozen=True, kw_only=True):
+    """Writer: manager. `versions` ascend; the last is the wanted one; those that tasks still use
+    are kept besides the newest VERSIONS_MAX. A deleted job keeps its id until its last task is
+    released; its name is free at once."""
+
+    id: JobId
+    name: str
+    versions: tuple[JobVersion, ...]
+    stopped: bool = False
+    deleted: bool = False
+    created_at_ms: int = 0
+    modified_at_ms: int = 0
+    modified_index: int = 0
+
+    @property
+    def version(self) -> int:
+        return self.versions[-1].version
+
+    @property
+    def spec(self) -> JobSpec:
+        return self.versions[-1].spec
+
+    def spec_of(self, version: int) -> JobSpec | None:
+        for entry in reversed(self.versions):
+            if entry.version == version:
+                return entry.spec
+        return None
+
+
+class RememberedOutcome(msgspec.Struct, frozen=True):
+    """`sequence` orders eviction; `digest` is of the command's body, empty when it had no key."""
+
+    sequence: int
+    digest: str
+    index: int
+    outcome: Outcome
+
+
+class ClusterState(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything that is agreed. Iteration over a Map follows hashes, which differ between
+    processes: sort before order can reach an output.
+
+    Invariants (cube.statemachine.invariants): the indexes say what `tasks` says; `reserved[n]` is
+    the sum over unreleased tasks of n and never above n's capacity at the time of placement; each
+    (advertise, protocol, host port) has one unreleased task at most.
+    """
+
+    cluster_id: ClusterId = ClusterId("")
+    cluster_name: str = ""
+    settings: ClusterSettings = ClusterSettings()
+    index: int = 0  # of the last applied entry
+    term: int = 0  # of the last applied entry
+    now_ms: int = 0  # the leader's clock at the last applied entry; never goes back
+    nodes: immutables.Map[NodeId, Node] = immutables.Map()
+    jobs: immutables.Map[JobId, Job] = immutables.Map()
+    tasks: immutables.Map[TaskId, Task] = immutables.Map()
+    outcomes: immutables.Map[CommandId, RememberedOutcome] = immutables.Map()
+    outcome_first: int = 0  # sequence of the oldest remembered
+    outcome_next: int = 0
+    # Indexes: derived, rebuilt when a snapshot is loaded.
+    node_names: immutables.Map[str, NodeId] = immutables.Map()
+    job_names: immutables.Map[str, JobId] = immutables.Map()
+    tasks_by_job: immutables.Map[JobId, immutables.Map[TaskId, None]] = immutables.Map()
+    tasks_by_node: immutables.Map[NodeId, immutables.Map[TaskId, None]] = immutables.Map()
+    tasks_by_state: immutables.Map[TaskState, immutables.Map[TaskId, None]] = immutables.Map()
+    reserved: immutables.Map[NodeId, Resources] = immutables.Map()
+    ports: immutables.Map[str, immutables.Map[int, TaskId]] = immutables.Map()
+    outcome_order: immutables.Map[int, CommandId] = immutables.Map()
+
+    def job_named(self, name: str) -> Job | None:
+        job_id = self.job_names.get(name)
+        return None if job_id is None else self.jobs[job_id]
+
+    def group_of(self, task: Task) -> GroupSpec | None:
+        """The template the task was made from, or None once its version is forgotten."""
+        job = self.jobs.get(task.job_id)
+        spec = None if job is None else job.spec_of(task.version)
+        return None if spec is None else spec.groups.get(task.group)
+
+    def tasks_of_job(self, job_id: JobId) -> list[Task]:
+        """By group, slot, age, id: a stable order."""
+        ids = self.tasks_by_job.get(job_id)
+        found = [self.tasks[task_id] for task_id in ids] if ids else []
+        found.sort(key=lambda task: (task.group, task.slot, task.created_at_ms, task.id))
+        return found
+
+    def tasks_of_node(self, node_id: NodeId) -> list[Task]:
+        """By id."""
+        ids = self.tasks_by_node.get(node_id)
+        return [self.tasks[task_id] for task_id in sorted(ids)] if ids else []
+
+    def free(self, node: Node) -> Resources:
+        """Capacity less what is reserved. Members may be negative after a node shrank."""
+        return node.facts.capacity - self.reserved.get(node.id, NOTHING)
+
+
+def port_key(port: int, protocol: Protocol) -> int:
+    """The key of ClusterState.ports[advertise]: one number space for both protocols."""
+    return port * 2 + (protocol is Protocol.UDP)

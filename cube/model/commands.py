@@ -1,0 +1,201 @@
+"""Everything that may enter the log. Each is applied by one function of cube.statemachine.
+
+Ids and seeds come inside the command; times come from the entry (stamped by the leader).
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from cube.model.cluster import ClusterSettings, NodeFacts
+from cube.model.ids import ClusterId, CommandId, JobId, NodeId, TaskId
+from cube.model.lifecycle import Health, NodeStatus, TaskState
+from cube.model.spec import JobSpec
+
+PLACEMENTS_MAX = 10_000  # in one plan (performance.md, "Plans and log")
+REPORTS_MAX = 1_000  # in one ReportTasks
+
+
+class InitCluster(msgspec.Struct, frozen=True, tag="init"):
+    """The first command of a cluster. Refused when there is one already."""
+
+    cluster_id: ClusterId
+    name: str
+    settings: ClusterSettings = ClusterSettings()
+
+
+class RegisterNode(msgspec.Struct, frozen=True, tag="register"):
+    """From the node itself: at its join, at each start, when its facts change."""
+
+    facts: NodeFacts
+
+
+class SetNodeStatus(msgspec.Struct, frozen=True, tag="node_status"):
+    """From the leader, in its `term`. `down` makes the node's unfinished tasks lost."""
+
+    term: int
+    node_id: NodeId
+    status: NodeStatus
+    reason: str = ""
+
+
+class SetEligibility(msgspec.Struct, frozen=True, tag="eligibility"):
+    node_id: NodeId
+    eligible: bool
+
+
+class SetDrain(msgspec.Struct, frozen=True, tag="drain"):
+    """`deadline_ms` after the entry's time; None ends the drain."""
+
+    node_id: NodeId
+    deadline_ms: int | None
+
+
+class SetLabels(msgspec.Struct, frozen=True, tag="labels"):
+    """Replaces the labels that were set by hand."""
+
+    node_id: NodeId
+    labels: dict[str, str]
+
+
+class RemoveNode(msgspec.Struct, frozen=True, tag="remove_node"):
+    """Of a node that is down or has left. Its tasks are gone with it."""
+
+    node_id: NodeId
+
+
+class SubmitJob(msgspec.Struct, frozen=True, tag="submit"):
+    """Create or update by name. `new_id` is used when it is created. `expected_version` None: any;
+    0: it must not exist; N: it must be at N."""
+
+    spec: JobSpec
+    new_id: JobId
+    expected_version: int | None = None
+
+
+class ScaleJob(msgspec.Struct, frozen=True, tag="scale"):
+    """A new version that differs in counts only. Shape: group → count."""
+
+    job: str
+    counts: dict[str, int]
+    expected_version: int | None = None
+
+
+class StopJob(msgspec.Struct, frozen=True, tag="stop_job"):
+    job: str
+
+
+class StartJob(msgspec.Struct, frozen=True, tag="start_job"):
+    job: str
+
+
+class DeleteJob(msgspec.Struct, frozen=True, tag="delete_job"):
+    job: str
+
+
+class StopTask(msgspec.Struct, frozen=True, tag="stop_task"):
+    """A user's wish for one task; a service's slot gets a new one."""
+
+    task_id: TaskId
+
+
+class GroupPlacement(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """`slots[i]` of a group goes to `plan.nodes[node_at[i]]` with `ports[i]` (one host port per
+    port of the group, in order of port name). `replaces[i]`, when the list is given, is the live
+    task that the new one takes over from (start-first); else the slot must be empty."""
+
+    job_id: JobId
+    version: int
+    group: str
+    slots: tuple[int, ...]
+    node_at: tuple[int, ...]
+    ports: tuple[tuple[int, ...], ...] = ()
+    replaces: tuple[str, ...] = ()
+    reason: str = ""
+
+
+class PlannedStop(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    task_id: TaskId
+    reason: str
+
+
+class ApplyPlan(msgspec.Struct, frozen=True, tag="plan"):
+    """From the leader, in its `term`: placements, stops, in-place updates, reaping. Each part is
+    re-checked on its own; what no longer fits is refused and counted. Order of application: stops,
+    updates, placements, reaps. `seed` makes the new tasks' ids (ids.task_id)."""
+
+    term: int
+    seed: str
+    nodes: tuple[NodeId, ...] = ()
+    placements: tuple[GroupPlacement, ...] = ()
+    stops: tuple[PlannedStop, ...] = ()
+    updates: tuple[
+        tuple[TaskId, int], ...
+    ] = ()  # task, version it is to have without a new container
+    reaps: tuple[TaskId, ...] = ()  # ended and released
+
+
+class TaskReport(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """What a node says of one of its tasks. `released`: nothing of it is left on the node."""
+
+    task_id: TaskId
+    attempt: int
+    state: TaskState
+    health: Health = Health.NONE
+    handle: str = ""
+    exit_code: int | None = None
+    oom_killed: bool = False
+    reason: str = ""
+    message: str = ""
+    released: bool = False
+
+
+class ReportTasks(msgspec.Struct, frozen=True, tag="report"):
+    """From the tasks' own node. Reports of other nodes' or unknown tasks are skipped, as are moves
+    that the transition table does not have."""
+
+    node_id: NodeId
+    reports: tuple[TaskReport, ...]
+
+
+class Noop(msgspec.Struct, frozen=True, tag="noop"):
+    """Changes nothing: a barrier."""
+
+
+Body = (
+    InitCluster
+    | RegisterNode
+    | SetNodeStatus
+    | SetEligibility
+    | SetDrain
+    | SetLabels
+    | RemoveNode
+    | SubmitJob
+    | ScaleJob
+    | StopJob
+    | StartJob
+    | DeleteJob
+    | StopTask
+    | ApplyPlan
+    | ReportTasks
+    | Noop
+)
+
+
+class Command(msgspec.Struct, frozen=True, array_like=True):
+    """A request to change state. The same id twice happens once: the second gets the first's
+    outcome, or a KEY_REUSED refusal when the digests of their bodies differ."""
+
+    id: CommandId
+    body: Body
+    actor: str = ""
+    digest: str = ""
+
+
+class Entry(msgspec.Struct, frozen=True):
+    """A command, committed."""
+
+    index: int
+    term: int
+    at_ms: int
+    command: Command

@@ -1,0 +1,49 @@
+"""What applying an entry changed. Hints: whoever loses one looks at the state."""
+
+from __future__ import annotations
+
+import msgspec
+
+from cube.model.ids import JobId, NodeId, TaskId
+from cube.model.lifecycle import Desired, Health, NodeStatus, TaskState
+
+
+class ClusterEvent(msgspec.Struct, frozen=True, tag="cluster", tag_field="topic"):
+    kind: str  # created
+
+
+class NodeEvent(msgspec.Struct, frozen=True, tag="node", tag_field="topic"):
+    node_id: NodeId
+    node: str
+    kind: str  # registered | facts | status | eligibility | drain | labels | removed
+    status: NodeStatus
+    reason: str = ""
+
+
+class JobEvent(msgspec.Struct, frozen=True, tag="job", tag_field="topic"):
+    job_id: JobId
+    job: str
+    kind: str  # submitted | scaled | stopped | started | deleted | removed
+    version: int
+
+
+class TaskEvent(msgspec.Struct, frozen=True, tag="task", tag_field="topic"):
+    """A task as it is after the change; `kind` removed: it was reaped."""
+
+    task_id: TaskId
+    task: str
+    job_id: JobId
+    job: str
+    group: str
+    slot: int
+    node_id: NodeId
+    kind: str  # placed | state | health | desired | version | released | removed
+    state: TaskState
+    desired: Desired
+    health: Health
+    attempt: int
+    reason: str = ""
+    message: str = ""
+
+
+Event = ClusterEvent | NodeEvent | JobEvent | TaskEvent

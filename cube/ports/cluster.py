@@ -1,0 +1,165 @@
+"""What the API needs of its node. The agent's services provide it; API tests fake it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from typing import Protocol
+
+import msgspec
+
+from cube.model.cluster import ClusterState, Task
+from cube.model.commands import Body
+from cube.model.events import Event
+from cube.model.explain import Explanation
+from cube.model.ids import CommandId, NodeId
+from cube.model.launch import LogChunk
+from cube.model.outcome import Outcome
+from cube.ports.log import LogStatus
+
+
+class MemberStats(msgspec.Struct, frozen=True, kw_only=True):
+    """What a node measures of itself; travels by gossip, seconds old. Whole host, not Cube's share."""
+
+    cpu_percent: float = 0.0  # of all cores
+    cpu_cores: int = 0
+    load_1m: float = 0.0
+    memory_total_bytes: int = 0
+    memory_used_bytes: int = 0
+    disk_total_bytes: int = 0
+    disk_used_bytes: int = 0
+    applied_index: int = 0
+
+
+class MemberView(msgspec.Struct, frozen=True, kw_only=True):
+    """A peer as gossip sees it, ourselves included. `state`: alive | suspect | dead | left."""
+
+    node_id: NodeId
+    name: str
+    state: str
+    incarnation: int
+    gossip_address: str
+    http_address: str
+    raft_address: str
+    last_seen_ms: int  # wall clock here, 0: never
+    stats: MemberStats | None
+
+
+class Published(msgspec.Struct, frozen=True):
+    """One applied entry. `number` orders the events of one index from 0: SSE ids are index.number."""
+
+    index: int
+    at_ms: int
+    events: tuple[Event, ...]
+
+
+class Proposed(msgspec.Struct, frozen=True):
+    outcome: Outcome
+    index: int  # where it was committed; of the first time, when it was a repetition
+
+
+class Cluster(Protocol):
+    def state(self) -> ClusterState:
+        """The newest applied state here; its index never goes back."""
+        ...
+
+    async def propose(
+        self, body: Body, *, actor: str, command_id: CommandId | None = None, digest: str = ""
+    ) -> Proposed:
+        """Committed, applied here. Retries by itself with the same id until write_timeout. Raises
+        Unavailable (nothing was done), OutcomeUnknown. `command_id` None: a random one."""
+        ...
+
+    async def wait_index(self, index: int, timeout_ms: int) -> bool:
+        """True as soon as this node has applied `index`; False at the deadline."""
+        ...
+
+    async def barrier(self, timeout_ms: int) -> int:
+        """See Log.barrier. Raises Unavailable."""
+        ...
+
+    def log_status(self) -> LogStatus: ...
+
+    async def transfer_leadership(self, timeout_ms: int) -> None:
+        """See Log."""
+        ...
+
+    def node_id(self) -> NodeId:
+        """This node's."""
+        ...
+
+    def members(self) -> Sequence[MemberView]: ...
+
+    def joined(self) -> str | None:
+        """None once this node is part of a cluster; else the sentence to show (for 503s)."""
+        ...
+
+    def events_since(self, index: int, number: int) -> list[Published] | None:
+        """Remembered entries with events after (index, number), oldest first; the entry at `index`
+        itself is included whole when it has events after `number`. None: too old, or unknown here."""
+        ...
+
+    def explain(self, job: str) -> list[Explanation]:
+        """Why tasks of the job are not running as wanted; empty when they are. Computed here, from
+        this node's own state."""
+        ...
+
+
+class LocalTasks(Protocol):
+    """This node's own tasks, for requests that must be answered where the task is."""
+
+    def logs(
+        self, task: Task, *, streams: tuple[str, ...], tail: int | None, since_ms: int, follow: bool
+    ) -> AsyncIterator[LogChunk]:
+        """See Driver.logs. Raises DriverFailed."""
+        ...
+
+
+class JoinRequest(msgspec.Struct, frozen=True, kw_only=True):
+    node_id: NodeId
+    name: str
+    raft_address: str
+    gossip_address: str
+    http_address: str
+    version: str
+
+
+class JoinGrant(msgspec.Struct, frozen=True, kw_only=True):
+    """What a joiner needs to start. `voters` and `gossip_seeds` are host:port."""
+
+    cluster_id: str
+    cluster_name: str
+    voters: tuple[str, ...]
+    gossip_seeds: tuple[str, ...]
+
+
+class BootstrapView(msgspec.Struct, frozen=True, kw_only=True):
+    """What a node says of itself to others that wait for bootstrap_expect."""
+
+    node_id: NodeId
+    cluster_id: str | None
+    expect: int
+    vouches_for: NodeId | None
+
+
+class Peers(Protocol):
+    """Node-to-node requests that come in over HTTP (/v1/internal/…)."""
+
+    async def join(self, request: JoinRequest) -> JoinGrant:
+        """At the leader: what the joiner needs to start following. Raises Unavailable elsewhere
+        (`leader_http()` says where to ask)."""
+        ...
+
+    async def admit(self, request: JoinRequest) -> None:
+        """At the leader: the joiner, which listens by now, is a voter, committed. Raises
+        Unavailable, OutcomeUnknown. Idempotent."""
+        ...
+
+    def leader_http(self) -> str | None:
+        """HTTP address (host:port) of the leader, when known."""
+        ...
+
+    def heartbeat(self, node_id: NodeId) -> bool:
+        """Noted; False when this node does not lead."""
+        ...
+
+    def bootstrap(self) -> BootstrapView: ...
