@@ -106,8 +106,9 @@ class Task(msgspec.Struct, frozen=True, kw_only=True):
     slot: int
     version: int  # of the job; writer: manager (in-place updates)
     node_id: NodeId
-    driver: str
-    resources: Resources
+    address: str = ""  # the node's advertise address when it was placed: its port domain
+    driver: str = ""
+    resources: Resources = NOTHING
     ports: tuple[TaskPort, ...] = ()
     created_at_ms: int = 0
     placed_reason: str = ""

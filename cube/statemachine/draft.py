@@ -1,0 +1,271 @@
+"""A state while one entry is applied to it: mutations of persistent maps, folded once at the end.
+
+Rules: nobody outside this package sees a draft; every change to a task goes through put_task and
+drop_task, which keep all indexes; a draft that is thrown away has changed nothing.
+"""
+
+from __future__ import annotations
+
+from typing import Generic, TypeVar
+
+import immutables
+import msgspec
+
+from cube.model.cluster import ClusterState, Job, Node, Task, port_key
+from cube.model.events import Event, JobEvent, NodeEvent, TaskEvent
+from cube.model.ids import JobId, NodeId, TaskId
+from cube.model.lifecycle import TaskState
+from cube.model.resources import NOTHING, Resources
+
+K = TypeVar("K")
+IK = TypeVar("IK")
+V = TypeVar("V")
+
+
+class Nested(Generic[K, IK, V]):
+    """A map of maps under change. An inner map that becomes empty is dropped.
+
+    An inner map is either open (being mutated) or folded (immutable, and may be iterated).
+    """
+
+    def __init__(self, base: immutables.Map[K, immutables.Map[IK, V]]) -> None:
+        self._base = base
+        self._open: dict[K, immutables.MapMutation[IK, V]] = {}
+        self._folded: dict[K, immutables.Map[IK, V]] = {}
+
+    def fold(self, key: K) -> immutables.Map[IK, V]:
+        """The inner map as it stands, to be read."""
+        mutation = self._open.pop(key, None)
+        if mutation is not None:
+            self._folded[key] = mutation.finish()
+        folded = self._folded.get(key)
+        if folded is None:
+            folded = self._base.get(key)
+        return immutables.Map() if folded is None else folded
+
+    def _inner(self, key: K) -> immutables.MapMutation[IK, V]:
+        inner = self._open.get(key)
+        if inner is None:
+            inner = self._open[key] = self.fold(key).mutate()
+        return inner
+
+    def set(self, key: K, inner_key: IK, value: V) -> None:
+        self._inner(key)[inner_key] = value
+
+    def discard(self, key: K, inner_key: IK) -> None:
+        inner = self._inner(key)
+        if inner_key in inner:
+            del inner[inner_key]
+
+    def get(self, key: K, inner_key: IK) -> V | None:
+        inner = self._open.get(key)
+        return self.fold(key).get(inner_key) if inner is None else inner.get(inner_key)
+
+    def finish(self) -> immutables.Map[K, immutables.Map[IK, V]]:
+        for key in list(self._open):
+            self.fold(key)
+        if not self._folded:
+            return self._base
+        outer = self._base.mutate()
+        for key, inner in self._folded.items():
+            if inner:
+                outer[key] = inner
+            elif key in outer:
+                del outer[key]
+        return outer.finish()
+
+
+class Draft:
+    """See the module. `now_ms`, `index`, `term` are the entry's."""
+
+    def __init__(self, state: ClusterState, index: int, term: int, now_ms: int) -> None:
+        self.base = state
+        self.index = index
+        self.term = term
+        self.now_ms = now_ms
+        self.events: list[Event] = []
+        self.cluster_id = state.cluster_id
+        self.cluster_name = state.cluster_name
+        self.settings = state.settings
+        self._nodes = state.nodes.mutate()
+        self._node_names = state.node_names.mutate()
+        self._jobs = state.jobs.mutate()
+        self._job_names = state.job_names.mutate()
+        self._tasks = state.tasks.mutate()
+        self._reserved = state.reserved.mutate()
+        self._by_job: Nested[JobId, TaskId, None] = Nested(state.tasks_by_job)
+        self._by_node: Nested[NodeId, TaskId, None] = Nested(state.tasks_by_node)
+        self._by_state: Nested[TaskState, TaskId, None] = Nested(state.tasks_by_state)
+        self._ports: Nested[str, int, TaskId] = Nested(state.ports)
+
+    # Nodes
+
+    def node(self, node_id: NodeId) -> Node | None:
+        return self._nodes.get(node_id)
+
+    def node_named(self, name: str) -> NodeId | None:
+        return self._node_names.get(name)
+
+    def put_node(self, node: Node, kind: str) -> None:
+        old = self._nodes.get(node.id)
+        if old is not None and old.name != node.name:
+            del self._node_names[old.name]
+        self._nodes[node.id] = node
+        self._node_names[node.name] = node.id
+        self._announce_node(node, kind)
+
+    def drop_node(self, node: Node) -> None:
+        del self._nodes[node.id]
+        del self._node_names[node.name]
+        if node.id in self._reserved:
+            del self._reserved[node.id]
+        self._announce_node(node, "removed")
+
+    def _announce_node(self, node: Node, kind: str) -> None:
+        self.events.append(NodeEvent(node.id, node.name, kind, node.status, node.status_reason))
+
+    # Jobs
+
+    def job(self, job_id: JobId) -> Job | None:
+        return self._jobs.get(job_id)
+
+    def job_named(self, name: str) -> Job | None:
+        job_id = self._job_names.get(name)
+        return None if job_id is None else self._jobs[job_id]
+
+    def job_count(self) -> int:
+        return len(self._jobs)
+
+    def put_job(self, job: Job, kind: str) -> None:
+        """Stored with the entry's index and time as its last change."""
+        job = msgspec.structs.replace(job, modified_at_ms=self.now_ms, modified_index=self.index)
+        self._jobs[job.id] = job
+        if job.deleted:
+            if self._job_names.get(job.name) == job.id:
+                del self._job_names[job.name]
+        else:
+            self._job_names[job.name] = job.id
+        self.events.append(JobEvent(job.id, job.name, kind, job.version))
+
+    def _drop_job(self, job: Job) -> None:
+        assert job.deleted, "only a deleted job is dropped: its name is another's by now"
+        del self._jobs[job.id]
+        self.events.append(JobEvent(job.id, job.name, "removed", job.version))
+
+    # Tasks
+
+    def task(self, task_id: TaskId) -> Task | None:
+        return self._tasks.get(task_id)
+
+    def tasks_of_job(self, job_id: JobId) -> list[Task]:
+        """As they stand in this draft, by group, slot, age, id."""
+        found = [self._tasks[task_id] for task_id in self._by_job.fold(job_id)]
+        found.sort(key=lambda task: (task.group, task.slot, task.created_at_ms, task.id))
+        return found
+
+    def tasks_of_node(self, node_id: NodeId) -> list[Task]:
+        """As they stand in this draft, by id."""
+        return [self._tasks[task_id] for task_id in sorted(self._by_node.fold(node_id))]
+
+    def reserved(self, node_id: NodeId) -> Resources:
+        return self._reserved.get(node_id, NOTHING)
+
+    def port_holder(self, address: str, key: int) -> TaskId | None:
+        return self._ports.get(address, key)
+
+    def put_task(self, task: Task, kind: str) -> None:
+        """Stored, indexed and announced. Node, job, slot, resources and ports of an id never
+        change. The last task of a deleted job takes the job's record with it when released."""
+        old = self._tasks.get(task.id)
+        self._tasks[task.id] = task
+        if old is None:
+            self._by_job.set(task.job_id, task.id, None)
+            self._by_node.set(task.node_id, task.id, None)
+            self._by_state.set(task.state, task.id, None)
+            if not task.released:
+                self._hold(task)
+        else:
+            if old.state is not task.state:
+                self._by_state.discard(old.state, task.id)
+                self._by_state.set(task.state, task.id, None)
+            if task.released and not old.released:
+                self._let_go(task)
+            assert task.released or not old.released, "a released task cannot hold again"
+        self._announce_task(task, kind)
+        if task.released:
+            job = self._jobs.get(task.job_id)
+            if job is not None and job.deleted:
+                self.drop_task(task)
+
+    def drop_task(self, task: Task) -> None:
+        """Reaped: no record of it is left."""
+        if not task.released:
+            self._let_go(task)
+        del self._tasks[task.id]
+        self._by_job.discard(task.job_id, task.id)
+        self._by_node.discard(task.node_id, task.id)
+        self._by_state.discard(task.state, task.id)
+        self._announce_task(task, "removed")
+        self.drop_job_if_over(task.job_id)
+
+    def drop_job_if_over(self, job_id: JobId) -> None:
+        """A deleted job without tasks is forgotten."""
+        job = self._jobs.get(job_id)
+        if job is not None and job.deleted and not self._by_job.fold(job_id):
+            self._drop_job(job)
+
+    def _hold(self, task: Task) -> None:
+        self._reserved[task.node_id] = self.reserved(task.node_id) + task.resources
+        for port in task.ports:
+            self._ports.set(task.address, port_key(port.host, port.protocol), task.id)
+
+    def _let_go(self, task: Task) -> None:
+        left = self.reserved(task.node_id) - task.resources
+        if left == NOTHING:
+            del self._reserved[task.node_id]
+        else:
+            self._reserved[task.node_id] = left
+        for port in task.ports:
+            self._ports.discard(task.address, port_key(port.host, port.protocol))
+
+    def _announce_task(self, task: Task, kind: str) -> None:
+        self.events.append(
+            TaskEvent(
+                task.id,
+                task.name,
+                task.job_id,
+                task.job,
+                task.group,
+                task.slot,
+                task.node_id,
+                kind,
+                task.state,
+                task.desired,
+                task.health,
+                task.attempt,
+                task.reason,
+                task.message,
+            )
+        )
+
+    def finish(self) -> ClusterState:
+        """The new state, but for the memory of outcomes."""
+        return msgspec.structs.replace(
+            self.base,
+            cluster_id=self.cluster_id,
+            cluster_name=self.cluster_name,
+            settings=self.settings,
+            index=self.index,
+            term=self.term,
+            now_ms=self.now_ms,
+            nodes=self._nodes.finish(),
+            node_names=self._node_names.finish(),
+            jobs=self._jobs.finish(),
+            job_names=self._job_names.finish(),
+            tasks=self._tasks.finish(),
+            reserved=self._reserved.finish(),
+            tasks_by_job=self._by_job.finish(),
+            tasks_by_node=self._by_node.finish(),
+            tasks_by_state=self._by_state.finish(),
+            ports=self._ports.finish(),
+        )

@@ -1,0 +1,142 @@
+"""What must be true of every state. Written from the model's words, not from apply's code."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from cube.model.cluster import HISTORY_MAX, OUTCOMES_MAX, ClusterState, port_key
+from cube.model.ids import NodeId
+from cube.model.lifecycle import TaskState
+from cube.model.resources import NOTHING, Resources
+
+
+def violations(state: ClusterState) -> list[str]:
+    """Sentences that say what is wrong; empty for a good state. Order: stable."""
+    found = [
+        *_tasks(state),
+        *_indexes(state),
+        *_capacity(state),
+        *_ports(state),
+        *_jobs(state),
+        *_nodes(state),
+        *_outcomes(state),
+    ]
+    return sorted(found)
+
+
+def _tasks(state: ClusterState) -> list[str]:
+    found: list[str] = []
+    live = Counter[tuple[str, str, int]]()
+    for key, task in state.tasks.items():
+        if key != task.id:
+            found.append(f"task {task.id} is stored under {key}")
+        if task.job_id not in state.jobs:
+            found.append(f"task {task.id} belongs to no job")
+        if task.node_id not in state.nodes:
+            found.append(f"task {task.id} is on no node")
+        if task.released and not task.ended:
+            found.append(f"task {task.id} is released but {task.state}")
+        if len(task.history) > HISTORY_MAX:
+            found.append(f"task {task.id} has {len(task.history)} history entries")
+        if task.restarts != task.attempt - 1:
+            found.append(f"task {task.id} has attempt {task.attempt}, {task.restarts} restarts")
+        if task.live:
+            live[task.job_id, task.group, task.slot] += 1
+    # Start-first rollouts have two live tasks in a slot for a while, never three.
+    found += [f"slot {slot} has {n} live tasks" for slot, n in live.items() if n > 2]
+    return found
+
+
+def _indexes(state: ClusterState) -> list[str]:
+    found: list[str] = []
+    by_job: dict[str, set[str]] = {}
+    by_node: dict[str, set[str]] = {}
+    by_state: dict[TaskState, set[str]] = {}
+    for task in state.tasks.values():
+        by_job.setdefault(task.job_id, set()).add(task.id)
+        by_node.setdefault(task.node_id, set()).add(task.id)
+        by_state.setdefault(task.state, set()).add(task.id)
+    if {key: set(ids) for key, ids in state.tasks_by_job.items()} != by_job:
+        found.append("tasks_by_job differs from the tasks")
+    if {key: set(ids) for key, ids in state.tasks_by_node.items()} != by_node:
+        found.append("tasks_by_node differs from the tasks")
+    if {key: set(ids) for key, ids in state.tasks_by_state.items()} != by_state:
+        found.append("tasks_by_state differs from the tasks")
+    return found
+
+
+def _capacity(state: ClusterState) -> list[str]:
+    """Sums only: a node that shrank may hold more than it has; placement refuses what is too much."""
+    found: list[str] = []
+    sums: dict[NodeId, Resources] = {}
+    for task in state.tasks.values():
+        if not task.released:
+            sums[task.node_id] = sums.get(task.node_id, NOTHING) + task.resources
+    sums = {node_id: total for node_id, total in sums.items() if total != NOTHING}
+    if dict(state.reserved.items()) != sums:
+        found.append("reserved differs from the sum over unreleased tasks")
+    return found
+
+
+def overcommitted(state: ClusterState) -> list[str]:
+    """Nodes that hold more than their capacity. Only a node that shrank may ever be listed."""
+    return sorted(
+        f"node {node.name} holds {state.reserved[node.id]} of {node.facts.capacity}"
+        for node in state.nodes.values()
+        if not state.reserved.get(node.id, NOTHING).fits_in(node.facts.capacity)
+    )
+
+
+def _ports(state: ClusterState) -> list[str]:
+    found: list[str] = []
+    holders: dict[tuple[str, int], str] = {}
+    for task in state.tasks.values():
+        if task.released:
+            continue
+        for port in task.ports:
+            key = (task.address, port_key(port.host, port.protocol))
+            if key in holders:
+                found.append(f"port {port.host}/{port.protocol} of {task.address} is held twice")
+            holders[key] = task.id
+    index = {
+        (address, key): task_id
+        for address, inner in state.ports.items()
+        for key, task_id in inner.items()
+    }
+    if index != holders:
+        found.append("ports differs from the unreleased tasks' ports")
+    return found
+
+
+def _jobs(state: ClusterState) -> list[str]:
+    found: list[str] = []
+    for key, job in state.jobs.items():
+        if key != job.id:
+            found.append(f"job {job.name} is stored under {key}")
+        numbers = [version.version for version in job.versions]
+        if not numbers or numbers != sorted(set(numbers)):
+            found.append(f"job {job.name} has versions {numbers}")
+        if job.deleted and not state.tasks_by_job.get(job.id):
+            found.append(f"job {job.name} is deleted and has no task left")
+    names = {job.name: job.id for job in state.jobs.values() if not job.deleted}
+    if dict(state.job_names.items()) != names:
+        found.append("job_names differs from the jobs")
+    return found
+
+
+def _nodes(state: ClusterState) -> list[str]:
+    names = {node.name: node.id for node in state.nodes.values()}
+    if dict(state.node_names.items()) != names or len(names) != len(state.nodes):
+        return ["node_names differs from the nodes"]
+    return []
+
+
+def _outcomes(state: ClusterState) -> list[str]:
+    found: list[str] = []
+    if len(state.outcomes) > OUTCOMES_MAX:
+        found.append(f"{len(state.outcomes)} outcomes are remembered")
+    if {r.sequence: key for key, r in state.outcomes.items()} != dict(state.outcome_order.items()):
+        found.append("outcome_order differs from the outcomes")
+    if sorted(state.outcome_order) != list(range(state.outcome_first, state.outcome_next)):
+        found.append("remembered outcomes have gaps")
+    return found

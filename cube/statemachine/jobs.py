@@ -1,0 +1,146 @@
+"""What users do to jobs. One function per command."""
+
+from __future__ import annotations
+
+import msgspec
+
+from cube.model import commands as c
+from cube.model.cluster import JOBS_MAX, Job, JobVersion
+from cube.model.lifecycle import Desired, further
+from cube.model.outcome import Done, JobAccepted, Outcome, Rejected, RejectReason
+from cube.model.spec import COUNT_MAX, VERSIONS_MAX, JobSpec, JobType
+from cube.statemachine.draft import Draft
+from cube.statemachine.tasks import want
+
+
+def submit(draft: Draft, body: c.SubmitJob, actor: str) -> Outcome:
+    """The job exists with this spec as its newest version, and is not stopped."""
+    job = draft.job_named(body.spec.name)
+    refusal = _version_refusal(body.spec.name, job, body.expected_version)
+    if refusal is not None:
+        return refusal
+    if job is None:
+        if draft.job_count() >= JOBS_MAX:
+            return Rejected(RejectReason.LIMIT, f"the cluster has {JOBS_MAX} jobs, its limit")
+        if draft.job(body.new_id) is not None:
+            return Rejected(RejectReason.INVALID, f"job id {body.new_id} is in use")
+        job = Job(
+            id=body.new_id,
+            name=body.spec.name,
+            versions=(JobVersion(1, body.spec, draft.now_ms, actor),),
+            created_at_ms=draft.now_ms,
+        )
+        draft.put_job(job, "submitted")
+        return JobAccepted(job.id, job.name, 1, changed=True, created=True)
+    if job.spec == body.spec and not job.stopped:
+        return JobAccepted(job.id, job.name, job.version, changed=False, created=False)
+    if job.spec.type is not body.spec.type:
+        return Rejected(
+            RejectReason.REFUSED,
+            f"job {job.name} is of type {job.spec.type}; delete it before it becomes a "
+            f"{body.spec.type}",
+        )
+    return _new_version(draft, job, body.spec, actor, "submitted")
+
+
+def _new_version(draft: Draft, job: Job, spec: JobSpec, actor: str, kind: str) -> Outcome:
+    versions = job.versions
+    if job.spec != spec:
+        version = JobVersion(job.version + 1, spec, draft.now_ms, actor)
+        in_use = {task.version for task in draft.tasks_of_job(job.id) if not task.released}
+        older = [v for v in versions[: 1 - VERSIONS_MAX] if v.version in in_use]
+        versions = (*older, *versions[1 - VERSIONS_MAX :], version)
+    job = msgspec.structs.replace(job, versions=versions, stopped=False)
+    draft.put_job(job, kind)
+    return JobAccepted(job.id, job.name, job.version, changed=True, created=False)
+
+
+def _version_refusal(name: str, job: Job | None, expected: int | None) -> Rejected | None:
+    present = 0 if job is None else job.version
+    if expected is None or expected == present:
+        return None
+    if expected == 0:
+        return Rejected(RejectReason.CONFLICT, f"job {name} exists already, at version {present}")
+    if present == 0:
+        return Rejected(RejectReason.CONFLICT, f"there is no job {name}")
+    return Rejected(RejectReason.CONFLICT, f"job {name} is at version {present}, not {expected}")
+
+
+def _missing(name: str) -> Rejected:
+    return Rejected(RejectReason.NOT_FOUND, f"there is no job {name}")
+
+
+def scale(draft: Draft, body: c.ScaleJob, actor: str) -> Outcome:
+    """The named groups have these counts, as a new version of the job."""
+    job = draft.job_named(body.job)
+    if job is None:
+        return _missing(body.job)
+    refusal = _version_refusal(body.job, job, body.expected_version)
+    if refusal is not None:
+        return refusal
+    if job.spec.type is JobType.SYSTEM:
+        return Rejected(
+            RejectReason.REFUSED, f"{job.name} runs one task on each node; it has no count to set"
+        )
+    groups = dict(job.spec.groups)
+    for group, count in sorted(body.counts.items()):
+        if group not in groups:
+            known = ", ".join(sorted(groups))
+            return Rejected(
+                RejectReason.NOT_FOUND, f"job {job.name} has no group {group}; it has {known}"
+            )
+        if not 0 <= count <= COUNT_MAX:
+            return Rejected(RejectReason.INVALID, f"count must be between 0 and {COUNT_MAX}")
+        if groups[group].at_most_one and count > 1:
+            return Rejected(RejectReason.REFUSED, f"{job.name}/{group} is at_most_one")
+        groups[group] = msgspec.structs.replace(groups[group], count=count)
+    spec = msgspec.structs.replace(job.spec, groups=groups)
+    if spec == job.spec and not job.stopped:
+        return JobAccepted(job.id, job.name, job.version, changed=False, created=False)
+    return _new_version(draft, job, spec, actor, "scaled")
+
+
+def stop(draft: Draft, body: c.StopJob) -> Outcome:
+    """The job keeps its spec and has no task that is meant to run."""
+    job = draft.job_named(body.job)
+    if job is None:
+        return _missing(body.job)
+    if job.stopped:
+        return Done(changed=False)
+    draft.put_job(msgspec.structs.replace(job, stopped=True), "stopped")
+    for task in draft.tasks_of_job(job.id):
+        want(draft, task, Desired.STOP, "job_stopped")
+    return Done()
+
+
+def start(draft: Draft, body: c.StartJob) -> Outcome:
+    """The job is not stopped; the scheduler places what is missing."""
+    job = draft.job_named(body.job)
+    if job is None:
+        return _missing(body.job)
+    if not job.stopped:
+        return Done(changed=False)
+    draft.put_job(msgspec.structs.replace(job, stopped=False), "started")
+    return Done()
+
+
+def delete(draft: Draft, body: c.DeleteJob) -> Outcome:
+    """The name is free; what the job left is removed from the nodes, and forgotten as they say so."""
+    job = draft.job_named(body.job)
+    if job is None:
+        return _missing(body.job)
+    draft.put_job(msgspec.structs.replace(job, deleted=True, stopped=True), "deleted")
+    for task in draft.tasks_of_job(job.id):
+        if task.released:
+            draft.drop_task(task)
+        else:
+            draft.put_task(
+                msgspec.structs.replace(
+                    task,
+                    desired=further(task.desired, Desired.REMOVE),
+                    desired_reason="job_deleted",
+                ),
+                "desired",
+            )
+    draft.drop_job_if_over(job.id)
+    return Done()

@@ -1,0 +1,126 @@
+"""What nodes say of themselves, and what the leader and operators say of nodes."""
+
+from __future__ import annotations
+
+import msgspec
+
+from cube.model import commands as c
+from cube.model.cluster import Node
+from cube.model.lifecycle import NodeStatus
+from cube.model.outcome import Done, NodeRegistered, Outcome, Rejected, RejectReason
+from cube.statemachine.draft import Draft
+from cube.statemachine.tasks import lose
+
+NODES_MAX = 10_000  # per cluster: what the scheduler is measured at
+
+
+def register(draft: Draft, body: c.RegisterNode) -> Outcome:
+    """The node is known under a unique name, with these facts."""
+    facts = body.facts
+    node = draft.node(facts.id)
+    if node is None:
+        name = _free_name(draft, facts.name)
+        if name is None:
+            return Rejected(RejectReason.LIMIT, f"the cluster has {NODES_MAX} nodes, its limit")
+        node = Node(
+            id=facts.id,
+            name=name,
+            facts=facts,
+            status_at_ms=draft.now_ms,
+            joined_at_ms=draft.now_ms,
+        )
+        draft.put_node(node, "registered")
+        return NodeRegistered(node.id, node.name)
+    if facts != node.facts:
+        renamed = facts.name != node.facts.name
+        name = (_free_name(draft, facts.name) if renamed else None) or node.name
+        draft.put_node(msgspec.structs.replace(node, facts=facts, name=name), "facts")
+        return NodeRegistered(node.id, name)
+    return NodeRegistered(node.id, node.name)
+
+
+def _free_name(draft: Draft, wanted: str) -> str | None:
+    """`wanted`, or with the first number from 2 on that makes it unique."""
+    if draft.node_named(wanted) is None:
+        return wanted
+    for number in range(2, NODES_MAX + 2):
+        name = f"{wanted}-{number}"
+        if draft.node_named(name) is None:
+            return name
+    return None
+
+
+def set_status(draft: Draft, body: c.SetNodeStatus) -> Outcome:
+    """The node has this status; when it is down, its unfinished tasks are lost."""
+    if body.term != draft.term:
+        return Rejected(RejectReason.STALE_TERM, f"made in term {body.term}, not {draft.term}")
+    node = draft.node(body.node_id)
+    if node is None:
+        return _missing(body.node_id)
+    if node.status is body.status:
+        return Done(changed=False)
+    draft.put_node(
+        msgspec.structs.replace(
+            node, status=body.status, status_reason=body.reason, status_at_ms=draft.now_ms
+        ),
+        "status",
+    )
+    if body.status in (NodeStatus.DOWN, NodeStatus.LEFT):
+        for task in draft.tasks_of_node(node.id):
+            if not task.ended:
+                lose(draft, task, f"node_{body.status}")
+    return Done()
+
+
+def _missing(node_id: str) -> Rejected:
+    return Rejected(RejectReason.NOT_FOUND, f"there is no node {node_id}")
+
+
+def set_eligibility(draft: Draft, body: c.SetEligibility) -> Outcome:
+    node = draft.node(body.node_id)
+    if node is None:
+        return _missing(body.node_id)
+    if node.eligible == body.eligible:
+        return Done(changed=False)
+    draft.put_node(msgspec.structs.replace(node, eligible=body.eligible), "eligibility")
+    return Done()
+
+
+def set_drain(draft: Draft, body: c.SetDrain) -> Outcome:
+    """Draining until told otherwise; ending a drain leaves eligibility as it was."""
+    node = draft.node(body.node_id)
+    if node is None:
+        return _missing(body.node_id)
+    if body.deadline_ms is not None and body.deadline_ms < 0:
+        return Rejected(RejectReason.INVALID, "a deadline cannot be negative")
+    deadline = None if body.deadline_ms is None else draft.now_ms + body.deadline_ms
+    if deadline is None and node.drain_deadline_ms is None:
+        return Done(changed=False)
+    draft.put_node(msgspec.structs.replace(node, drain_deadline_ms=deadline), "drain")
+    return Done()
+
+
+def set_labels(draft: Draft, body: c.SetLabels) -> Outcome:
+    node = draft.node(body.node_id)
+    if node is None:
+        return _missing(body.node_id)
+    if node.labels == body.labels:
+        return Done(changed=False)
+    draft.put_node(msgspec.structs.replace(node, labels=body.labels), "labels")
+    return Done()
+
+
+def remove(draft: Draft, body: c.RemoveNode) -> Outcome:
+    """The node and every record of its tasks are gone."""
+    node = draft.node(body.node_id)
+    if node is None:
+        return _missing(body.node_id)
+    if node.status not in (NodeStatus.DOWN, NodeStatus.LEFT):
+        return Rejected(
+            RejectReason.REFUSED,
+            f"node {node.name} is {node.status}; only a node that is down can be removed",
+        )
+    for task in draft.tasks_of_node(node.id):
+        draft.drop_task(task)
+    draft.drop_node(node)
+    return Done()

@@ -1,0 +1,111 @@
+"""A state as bytes and back. Equal states give equal bytes on every replica."""
+
+from __future__ import annotations
+
+import hashlib
+
+import immutables
+import msgspec
+
+from cube.model import codec
+from cube.model.cluster import (
+    ClusterSettings,
+    ClusterState,
+    Job,
+    Node,
+    RememberedOutcome,
+    Task,
+    port_key,
+)
+from cube.model.ids import ClusterId, CommandId, JobId, NodeId, TaskId
+from cube.model.lifecycle import TaskState
+from cube.model.resources import NOTHING, Resources
+
+
+class Snapshot(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What is not derived of a ClusterState. Lists are sorted by id; outcomes by sequence."""
+
+    cluster_id: ClusterId
+    cluster_name: str
+    settings: ClusterSettings
+    index: int
+    term: int
+    now_ms: int
+    nodes: list[Node]
+    jobs: list[Job]
+    tasks: list[Task]
+    outcomes: list[tuple[CommandId, RememberedOutcome]]
+
+
+_DECODER = msgspec.msgpack.Decoder(Snapshot)
+
+
+def dump(state: ClusterState) -> bytes:
+    """All of the state; load() of it is equal to the state."""
+    return codec.encode(
+        Snapshot(
+            cluster_id=state.cluster_id,
+            cluster_name=state.cluster_name,
+            settings=state.settings,
+            index=state.index,
+            term=state.term,
+            now_ms=state.now_ms,
+            nodes=sorted(state.nodes.values(), key=lambda node: node.id),
+            jobs=sorted(state.jobs.values(), key=lambda job: job.id),
+            tasks=sorted(state.tasks.values(), key=lambda task: task.id),
+            outcomes=sorted(state.outcomes.items(), key=lambda item: item[1].sequence),
+        )
+    )
+
+
+def load(data: bytes) -> ClusterState:
+    """The state that was dumped. Raises BadPacket for other bytes."""
+    snapshot = codec.decode(data, _DECODER)
+    first = snapshot.outcomes[0][1].sequence if snapshot.outcomes else 0
+    state = ClusterState(
+        cluster_id=snapshot.cluster_id,
+        cluster_name=snapshot.cluster_name,
+        settings=snapshot.settings,
+        index=snapshot.index,
+        term=snapshot.term,
+        now_ms=snapshot.now_ms,
+        nodes=immutables.Map((node.id, node) for node in snapshot.nodes),
+        jobs=immutables.Map((job.id, job) for job in snapshot.jobs),
+        tasks=immutables.Map((task.id, task) for task in snapshot.tasks),
+        node_names=immutables.Map((node.name, node.id) for node in snapshot.nodes),
+        job_names=immutables.Map((job.name, job.id) for job in snapshot.jobs if not job.deleted),
+        outcomes=immutables.Map(snapshot.outcomes),
+        outcome_order=immutables.Map((kept.sequence, id_) for id_, kept in snapshot.outcomes),
+        outcome_first=first,
+        outcome_next=first + len(snapshot.outcomes),
+    )
+    return _with_indexes(state, snapshot.tasks)
+
+
+def _with_indexes(state: ClusterState, tasks: list[Task]) -> ClusterState:
+    by_job: dict[JobId, dict[TaskId, None]] = {}
+    by_node: dict[NodeId, dict[TaskId, None]] = {}
+    by_state: dict[TaskState, dict[TaskId, None]] = {}
+    reserved: dict[NodeId, Resources] = {}
+    ports: dict[str, dict[int, TaskId]] = {}
+    for task in tasks:
+        by_job.setdefault(task.job_id, {})[task.id] = None
+        by_node.setdefault(task.node_id, {})[task.id] = None
+        by_state.setdefault(task.state, {})[task.id] = None
+        if not task.released:
+            reserved[task.node_id] = reserved.get(task.node_id, NOTHING) + task.resources
+            for port in task.ports:
+                ports.setdefault(task.address, {})[port_key(port.host, port.protocol)] = task.id
+    return msgspec.structs.replace(
+        state,
+        tasks_by_job=immutables.Map((key, immutables.Map(ids)) for key, ids in by_job.items()),
+        tasks_by_node=immutables.Map((key, immutables.Map(ids)) for key, ids in by_node.items()),
+        tasks_by_state=immutables.Map((key, immutables.Map(ids)) for key, ids in by_state.items()),
+        reserved=immutables.Map((key, sum_) for key, sum_ in reserved.items() if sum_ != NOTHING),
+        ports=immutables.Map((key, immutables.Map(inner)) for key, inner in ports.items()),
+    )
+
+
+def digest(state: ClusterState) -> str:
+    """Equal for equal states, in every process. 32 hex digits."""
+    return hashlib.blake2b(dump(state), digest_size=16).hexdigest()

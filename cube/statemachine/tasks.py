@@ -1,0 +1,118 @@
+"""What nodes report of their tasks, and what the manager wants of single ones."""
+
+from __future__ import annotations
+
+import msgspec
+
+from cube.model import commands as c
+from cube.model.cluster import HISTORY_MAX, MESSAGE_CHARS_MAX, HistoryEntry, Task
+from cube.model.lifecycle import ENDED, Desired, Health, TaskState, further, may_move
+from cube.model.outcome import Done, Outcome, Rejected, RejectReason, TaskStopped
+from cube.statemachine.draft import Draft
+
+
+def want(draft: Draft, task: Task, desired: Desired, reason: str) -> bool:
+    """The task is wanted to be no more than `desired`. False when that changed nothing: it was so
+    already, or the task is over and gone."""
+    further_desired = further(task.desired, desired)
+    if further_desired is task.desired or task.released:
+        return False
+    draft.put_task(
+        msgspec.structs.replace(task, desired=further_desired, desired_reason=reason), "desired"
+    )
+    return True
+
+
+def stop(draft: Draft, body: c.StopTask) -> Outcome:
+    task = draft.task(body.task_id)
+    if task is None:
+        return Rejected(RejectReason.NOT_FOUND, f"there is no task {body.task_id}")
+    return TaskStopped(task.id, changed=want(draft, task, Desired.STOP, "task_stopped"))
+
+
+def lose(draft: Draft, task: Task, reason: str) -> None:
+    """Its node is down: it has ended for everybody but that node. Its room there stays taken."""
+    draft.put_task(
+        enter(draft, task, TaskState.LOST, reason=reason, message="its node is down"), "state"
+    )
+
+
+def enter(
+    draft: Draft, task: Task, state: TaskState, *, reason: str, message: str, attempt: int = 0
+) -> Task:
+    """The task in `state` (and `attempt`, when given), with the change in its history."""
+    attempt = attempt or task.attempt
+    entry = HistoryEntry(state, draft.now_ms, attempt, reason, message)
+    return msgspec.structs.replace(
+        task,
+        state=state,
+        attempt=attempt,
+        reason=reason,
+        message=message,
+        state_at_ms=draft.now_ms,
+        history=(*task.history[-(HISTORY_MAX - 1) :], entry),
+        started_at_ms=_started_at_ms(draft, task, state, attempt),
+        finished_at_ms=draft.now_ms if state in ENDED else 0,
+    )
+
+
+def _started_at_ms(draft: Draft, task: Task, state: TaskState, attempt: int) -> int:
+    kept = task.started_at_ms if attempt == task.attempt else 0
+    return kept or (draft.now_ms if state is TaskState.RUNNING else 0)
+
+
+def report(draft: Draft, body: c.ReportTasks) -> Outcome:
+    """The tasks are what their node says, as far as the transition table allows."""
+    changed = False
+    for item in body.reports:
+        task = draft.task(item.task_id)
+        if task is not None and task.node_id == body.node_id and not task.released:
+            changed = _take(draft, task, item) or changed
+    return Done(changed=changed)
+
+
+def _take(draft: Draft, task: Task, item: c.TaskReport) -> bool:
+    moved = (item.state, item.attempt) != (task.state, task.attempt)
+    if moved and (
+        not may_move(task.state, task.attempt, item.state, item.attempt) or _overtaken(task, item)
+    ):
+        return False
+    message = item.message[:MESSAGE_CHARS_MAX]
+    reason = item.reason[:MESSAGE_CHARS_MAX]
+    after = task
+    if moved:
+        after = enter(draft, task, item.state, reason=reason, message=message, attempt=item.attempt)
+    elif not task.ended:
+        after = msgspec.structs.replace(after, reason=reason, message=message)
+    if moved or not task.ended:
+        after = msgspec.structs.replace(
+            after,
+            health=Health.NONE if task.health is Health.NONE else item.health,
+            handle=item.handle,
+            restarts=max(task.restarts, item.attempt - 1),
+            exit_code=item.exit_code,
+            oom_killed=item.oom_killed,
+        )
+    if item.released and after.ended:
+        after = msgspec.structs.replace(after, released=True)
+    if after == task:
+        return False
+    draft.put_task(after, _kind(task, after))
+    return True
+
+
+def _overtaken(task: Task, item: c.TaskReport) -> bool:
+    """A lost task that was replaced meanwhile may only end."""
+    return (
+        task.state is TaskState.LOST
+        and task.desired is not Desired.RUN
+        and item.state in (TaskState.PENDING, TaskState.RUNNING)
+    )
+
+
+def _kind(before: Task, after: Task) -> str:
+    if (before.state, before.attempt) != (after.state, after.attempt):
+        return "state"
+    if before.released != after.released:
+        return "released"
+    return "health" if before.health is not after.health else "state"
