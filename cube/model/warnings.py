@@ -1,0 +1,93 @@
+"""What a job asks for and this release does not do yet: said by path, never ignored silently.
+
+One row per key. Whoever makes a key work deletes its row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from cube.model.spec import (
+    DriverName,
+    GroupSpec,
+    JobSpec,
+    JobType,
+    SecretRef,
+    UpdateOrder,
+    UpdatePolicy,
+)
+from cube.model.treeread import join
+
+_UPDATE = UpdatePolicy()
+_PRIORITY = 50
+
+_JobRow = tuple[str, Callable[[JobSpec], bool], str]
+_GroupRow = tuple[str, Callable[[GroupSpec], bool], str]
+
+_JOB: tuple[_JobRow, ...] = (
+    ("type", lambda j: j.type is JobType.CRON, "the schedule is not run yet"),
+    (
+        "priority",
+        lambda j: j.priority != _PRIORITY,
+        "no running task makes room for a more important one yet",
+    ),
+)
+
+_GROUP: tuple[_GroupRow, ...] = (
+    (
+        "at_most_one",
+        lambda g: g.at_most_one,
+        "during a network partition a second task may run for a while",
+    ),
+    ("update.canaries", lambda g: g.update.canaries > 0, "updates roll without canaries yet"),
+    (
+        "update.order",
+        lambda g: g.update.order is UpdateOrder.START_FIRST,
+        "updates stop the old task first yet",
+    ),
+    (
+        "update.min_healthy",
+        lambda g: g.update.min_healthy_ms != _UPDATE.min_healthy_ms,
+        "updates do not wait for it yet",
+    ),
+    (
+        "update.deadline",
+        lambda g: g.update.deadline_ms != _UPDATE.deadline_ms,
+        "updates have no deadline yet",
+    ),
+    (
+        "update.on_failure",
+        lambda g: g.update.on_failure is not _UPDATE.on_failure,
+        "a failed update neither pauses nor rolls back yet",
+    ),
+    (
+        "docker.registry_secret",
+        lambda g: bool(g.docker.registry_secret),
+        "images are pulled without a login yet",
+    ),
+    ("docker.gpus", lambda g: bool(g.docker.gpus), "tasks get no GPU yet"),
+    (
+        "mounts",
+        lambda g: g.driver is DriverName.PROCESS and bool(g.mounts),
+        "a process sees the node's own files; nothing is mounted for it",
+    ),
+)
+
+
+def warnings(spec: JobSpec) -> list[str]:
+    """`path: sentence` for each key that is valid and not honoured. Defaults never warn."""
+    found = [f"{path}: {why}" for path, asked, why in _JOB if asked(spec)]
+    for name, group in spec.groups.items():
+        base = f"groups.{name}"
+        found += [f"{base}.{path}: {why}" for path, asked, why in _GROUP if asked(group)]
+        for variable, value in group.env.items():
+            if isinstance(value, SecretRef):
+                path = join(f"{base}.env", variable)
+                found.append(f"{path}: secrets are not stored yet; the variable is not set")
+        if group.driver is DriverName.PROCESS:
+            for port_name, port in group.ports.items():
+                if port.target not in (0, port.host):
+                    listens = f"$CUBE_PORT_{port_name.upper().replace('-', '_')}"
+                    path = f"{base}.ports.{port_name}.target"
+                    found.append(f"{path}: a process listens on {listens}, not on {port.target}")
+    return found
