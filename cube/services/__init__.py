@@ -1,0 +1,1 @@
+"""asyncio loops: one machine, one owner task, bounded queues each. See DESIGN.md."""

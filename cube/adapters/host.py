@@ -1,0 +1,47 @@
+"""What this machine has and how busy it is (psutil)."""
+
+from __future__ import annotations
+
+import os
+import platform
+from pathlib import Path
+
+import psutil
+
+from cube.model.resources import Resources
+from cube.ports.cluster import MemberStats
+
+
+def capacity(data_dir: Path) -> Resources:
+    """All cores, all memory, and what is free on the data directory's file system now."""
+    return Resources(
+        cpu_milli=(psutil.cpu_count() or 1) * 1000,
+        memory_bytes=psutil.virtual_memory().total,
+        disk_bytes=psutil.disk_usage(str(data_dir)).free,
+    )
+
+
+def attributes() -> dict[str, str]:
+    """Facts that constraints may name: node.os, node.arch, node.kernel, node.cores."""
+    return {
+        "os": platform.system().lower(),
+        "arch": platform.machine(),
+        "kernel": platform.release(),
+        "cores": str(psutil.cpu_count() or 1),
+    }
+
+
+def stats(data_dir: Path, applied_index: int) -> MemberStats:
+    """Use of the whole host since the last call. Does not block."""
+    memory = psutil.virtual_memory()
+    disk = psutil.disk_usage(str(data_dir))
+    return MemberStats(
+        cpu_percent=psutil.cpu_percent(interval=None),
+        cpu_cores=psutil.cpu_count() or 1,
+        load_1m=round(os.getloadavg()[0], 2),
+        memory_total_bytes=memory.total,
+        memory_used_bytes=memory.total - memory.available,
+        disk_total_bytes=disk.total,
+        disk_used_bytes=disk.used,
+        applied_index=applied_index,
+    )

@@ -1,0 +1,95 @@
+"""ports.remote.RemoteNodes over the peers' HTTP API (/v1/internal/…)."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import aiohttp
+import msgspec
+
+from cube.model.errors import OutcomeUnknown, Unavailable
+from cube.model.ids import NodeId
+from cube.ports.cluster import BootstrapView, JoinGrant, JoinRequest
+from cube.ports.remote import Redirected
+
+HEARTBEAT_TIMEOUT_S = 0.9  # below the heartbeat's second, so that beats never pile up
+JOIN_TIMEOUT_S = 5.0
+ADMIT_TIMEOUT_S = 20.0  # a membership change waits for its turn and its commit
+ANSWER_BYTES_MAX = 1 << 20
+
+_T = TypeVar("_T")
+
+
+class HttpPeers:
+    """One connection pool for all peers."""
+
+    def __init__(self) -> None:
+        self._session: aiohttp.ClientSession | None = None
+
+    def _open(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            self._session = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(limit=100, limit_per_host=8, keepalive_timeout=30)
+            )
+        return self._session
+
+    async def close(self) -> None:
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
+
+    async def join(self, address: str, request: JoinRequest) -> JoinGrant:
+        body = await self._call("POST", address, "join", request, JOIN_TIMEOUT_S)
+        return _decode(body, JoinGrant, address)
+
+    async def admit(self, address: str, request: JoinRequest) -> None:
+        await self._call("POST", address, "admit", request, ADMIT_TIMEOUT_S)
+
+    async def heartbeat(self, address: str, node_id: NodeId) -> None:
+        await self._call("POST", address, "heartbeat", {"node_id": node_id}, HEARTBEAT_TIMEOUT_S)
+
+    async def bootstrap(self, address: str) -> BootstrapView:
+        body = await self._call("GET", address, "bootstrap", None, JOIN_TIMEOUT_S)
+        return _decode(body, BootstrapView, address)
+
+    async def _call(
+        self, method: str, address: str, verb: str, body: object, timeout_s: float
+    ) -> bytes:
+        data = None if body is None else msgspec.json.encode(body)
+        try:
+            async with self._open().request(
+                method,
+                f"http://{address}/v1/internal/{verb}",
+                data=data,
+                headers={"Content-Type": "application/json"},
+                timeout=aiohttp.ClientTimeout(total=timeout_s),
+                allow_redirects=False,
+            ) as response:
+                answer = await response.content.read(ANSWER_BYTES_MAX)
+                status = response.status
+        except aiohttp.ClientConnectorError as error:
+            raise Unavailable(f"cannot reach {address}: {error.strerror or error}") from error
+        except (TimeoutError, aiohttp.ClientError, OSError) as error:
+            raise Unavailable(f"no answer from {address}: {str(error) or 'timeout'}") from error
+        if status < 300:
+            return answer
+        problem = _problem(answer)
+        leader = problem.get("leader")
+        if isinstance(leader, str) and leader:
+            raise Redirected(leader)
+        detail = f"{address} answered {status}: {problem.get('detail', '')}"
+        raise OutcomeUnknown(detail) if status == 504 else Unavailable(detail)
+
+
+def _problem(answer: bytes) -> dict[str, object]:
+    try:
+        return msgspec.json.decode(answer, type=dict[str, object])
+    except msgspec.MsgspecError:
+        return {}
+
+
+def _decode(body: bytes, type_: type[_T], address: str) -> _T:
+    try:
+        return msgspec.json.decode(body, type=type_)
+    except msgspec.MsgspecError as error:
+        raise Unavailable(f"{address} is not a Cube agent of this version: {error}") from error

@@ -1,0 +1,33 @@
+"""How a node asks another node something, outside of gossip and the log."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from cube.model.ids import NodeId
+from cube.ports.cluster import BootstrapView, JoinGrant, JoinRequest
+
+
+class RemoteNodes(Protocol):
+    """Addresses are HTTP host:port. Every call is bounded in time and raises Unavailable when the
+    peer cannot be reached, is not ready, or refuses; `Redirected` when another node must be asked."""
+
+    async def join(self, address: str, request: JoinRequest) -> JoinGrant: ...
+
+    async def admit(self, address: str, request: JoinRequest) -> None:
+        """Raises OutcomeUnknown as well."""
+        ...
+
+    async def heartbeat(self, address: str, node_id: NodeId) -> None: ...
+
+    async def bootstrap(self, address: str) -> BootstrapView: ...
+
+    async def close(self) -> None: ...
+
+
+class Redirected(Exception):
+    """Ask the node at `leader` (HTTP host:port) instead."""
+
+    def __init__(self, leader: str) -> None:
+        super().__init__(f"ask {leader}")
+        self.leader = leader

@@ -1,0 +1,98 @@
+"""ports.cluster.Cluster: what the API sees of its node."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from cube.model.cluster import ClusterState
+from cube.model.commands import Body
+from cube.model.errors import Unavailable
+from cube.model.explain import Explanation
+from cube.model.ids import CommandId, NodeId
+from cube.ports.cluster import MemberView, Proposed, Published
+from cube.ports.log import Log, LogStatus
+from cube.scheduler.why import explain
+from cube.services.leader_clock import LeaderClock
+from cube.services.proposer import Proposer
+from cube.services.state_feed import StateFeed
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What exists only once this node is part of a cluster."""
+
+    log: Log
+    proposer: Proposer
+    leader_clock: LeaderClock
+    members: Callable[[], Sequence[MemberView]]
+
+
+class ClusterView:
+    """Thin: each method asks the one service that knows. The API answers from it before the node
+    has joined, too: until attach(), joined() says why there is nothing else to ask."""
+
+    def __init__(self, node_id: NodeId, feed: StateFeed) -> None:
+        self._node_id = node_id
+        self._feed = feed
+        self._parts: Parts | None = None
+        self.obstacle: str | None = "this node is starting"
+
+    def attach(self, parts: Parts) -> None:
+        self._parts = parts
+
+    @property
+    def parts(self) -> Parts:
+        """Raises Unavailable before attach()."""
+        if self._parts is None:
+            raise Unavailable(self.obstacle or "this node is starting")
+        return self._parts
+
+    def state(self) -> ClusterState:
+        return self._feed.state
+
+    async def propose(
+        self, body: Body, *, actor: str, command_id: CommandId | None = None, digest: str = ""
+    ) -> Proposed:
+        if self.obstacle is not None:
+            raise Unavailable(self.obstacle)
+        return await self.parts.proposer.propose(
+            body, actor=actor, command_id=command_id, digest=digest
+        )
+
+    async def wait_index(self, index: int, timeout_ms: int) -> bool:
+        return await self._feed.wait_index(index, timeout_ms)
+
+    async def barrier(self, timeout_ms: int) -> int:
+        return await self.parts.log.barrier(timeout_ms)
+
+    def log_status(self) -> LogStatus:
+        return self.parts.log.status()
+
+    async def transfer_leadership(self, timeout_ms: int) -> None:
+        await self.parts.log.transfer_leadership(timeout_ms)
+
+    def node_id(self) -> NodeId:
+        return self._node_id
+
+    def members(self) -> Sequence[MemberView]:
+        return self.parts.members() if self._parts is not None else ()
+
+    def joined(self) -> str | None:
+        return self.obstacle
+
+    def events_since(self, index: int, number: int) -> list[Published] | None:
+        return self._feed.events_since(index, number)
+
+    def explain(self, job: str) -> list[Explanation]:
+        return explain(self._feed.state, self.parts.leader_clock.now_ms(), job)
+
+    def leader_http(self) -> str | None:
+        """HTTP address of the leader, from the leader's Raft address."""
+        leader = None if self._parts is None else self._parts.log.status().leader
+        if leader is None:
+            return None
+        for node in self._feed.state.nodes.values():
+            if node.facts.raft_address == leader:
+                return node.facts.http_address
+        return None

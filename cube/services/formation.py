@@ -1,0 +1,254 @@
+"""How a node becomes part of a cluster: makes one, joins one, or goes on in its own.
+
+What is persisted (NodeRecord) before it is said or acted on keeps a crash from making two clusters.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+
+import msgspec
+
+from cube.model.errors import BadPacket, OutcomeUnknown, Unavailable
+from cube.model.ids import NodeId
+from cube.ports.cluster import BootstrapView, JoinGrant, JoinRequest
+from cube.ports.disk import Disk
+from cube.ports.remote import Redirected, RemoteNodes
+
+RECORD = "node.json"
+LOOK_S = 0.3  # between looks at the others while waiting for bootstrap_expect
+RETRY_S = 0.5  # first pause between attempts to join; doubles up to
+RETRY_MAX_S = 5.0
+REDIRECTS_MAX = 5  # from node to node towards the leader, in one attempt
+
+_log = logging.getLogger(__name__)
+
+
+class NodeRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """A node's identity and membership, in its data directory. `cluster_id` None: not in one yet.
+    `created`: this node made the cluster. `admitted`: it has seen itself among the voters."""
+
+    node_id: NodeId
+    raft_address: str
+    cluster_id: str | None = None
+    cluster_name: str = ""
+    created: bool = False
+    admitted: bool = False
+    voters: tuple[str, ...] = ()
+    gossip_seeds: tuple[str, ...] = ()
+    peers: tuple[str, ...] = ()
+    vouches_for: NodeId | None = None
+
+
+class Records:
+    """The record and its file, always equal."""
+
+    def __init__(self, disk: Disk, fresh: NodeRecord) -> None:
+        """The record of the data directory, or `fresh`, stored. Raises BadPacket for a damaged file."""
+        self._disk = disk
+        data = disk.read(RECORD)
+        if data is None:
+            self.now = fresh
+            self._write(fresh)
+        else:
+            try:
+                self.now = msgspec.json.decode(data, type=NodeRecord)
+            except msgspec.MsgspecError as error:
+                raise BadPacket(f"{RECORD} in the data directory is damaged: {error}") from error
+
+    def _write(self, record: NodeRecord) -> None:
+        self._disk.replace(RECORD, msgspec.json.format(msgspec.json.encode(record)))
+
+    def update(self, **changes: object) -> NodeRecord:
+        """Durable before it is visible."""
+        record = msgspec.structs.replace(self.now, **changes)
+        self._write(record)
+        self.now = record
+        return record
+
+
+class Wait(msgspec.Struct, frozen=True):
+    """Nothing to do yet; `why` is shown."""
+
+    why: str
+
+
+class Vouch(msgspec.Struct, frozen=True):
+    node_id: NodeId
+
+
+class Create(msgspec.Struct, frozen=True):
+    """Every one of the expected nodes vouches for this one."""
+
+
+class JoinThrough(msgspec.Struct, frozen=True):
+    address: str
+
+
+def bootstrap_step(
+    me: NodeId,
+    expect: int,
+    vouches_for: NodeId | None,
+    views: Sequence[tuple[str, BootstrapView | None]],
+) -> Wait | Vouch | Create | JoinThrough:
+    """The next safe step of one of `expect` nodes that were started with the same list.
+
+    At most one node is ever vouched for by all: each vouches once, for the lowest id it saw when it
+    saw all of them. Shape of `views`: one per address of the list, None where unreachable.
+    """
+    for address, view in views:
+        if view is not None and view.cluster_id is not None:
+            return JoinThrough(address)
+    missing = sorted(address for address, view in views if view is None)
+    if missing:
+        return Wait(f"waiting for {', '.join(missing)}")
+    seen = {view.node_id: view for _, view in views if view is not None}
+    if len(seen) != expect:
+        return Wait(f"bootstrap_expect is {expect}, and the list leads to {len(seen)} nodes")
+    if me not in seen:
+        return Wait("the join list does not name this node")
+    wrong = sorted(node_id for node_id, view in seen.items() if view.expect != expect)
+    if wrong:
+        return Wait(f"bootstrap_expect differs at {', '.join(wrong)}")
+    lowest = min(seen)
+    if vouches_for is None:
+        return Vouch(lowest)
+    if vouches_for not in seen:
+        return Wait(
+            f"this node vouched for {vouches_for}, which is not among the nodes any more; "
+            "if that node's disk is lost, empty all data directories and start again"
+        )
+    if vouches_for == me and all(view.vouches_for == me for view in seen.values()):
+        return Create()
+    return Wait("waiting for every node to agree on the first one")
+
+
+class Formation:
+    """Drives a fresh node to membership. `on_obstacle` gets the sentence to show meanwhile."""
+
+    def __init__(
+        self,
+        records: Records,
+        remote: RemoteNodes,
+        request: JoinRequest,
+        on_obstacle: Callable[[str], None],
+    ) -> None:
+        self._records = records
+        self._remote = remote
+        self._request = request
+        self._on_obstacle = on_obstacle
+        self._last_why = ""
+
+    def _obstacle(self, why: str) -> None:
+        if why != self._last_why:
+            _log.info("forming why=%s", why)
+            self._last_why = why
+        self._on_obstacle(why)
+
+    def bootstrap_view(self, expect: int) -> BootstrapView:
+        """What this node says of itself."""
+        record = self._records.now
+        return BootstrapView(
+            node_id=record.node_id,
+            cluster_id=record.cluster_id,
+            expect=expect,
+            vouches_for=record.vouches_for,
+        )
+
+    def create(self, cluster_id: str, name: str) -> NodeRecord:
+        """This node is the first of a new cluster."""
+        _log.info("cluster_created cluster=%s name=%s", cluster_id, name)
+        return self._records.update(
+            cluster_id=cluster_id, cluster_name=name, created=True, admitted=True
+        )
+
+    async def bootstrap(self, expect: int, addresses: Sequence[str]) -> str | None:
+        """None: this node is to create the cluster. Else the address to join through."""
+        while True:
+            views = await asyncio.gather(*(self._view(address) for address in addresses))
+            record = self._records.now
+            step = bootstrap_step(
+                record.node_id, expect, record.vouches_for, list(zip(addresses, views, strict=True))
+            )
+            match step:
+                case Create():
+                    return None
+                case JoinThrough(address=address):
+                    return address
+                case Vouch(node_id=node_id):
+                    self._records.update(vouches_for=node_id)
+                    continue
+                case Wait(why=why):
+                    self._obstacle(why)
+            await asyncio.sleep(LOOK_S)
+
+    async def _view(self, address: str) -> BootstrapView | None:
+        try:
+            return await self._remote.bootstrap(address)
+        except (Unavailable, Redirected):
+            return None
+
+    async def join(self, addresses: Sequence[str]) -> NodeRecord:
+        """This node has what it needs to follow the cluster; asks for ever, never makes one itself."""
+        pause_s = RETRY_S
+        while True:
+            for address in addresses:
+                grant = await self._ask(address)
+                if grant is not None:
+                    _log.info("join_granted cluster=%s by=%s", grant.cluster_id, address)
+                    return self._records.update(
+                        cluster_id=grant.cluster_id,
+                        cluster_name=grant.cluster_name,
+                        voters=grant.voters,
+                        gossip_seeds=grant.gossip_seeds,
+                        peers=tuple(addresses),
+                    )
+            await asyncio.sleep(pause_s)
+            pause_s = min(pause_s * 2, RETRY_MAX_S)
+
+    async def _ask(self, address: str) -> JoinGrant | None:
+        for _ in range(REDIRECTS_MAX):
+            try:
+                return await self._remote.join(address, self._request)
+            except Redirected as redirect:
+                address = redirect.leader
+            except Unavailable as error:
+                self._obstacle(f"joining: {error}")
+                return None
+        return None
+
+    async def be_admitted(self, addresses: Sequence[str], is_voter: Callable[[], bool]) -> None:
+        """This node, which listens, is a voter: asked for until its own log says so."""
+        pause_s = RETRY_S
+        while not is_voter():
+            for address in addresses:
+                if is_voter() or await self._ask_admission(address):
+                    break
+            await _until(is_voter, pause_s)
+            pause_s = min(pause_s * 2, RETRY_MAX_S)
+        if not self._records.now.admitted:
+            self._records.update(admitted=True)
+
+    async def _ask_admission(self, address: str) -> bool:
+        for _ in range(REDIRECTS_MAX):
+            try:
+                await self._remote.admit(address, self._request)
+            except Redirected as redirect:
+                address = redirect.leader
+            except (Unavailable, OutcomeUnknown) as error:
+                self._obstacle(f"waiting to be admitted: {error}")
+                return False
+            else:
+                return True
+        return False
+
+
+async def _until(condition: Callable[[], bool], seconds: float) -> None:
+    """Until the condition holds, for `seconds` at most."""
+    steps = max(1, round(seconds / 0.05))
+    for _ in range(steps):
+        if condition():
+            return
+        await asyncio.sleep(0.05)

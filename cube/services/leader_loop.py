@@ -1,0 +1,164 @@
+"""What the leader does: watch the nodes, plan, propose. Runs on every node, acts on the leader."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
+from cube.model.cluster import ClusterState
+from cube.model.commands import Body, SetNodeStatus
+from cube.model.errors import OutcomeUnknown, Unavailable
+from cube.model.ids import NodeId
+from cube.model.outcome import PlanApplied, Rejected
+from cube.ports.clock import Clock
+from cube.ports.cluster import Proposed
+from cube.ports.log import Log, LogStatus, Role
+from cube.scheduler.liveness import Liveness
+from cube.scheduler.plan import Scheduler
+from cube.services.leader_clock import LeaderClock
+from cube.services.state_feed import StateFeed
+
+TICK_MS = 250  # node liveness is looked at this often; plans also follow every change of state
+COALESCE_MS = 5  # reports and submissions of a burst make one plan
+REFUSED_PAUSE_MS = 100  # a plan that was refused whole is not made again at once
+
+
+class Propose(Protocol):
+    async def __call__(self, body: Body, *, actor: str = "") -> Proposed: ...
+
+
+_log = logging.getLogger(__name__)
+
+
+class LeaderLoop:
+    """Owner of the scheduler and of node liveness. Starts with a full pass over the state in each
+    new term, after a barrier of that term (Log's `ready`)."""
+
+    def __init__(
+        self,
+        node_id: NodeId,
+        log: Log,
+        feed: StateFeed,
+        clock: Clock,
+        leader_clock: LeaderClock,
+        propose: Propose,
+        gossip_states: Callable[[], Mapping[NodeId, str]],
+        new_seed: Callable[[], str],
+        liveness: Callable[[], Liveness],
+    ) -> None:
+        self._node_id = node_id
+        self._log = log
+        self._feed = feed
+        self._clock = clock
+        self._leader_clock = leader_clock
+        self._propose = propose
+        self._gossip_states = gossip_states
+        self._new_seed = new_seed
+        self._make_liveness = liveness
+        self._liveness: Liveness | None = None
+        self._status_changed = asyncio.Event()
+        self.brake: str | None = None  # why node failures are not acted on, for /v1/status
+
+    def on_log_status(self, _status: LogStatus) -> None:
+        event, self._status_changed = self._status_changed, asyncio.Event()
+        event.set()
+
+    def heartbeat(self, node_id: NodeId) -> bool:
+        """See ports.cluster.Peers."""
+        if self._liveness is None:
+            return False
+        self._liveness.on_heartbeat(node_id, self._clock.monotonic_ms())
+        return True
+
+    async def run(self) -> None:
+        while True:
+            changed = self._status_changed
+            status = self._log.status()
+            if status.role is Role.LEADER and status.ready:
+                _log.info("leading term=%d", status.term)
+                try:
+                    await self._lead(status.term)
+                finally:
+                    self._liveness = None
+                    self.brake = None
+                _log.info("not_leading term=%d", status.term)
+            else:
+                await changed.wait()
+
+    def _leads(self, term: int) -> bool:
+        status = self._log.status()
+        return status.role is Role.LEADER and status.term == term
+
+    async def _lead(self, term: int) -> None:
+        scheduler = Scheduler()
+        self._liveness = self._make_liveness()
+        self._liveness.leader_since(self._clock.monotonic_ms())
+        next_look_ms = 0
+        while self._leads(term):
+            now_ms = self._clock.monotonic_ms()
+            if now_ms >= next_look_ms:
+                await self._look_at_nodes(self._liveness, term)
+                next_look_ms = now_ms + TICK_MS
+            state = self._feed.state
+            more, wake_at_ms = await self._plan(scheduler, state, term)
+            if more:
+                continue
+            await self._rest(self._feed.state.index if more else state.index, wake_at_ms)
+
+    async def _rest(self, index: int, wake_at_ms: int | None) -> None:
+        """Until the state has moved past `index`, a timer of the plan is due, or the next look."""
+        wait_ms = TICK_MS
+        if wake_at_ms is not None:
+            wait_ms = max(1, min(wait_ms, wake_at_ms - self._leader_clock.now_ms()))
+        try:
+            async with asyncio.timeout(wait_ms / 1000):
+                await self._feed.changed(index)
+        except TimeoutError:
+            return
+        await asyncio.sleep(COALESCE_MS / 1000)
+
+    async def _look_at_nodes(self, liveness: Liveness, term: int) -> None:
+        state = self._feed.state
+        now_ms = self._clock.monotonic_ms()
+        liveness.on_heartbeat(self._node_id, now_ms)
+        verdict = liveness.decide(state.nodes, self._gossip_states(), now_ms)
+        if verdict.brake != self.brake:
+            if verdict.brake is not None:
+                _log.error("brake cause=%s", verdict.brake)
+            self.brake = verdict.brake
+        for node_id, status, reason in verdict.changes:
+            node = state.nodes[node_id]
+            _log.info("node_status node=%s status=%s cause=%s", node.name, status, reason)
+            await self._try(SetNodeStatus(term, node_id, status, reason))
+
+    async def _plan(
+        self, scheduler: Scheduler, state: ClusterState, term: int
+    ) -> tuple[bool, int | None]:
+        """Whether there is more to plan at once, and when to plan again without a change."""
+        plan = scheduler.plan(state, self._leader_clock.now_ms(), term, self._new_seed())
+        if plan.command is None:
+            return False, plan.wake_at_ms
+        proposed = await self._try(plan.command)
+        if proposed is None:
+            return False, plan.wake_at_ms
+        match proposed.outcome:
+            case PlanApplied(refused_count=refused) if refused:
+                # Normal when the state moved on meanwhile; the next pass sees why.
+                _log.info("plan_refused count=%d first=%s", refused, proposed.outcome.refused[0])
+                await asyncio.sleep(REFUSED_PAUSE_MS / 1000)
+            case Rejected(reason=reason, message=message):
+                _log.warning("plan_rejected reason=%s message=%s", reason, message)
+                await asyncio.sleep(REFUSED_PAUSE_MS / 1000)
+            case _:
+                pass
+        return plan.more, plan.wake_at_ms
+
+    async def _try(self, body: Body) -> Proposed | None:
+        """None when it is not known to have happened: the next pass looks at the state again."""
+        try:
+            return await self._propose(body, actor=f"leader:{self._node_id}")
+        except (Unavailable, OutcomeUnknown) as error:
+            _log.warning("proposal_failed command=%s cause=%s", type(body).__name__, error)
+            return None

@@ -1,0 +1,65 @@
+"""Node-to-node requests that come in over HTTP: joining, heartbeats, bootstrap."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from cube.model.errors import Unavailable
+from cube.model.ids import NodeId
+from cube.ports.cluster import BootstrapView, JoinGrant, JoinRequest
+from cube.ports.log import Log, Role
+from cube.services.cluster_view import ClusterView
+from cube.services.leader_loop import LeaderLoop
+
+ADMIT_MS = 15_000  # one membership change may wait for another before it
+
+
+class PeerDesk:
+    """ports.cluster.Peers. `leader_loop` is set once this node is part of a cluster."""
+
+    def __init__(
+        self,
+        cluster: ClusterView,
+        bootstrap_view: Callable[[], BootstrapView],
+        gossip_seeds: Callable[[], tuple[str, ...]],
+    ) -> None:
+        self._cluster = cluster
+        self._bootstrap_view = bootstrap_view
+        self._gossip_seeds = gossip_seeds
+        self.leader_loop: LeaderLoop | None = None
+
+    def _log_as_leader(self) -> Log:
+        log = self._cluster.parts.log
+        status = log.status()
+        if status.role is not Role.LEADER or not status.ready:
+            raise Unavailable("this node does not lead")
+        return log
+
+    async def join(self, request: JoinRequest) -> JoinGrant:
+        log = self._log_as_leader()
+        state = self._cluster.state()
+        for node in state.nodes.values():
+            if node.facts.raft_address == request.raft_address and node.id != request.node_id:
+                raise Unavailable(
+                    f"Raft address {request.raft_address} belongs to node {node.name}; "
+                    "give the new node another port, or remove the old one first"
+                )
+        voters = tuple(sorted(voter.address for voter in log.status().voters))
+        return JoinGrant(
+            cluster_id=state.cluster_id,
+            cluster_name=state.cluster_name,
+            voters=voters,
+            gossip_seeds=self._gossip_seeds(),
+        )
+
+    async def admit(self, request: JoinRequest) -> None:
+        await self._log_as_leader().add_voter(request.raft_address, ADMIT_MS)
+
+    def leader_http(self) -> str | None:
+        return self._cluster.leader_http()
+
+    def heartbeat(self, node_id: NodeId) -> bool:
+        return self.leader_loop is not None and self.leader_loop.heartbeat(node_id)
+
+    def bootstrap(self) -> BootstrapView:
+        return self._bootstrap_view()

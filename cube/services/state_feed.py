@@ -1,0 +1,143 @@
+"""commit → apply → publish. The one place where entries become state on this node."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable
+
+import msgspec
+
+from cube.model.cluster import ClusterState
+from cube.model.codec import decode_command
+from cube.model.commands import Entry
+from cube.model.errors import BadPacket
+from cube.model.outcome import Outcome, Rejected, RejectReason
+from cube.ports.cluster import Published
+from cube.statemachine import snapshot
+from cube.statemachine.apply import Step, apply
+
+EVENTS_KEPT = (
+    10_000  # entries with events that a watcher may have missed: some minutes of a busy cluster
+)
+
+_log = logging.getLogger(__name__)
+
+
+class AppliedEntry(msgspec.Struct, frozen=True):
+    """What a proposal comes back with."""
+
+    outcome: Outcome
+    index: int
+
+
+class StateFeed:
+    """The replica that the log drives (its thread), and what the loops read (any thread).
+
+    `state` is the newest applied state: one reference, replaced as a whole. Subscribers wait with
+    changed(); events are remembered for a while for those that resume.
+    """
+
+    def __init__(self) -> None:
+        self.state = ClusterState()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._changed = asyncio.Event()
+        self._published: deque[Published] = deque(maxlen=EVENTS_KEPT)
+        self._incoming: deque[Published] = deque()
+        self._wake_pending = False
+        self._forgotten_index = 0  # events at or below it cannot be resumed here
+        self._restored_index: int | None = None
+
+    def open(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Publications go to this loop from now on."""
+        self._loop = loop
+
+    # On the log's thread (ports.log.Replica)
+
+    def apply(self, index: int, term: int, at_ms: int, data: bytes) -> AppliedEntry:
+        """See Replica. Bytes that do not decode are a command of a newer release: going on without
+        it would make this replica differ, so BadPacket ends the process."""
+        entry = Entry(index, term, at_ms, decode_command(data))
+        try:
+            step = apply(self.state, entry)
+        except (MemoryError, RecursionError):
+            raise
+        except Exception as error:  # noqa: BLE001 - a named boundary (DESIGN.md)
+            # A bug. Every replica has it alike and keeps the old state, which is safe: immutable.
+            _log.critical(
+                "apply_failed index=%d command=%s",
+                index,
+                type(entry.command.body).__name__,
+                exc_info=True,
+            )
+            state = msgspec.structs.replace(self.state, index=index, term=term)
+            refusal = Rejected(RejectReason.INTERNAL, f"internal error: {error!r}"[:200])
+            step = Step(state, refusal, (), index)
+        self.state = step.state
+        self._hand_over(Published(index, step.state.now_ms, step.events))
+        return AppliedEntry(step.outcome, step.index)
+
+    def dump(self) -> Callable[[], bytes]:
+        state = self.state
+        return lambda: snapshot.dump(state)
+
+    def load(self, data: bytes, index: int) -> None:
+        state = snapshot.load(data)
+        if state.index > index:
+            raise BadPacket(f"a dump at index {index} holds a state of index {state.index}")
+        self.state = state
+        self._restored_index = state.index
+        self._hand_over(None)
+
+    def _hand_over(self, published: Published | None) -> None:
+        if published is not None and published.events:
+            self._incoming.append(published)
+        if self._loop is not None and not self._wake_pending:
+            self._wake_pending = True
+            try:
+                self._loop.call_soon_threadsafe(self._publish)
+            except RuntimeError:  # the loop is closed: the process is ending
+                self._loop = None
+
+    # On the main loop
+
+    def _publish(self) -> None:
+        self._wake_pending = False
+        while self._incoming:
+            entry = self._incoming.popleft()
+            if len(self._published) == EVENTS_KEPT:
+                self._forgotten_index = self._published[0].index
+            self._published.append(entry)
+        if self._restored_index is not None:
+            self._forgotten_index = max(self._forgotten_index, self._restored_index)
+            self._restored_index = None
+        event, self._changed = self._changed, asyncio.Event()
+        event.set()
+
+    async def changed(self, after_index: int) -> ClusterState:
+        """The newest state, as soon as its index is above `after_index`."""
+        while self.state.index <= after_index:
+            await self._changed.wait()
+        return self.state
+
+    async def wait_index(self, index: int, timeout_ms: int) -> bool:
+        """True as soon as `index` is applied; False at the deadline."""
+        try:
+            async with asyncio.timeout(timeout_ms / 1000):
+                await self.changed(index - 1)
+        except TimeoutError:
+            return False
+        return True
+
+    def events_since(self, index: int, number: int) -> list[Published] | None:
+        """See ports.cluster.Cluster."""
+        if index < self._forgotten_index or index > self.state.index:
+            return None
+        found: list[Published] = []
+        for entry in reversed(self._published):
+            if entry.index < index or (entry.index == index and len(entry.events) <= number + 1):
+                break
+            found.append(entry)
+        found.reverse()
+        return found
