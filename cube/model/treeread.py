@@ -373,5 +373,7 @@ def _meant(key: str, known: list[str], synonyms: Mapping[str, str]) -> str:
 
 
 def _close(word: str, words: list[str]) -> str:
+    if len(word) < 3:  # `=` is as near to `>=` as to `==`
+        return ""
     near = difflib.get_close_matches(word[:KEY_CHARS_SHOWN].lower(), words, n=1, cutoff=0.6)
     return f"did you mean `{near[0]}`?" if near else ""

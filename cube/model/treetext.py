@@ -29,7 +29,8 @@ _TOML_OPAQUE = re.compile(
     re.DOTALL | re.MULTILINE,
 )
 _KEY_BREAK = re.compile(r"[\n=,{}]")
-_POSITION = re.compile(r" \(at (?:line \d+, column \d+|end of document)\)$")
+_POSITION = re.compile(r" \(at line \d+, column \d+\)$")
+_AT_END = "(at end of document)"
 
 
 class RepeatedKeys(dict[str, object]):
@@ -47,7 +48,7 @@ def toml_tree(data: bytes) -> dict[str, object]:
     try:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        _refuse(f"is not TOML: {_bounded(str(error))}")
+        _refuse(f"is not TOML: {_bounded(_located(str(error), text))}")
     except RecursionError:
         _refuse("is not a job or a configuration: lists or tables are nested too deeply")
     except ValueError:  # an integer of more than 4,300 digits, or a date that does not exist
@@ -101,6 +102,12 @@ def _integer(digits: str) -> int:
     if len(digits) > INT_DIGITS_MAX:  # still an int of the right sign, and out of every range
         digits = ("-" if digits.startswith("-") else "") + "9" * INT_DIGITS_MAX
     return int(digits)
+
+
+def _located(message: str, text: str) -> str:
+    """tomllib says `end of document` where its reader wants a line to jump to."""
+    line, column = text.count("\n") + 1, len(text) - text.rfind("\n")
+    return message.replace(_AT_END, f"(at line {line}, column {column})")
 
 
 def _bounded(message: str) -> str:
