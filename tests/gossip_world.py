@@ -83,9 +83,7 @@ class World:
     def run(self, duration_ms: int) -> None:
         self.run_until(lambda: False, duration_ms, must=False)
 
-    def run_until(
-        self, condition: Callable[[], bool], within_ms: int, *, must: bool = True
-    ) -> int:
+    def run_until(self, condition: Callable[[], bool], within_ms: int, *, must: bool = True) -> int:
         """How long it took in virtual time until the condition held."""
         started_ms = self.now_ms
         while not condition():

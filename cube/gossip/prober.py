@@ -1,6 +1,6 @@
 """Finds out who does not answer: one member per period, directly, then through others.
 
-Source: SWIM §3.1, §4.3 (round robin in random order); Lifeguard §III-A (nack).
+Source: SWIM §3.1; for the order of §4.3 see DESIGN.md; Lifeguard §III-A (nack).
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from cube.model.ids import NodeId
 
 RELAYS_MAX = 256  # pings under way for others; one more is not made, and its asker asks others too
 SEQUENCE_BITS = 63  # random: whoever did not get the ping cannot guess the ack
+WITNESSES_WANTED = 4  # on average, of those who hear of a suspect: confirmations, and some to spare
 NACK_AFTER = 0.8  # of the probe timeout: the nack must be back within the asker's period
 
 
@@ -67,7 +68,7 @@ class Prober:
         self._dice = dice
         self._probe: _Probe | None = None
         self._relays: dict[int, _Relay] = {}
-        self._round: list[NodeId] = []
+        self._heard_ms: dict[NodeId, int] = {}
         self._next_ms = 0
 
     def restart(self, now_ms: int) -> None:
@@ -96,6 +97,11 @@ class Prober:
                 self._conclude(now_ms, probe)
         if self._probe is None and now_ms >= self._next_ms:
             self._begin(now_ms)
+
+    def on_heard(self, now_ms: int, source: NodeId) -> None:
+        """Something came from the member itself: it was alive a moment ago."""
+        if source in self._heard_ms:
+            self._heard_ms[source] = now_ms
 
     def on_ping(self, sender: str, ping: Ping) -> None:
         # After a restart another node may have the address: it must not vouch for the old one.
@@ -135,7 +141,7 @@ class Prober:
         self._outbox.send(address, ping, request.target)
 
     def _begin(self, now_ms: int) -> None:
-        target = self._next_target()
+        target = self._next_target(now_ms)
         if target is None:
             return
         sequence = self._dice.getrandbits(SEQUENCE_BITS)
@@ -179,13 +185,28 @@ class Prober:
             if now_ms >= relay.ends_ms:
                 del self._relays[sequence]
 
-    def _next_target(self) -> NodeId | None:
-        """Each live member once per round, each round in a new order."""
-        for _ in range(2):
-            while self._round:
-                candidate = self._roster.members.get(self._round.pop())
-                if candidate is not None and candidate.is_live:
-                    return candidate.node_id
-            self._round = [member.node_id for member in self._roster.live_others()]
-            self._dice.shuffle(self._round)
-        return None
+    def _next_target(self, now_ms: int) -> NodeId | None:
+        """The live member from whom nothing was heard, and who was not asked, for the longest time.
+
+        So each is asked at least once in as many periods as there are members; and in a small
+        cluster, where all hear from all, whoever falls silent is asked next by everyone.
+        """
+        others = self._roster.live_others()
+        # A newcomer starts anywhere in the round, or all would ask it in the same period.
+        round_ms = len(others) * self._settings.probe_ms
+        self._heard_ms = {
+            member.node_id: self._heard_ms[member.node_id]
+            if member.node_id in self._heard_ms
+            else now_ms - self._dice.randrange(round_ms)
+            for member in others
+        }
+        witnesses = len(others) - 1  # of an accusation: without the suspect and its accuser
+        for node_id in self._roster.accused:
+            is_witness = self._dice.random() * witnesses < WITNESSES_WANTED
+            if node_id in self._heard_ms and is_witness:
+                self._heard_ms[node_id] = now_ms - round_ms
+        self._roster.accused.clear()
+        target = min(self._heard_ms, key=lambda i: self._heard_ms[i], default=None)
+        if target is not None:
+            self._heard_ms[target] = now_ms
+        return target

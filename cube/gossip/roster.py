@@ -41,7 +41,8 @@ class Roster:
         self._gone_ms: dict[NodeId, int] = {}
         self.self_id = me.node_id
         self.members: dict[NodeId, Member] = {me.node_id: me}
-        self.changes: list[MemberChanged] = []
+        self.changes: list[MemberChanged] = []  # since the outbox took them
+        self.accused: list[NodeId] = []  # by others, since the prober took them
 
     @property
     def me(self) -> Member:
@@ -193,6 +194,8 @@ class Roster:
                 self._suspicions[node_id] = Suspicion(
                     self._settings, now_ms, self.live_count(), accuser
                 )
+                if accuser != self.self_id:
+                    self.accused.append(node_id)
         if has_new_life or has_new_meta:
             with_meta = has_new_meta or after.state is MemberState.ALIVE
             told_by = accuser if after.state is MemberState.SUSPECT else NOBODY

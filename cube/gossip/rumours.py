@@ -91,10 +91,10 @@ class RumourQueue:
         return tuple(taken)
 
     def _retire(self, live_count: int) -> None:
-        decades = math.ceil(math.log10(live_count + 1))
+        spread = math.log(live_count + 1)
         limits = {
-            Topic.LIFE: self._settings.retransmit_mult * decades,
-            Topic.STATS: self._settings.stats_retransmit_mult * decades,
+            Topic.LIFE: math.ceil(self._settings.retransmit_mult * spread),
+            Topic.STATS: math.ceil(self._settings.stats_retransmit_mult * spread),
         }
         for key in [k for k, e in self._entries.items() if e.sent >= limits[e.topic]]:
             del self._entries[key]

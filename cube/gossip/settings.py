@@ -19,13 +19,13 @@ class GossipSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     probe_ms: int = 1_000  # one member is probed per period
     probe_timeout_ms: int = 500  # then others are asked to probe it too
     indirect_probes: int = 3  # how many are asked
-    suspicion_mult: float = 2.0  # shortest suspicion: this × max(1, log10 n) × probe_ms
+    suspicion_mult: float = 1.5  # shortest suspicion: this × max(1, log10 n) × probe_ms
     suspicion_max_mult: float = 6.0  # longest (nobody else agrees): this × the shortest
     confirmations: int = 2  # further accusers that bring the longest down to the shortest
     health_max: int = 8  # a sick node probes at most this + 1 times slower
     gossip_ms: int = 200  # while there is news, it is sent this often
     gossip_fanout: int = 3  # to this many members
-    retransmit_mult: int = 4  # each member passes news on this × ceil(log10(n + 1)) times
+    retransmit_mult: int = 3  # each member passes news on ceil(this × ln(n + 1)) times
     stats_retransmit_mult: int = 2  # statistics are soon out of date, so they cost less
     sync_ms: int = 30_000  # whole tables are compared with one random member
     reconnect_ms: int = 5_000  # one dead member or unanswered seed is tried

@@ -143,6 +143,7 @@ class Swim:
 
     def on_packet(self, now_ms: int, sender: str, packet: Packet) -> list[Effect]:
         """A datagram came from the socket address `sender`."""
+        self._prober.on_heard(now_ms, packet.source)
         if not isinstance(packet, Sync):
             self._roster.hear(now_ms, packet.rumours)
         match packet:
