@@ -1,0 +1,346 @@
+"""cube.ports.driver.Driver on a Docker Engine. The parts are in docker_engine/; see its DESIGN.md.
+
+This file is what an event loop sees: order, locks, and who is told what. It blocks nowhere.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import weakref
+from collections.abc import AsyncIterator, Callable, Iterator
+from functools import partial
+
+from cube.adapters.docker_engine import containers
+from cube.adapters.docker_engine.engine import Client, Engine
+from cube.adapters.docker_engine.events import EventStream
+from cube.adapters.docker_engine.exec import execute
+from cube.adapters.docker_engine.failures import engine_down
+from cube.adapters.docker_engine.images import Images
+from cube.adapters.docker_engine.marks import Found, Marks, gone, observe
+from cube.adapters.docker_engine.output import Wanted, read_output
+from cube.adapters.docker_engine.request import check_allowed, container_config
+from cube.adapters.docker_engine.settings import ALLOW_WORDS, DockerSettings
+from cube.model.errors import DriverFailed
+from cube.model.ids import ClusterId, NodeId, TaskId
+from cube.model.launch import DriverInfo, ExecResult, Launch, LogChunk, Observation, RunState
+from cube.ports.clock import Clock
+
+__all__ = ["ALLOW_WORDS", "DockerDriver", "DockerSettings"]
+
+log = logging.getLogger(__name__)
+
+PENDING_MAX = 1_000  # events not looked at yet; above it everything is looked at once instead
+RELOOK_S = 1.0  # after a look that failed
+STOP_LOOK_MS = 1_000  # how often stop() looks by itself, should the event be lost
+KILL_WAIT_MS = 30_000  # KILL takes effect at once, but for processes in uninterruptible sleep
+
+Identity = tuple[TaskId, int]
+
+
+class DockerDriver:
+    """One node's containers. Used on one event loop."""
+
+    name = "docker"
+
+    def __init__(
+        self, cluster_id: ClusterId, node_id: NodeId, settings: DockerSettings, clock: Clock
+    ) -> None:
+        self._settings = settings
+        self._clock = clock
+        self._marks = Marks(cluster_id, node_id)
+        self._maybe_engine: Engine | None = None
+        self._maybe_images: Images | None = None
+        self._events: EventStream | None = None
+        self._observer: asyncio.Task[None] | None = None
+        self._on_change: Callable[[Observation], None] = lambda _: None
+        # What start(), recover() or on_change last said of each attempt that was not removed.
+        self._told: dict[Identity, RunState] = {}
+        # Highest attempt that has a container, once `_is_listed`: complete, for only we make them.
+        self._attempts: dict[TaskId, int] = {}
+        self._is_listed = False
+        self._starting: set[Identity] = set()
+        self._locks: weakref.WeakValueDictionary[TaskId, asyncio.Lock] = (
+            weakref.WeakValueDictionary()
+        )
+        # For the observer: what the engine's events named, and whether to look at everything.
+        self._pending: dict[Identity, None] = {}
+        self._must_look = False
+        self._news = asyncio.Event()
+        self._listens = asyncio.Event()
+        self._stops: dict[Identity, set[asyncio.Event]] = {}
+
+    # -- life -------------------------------------------------------------------------------------
+
+    async def open(self, on_change: Callable[[Observation], None]) -> None:
+        """As the port says; an engine that is not there yet is waited for in the background."""
+        assert self._maybe_engine is None, "opened twice"
+        self._on_change = on_change
+        engine = self._maybe_engine = Engine(self._settings)
+        self._maybe_images = Images(engine, self._settings)
+        self._observer = asyncio.create_task(self._observe(), name="docker observer")
+        self._observer.add_done_callback(_say_if_died)
+        self._events = EventStream(engine, self._marks, self._on_connect, self._on_event)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._settings.ping_timeout_ms / 1000):
+                await self._listens.wait()
+
+    async def close(self) -> None:
+        if self._observer is not None:
+            self._observer.cancel()
+            await asyncio.wait({self._observer})
+        if self._events is not None:
+            await self._events.close()
+        if self._maybe_engine is not None:
+            await self._maybe_engine.close()
+
+    async def fingerprint(self) -> DriverInfo:
+        if self._maybe_engine is None:
+            return DriverInfo(self.name, healthy=False, reason="the driver is not open")
+        reason = await self._engine.ping()
+        if reason:
+            return DriverInfo(self.name, healthy=False, reason=reason)
+        try:
+            facts = await self._engine.facts()
+        except DriverFailed as failure:
+            return DriverInfo(self.name, healthy=False, reason=failure.message)
+        return DriverInfo(self.name, healthy=True, attributes=dict(facts))
+
+    async def recover(self) -> list[Observation]:
+        starting = frozenset(self._starting)
+        seen, found = await self._engine.call(
+            partial(containers.recover, marks=self._marks, starting=starting)
+        )
+        self._note(found)
+        for one in seen:
+            self._told[one.task_id, one.attempt] = one.state
+        return seen
+
+    # -- attempts ---------------------------------------------------------------------------------
+
+    async def prepare(self, launch: Launch) -> None:
+        check_allowed(launch, self._settings.allow)
+        await self._images.ensure(launch.image, launch.docker.pull)
+
+    async def start(self, launch: Launch) -> Observation:
+        check_allowed(launch, self._settings.allow)
+        identity = (launch.task_id, launch.attempt)
+        async with self._lock(launch.task_id):
+            self._starting.add(identity)
+            try:
+                seen = await self._start(launch)
+            finally:
+                self._starting.discard(identity)
+            for other in [key for key in self._told if key[0] == launch.task_id]:
+                del self._told[other]
+            self._told[identity] = seen.state
+            self._attempts[launch.task_id] = launch.attempt
+        return seen
+
+    async def _start(self, launch: Launch) -> Observation:
+        start = partial(
+            containers.start,
+            marks=self._marks,
+            launch=launch,
+            config=container_config(launch, self._marks, self._settings),
+            is_first=self._is_listed and launch.task_id not in self._attempts,
+        )
+        try:
+            return await self._engine.call(start)
+        except DriverFailed as failure:
+            # It was there at prepare() time: somebody has removed it since.
+            if failure.code != "image_missing" or not self._images.forget(launch.image):
+                raise
+        await self._images.ensure(launch.image, launch.docker.pull)
+        return await self._engine.call(start)
+
+    async def inspect(self, task_id: TaskId, attempt: int) -> Observation:
+        return await self._engine.call(
+            partial(containers.look, marks=self._marks, task_id=task_id, attempt=attempt)
+        )
+
+    async def stop(
+        self, task_id: TaskId, attempt: int, stop_signal: str, timeout_ms: int
+    ) -> Observation:
+        """No thread waits for it: the signal is sent, and the engine's event awaited."""
+        with self._waiting_for_end(task_id, attempt) as event:
+            for name, wait_ms in ((stop_signal, timeout_ms), ("SIGKILL", KILL_WAIT_MS)):
+                if wait_ms == 0:
+                    continue
+                seen = await self._signal(task_id, attempt, name)
+                if seen.state is RunState.RUNNING:
+                    seen = await self._end_of(task_id, attempt, event, wait_ms)
+                if seen.state is not RunState.RUNNING:
+                    return seen
+        raise DriverFailed(
+            "kill_failed",
+            f"attempt {attempt} of task {task_id} still runs {KILL_WAIT_MS // 1000} s after KILL",
+            transient=True,
+        )
+
+    async def _signal(self, task_id: TaskId, attempt: int, name: str) -> Observation:
+        """What it is now; when it runs, the signal was sent."""
+
+        def send(client: Client) -> Observation:
+            inspected = containers.find(client, self._marks, task_id, attempt)
+            if inspected is None:
+                return gone(task_id, attempt)
+            seen = observe(inspected, task_id, attempt)
+            if seen.state is RunState.RUNNING:
+                containers.signal(client, seen.handle, name)
+            elif seen.state is RunState.GONE:
+                containers.discard_unstarted(client, inspected)
+            return seen
+
+        return await self._engine.call(send)
+
+    async def _end_of(
+        self, task_id: TaskId, attempt: int, event: asyncio.Event, wait_ms: int
+    ) -> Observation:
+        """What it is when it has ended, or when the time is over."""
+        deadline_ms = self._clock.monotonic_ms() + wait_ms
+        while True:
+            left_ms = max(0, deadline_ms - self._clock.monotonic_ms())
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(min(left_ms, STOP_LOOK_MS) / 1000):
+                    await event.wait()
+            event.clear()
+            seen = await self.inspect(task_id, attempt)
+            if seen.state is not RunState.RUNNING or self._clock.monotonic_ms() >= deadline_ms:
+                return seen
+
+    async def remove(self, task_id: TaskId, *, keep_logs: bool) -> None:
+        async with self._lock(task_id):
+            await self._engine.call(
+                partial(containers.remove, marks=self._marks, task_id=task_id, keep_logs=keep_logs)
+            )
+            for identity in [key for key in self._told if key[0] == task_id]:
+                del self._told[identity]
+            if not keep_logs:
+                self._attempts.pop(task_id, None)
+
+    # -- beside the task --------------------------------------------------------------------------
+
+    def logs(
+        self,
+        task_id: TaskId,
+        *,
+        streams: tuple[str, ...],
+        tail: int | None,
+        since_ms: int,
+        follow: bool,
+    ) -> AsyncIterator[LogChunk]:
+        wanted = Wanted(streams, tail, max(0, since_ms) * 1_000_000, follow)
+        return read_output(self._engine, self._marks, task_id, wanted)
+
+    async def execute(
+        self, task_id: TaskId, attempt: int, argv: tuple[str, ...], timeout_ms: int
+    ) -> ExecResult:
+        return await execute(self._engine, self._marks, task_id, attempt, argv, timeout_ms)
+
+    # -- what the engine says ---------------------------------------------------------------------
+
+    def _on_connect(self) -> None:
+        """The event stream is open. Whatever happened before it was is unknown."""
+        self._listens.set()
+        self._images.forget_all()  # perhaps it is another engine, with other images
+        self._must_look = True
+        self._news.set()
+
+    def _on_event(self, task_id: TaskId, attempt: int) -> None:
+        for event in self._stops.get((task_id, attempt), ()):
+            event.set()
+        if len(self._pending) < PENDING_MAX:
+            self._pending[task_id, attempt] = None
+        else:
+            self._must_look = True
+        self._news.set()
+
+    async def _observe(self) -> None:
+        """Tells on_change what is true after each event, and after each reconnection."""
+        while True:
+            await self._news.wait()
+            self._news.clear()
+            try:
+                if self._must_look:
+                    self._must_look = False
+                    await self._look_at_everything()
+                while self._pending:
+                    identity = next(iter(self._pending))
+                    del self._pending[identity]
+                    self._tell(await self.inspect(*identity))
+            except DriverFailed as failure:
+                log.debug("docker_look_failed code=%s", failure.code)
+                self._must_look = True
+                await asyncio.sleep(RELOOK_S)
+                self._news.set()
+
+    async def _look_at_everything(self) -> None:
+        """Tells what differs from what was told before: what ended or vanished while we were deaf."""
+        before = dict(self._told)
+        found = await self._engine.call(partial(containers.listing, marks=self._marks))
+        self._note(found)
+        now = {(one.task_id, one.attempt): one for one in found if not one.is_kept}
+        for identity, state in before.items():
+            one = now.get(identity)
+            if one is None or one.is_running != (state is RunState.RUNNING):
+                self._tell(await self.inspect(*identity))
+
+    def _note(self, found: list[Found]) -> None:
+        """`found` is everything of ours that the engine has."""
+        for one in found:
+            known = self._attempts.get(one.task_id, 0)
+            self._attempts[one.task_id] = max(known, one.attempt)
+        self._is_listed = True
+
+    def _tell(self, seen: Observation) -> None:
+        identity = (seen.task_id, seen.attempt)
+        if seen.state is RunState.GONE:
+            if self._told.pop(identity, None) is None:
+                return  # we removed it ourselves
+        else:
+            self._told[identity] = seen.state
+        self._on_change(seen)
+
+    # -- small things -----------------------------------------------------------------------------
+
+    @property
+    def _engine(self) -> Engine:
+        if self._maybe_engine is None:
+            raise engine_down("the driver is not open")
+        return self._maybe_engine
+
+    @property
+    def _images(self) -> Images:
+        if self._maybe_images is None:
+            raise engine_down("the driver is not open")
+        return self._maybe_images
+
+    def _lock(self, task_id: TaskId) -> asyncio.Lock:
+        """One start or remove of a task at a time; forgotten when nobody holds it."""
+        lock = self._locks.get(task_id)
+        if lock is None:
+            lock = self._locks[task_id] = asyncio.Lock()
+        return lock
+
+    @contextlib.contextmanager
+    def _waiting_for_end(self, task_id: TaskId, attempt: int) -> Iterator[asyncio.Event]:
+        """An event that is set when the engine says that the attempt ended."""
+        event = asyncio.Event()
+        waiting = self._stops.setdefault((task_id, attempt), set())
+        waiting.add(event)
+        try:
+            yield event
+        finally:
+            waiting.discard(event)
+            if not waiting:
+                self._stops.pop((task_id, attempt), None)
+
+
+def _say_if_died(task: asyncio.Task[None]) -> None:
+    """The observer ends only when it is cancelled; anything else is a bug, and must not be quiet."""
+    if not task.cancelled() and (error := task.exception()) is not None:
+        task.get_loop().call_exception_handler(
+            {"message": "the docker observer died", "exception": error, "task": task}
+        )

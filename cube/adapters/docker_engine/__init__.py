@@ -1,0 +1,1 @@
+"""The Docker Engine behind cube.ports.driver. See DESIGN.md."""

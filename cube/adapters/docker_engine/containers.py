@@ -1,0 +1,186 @@
+"""What is done to containers, as plain blocking functions over the SDK's client.
+
+Each is one visit of a pool thread. They raise DriverFailed for what they understand, and let the
+SDK's own errors pass to Engine, which maps them.
+"""
+
+from __future__ import annotations
+
+import logging
+
+import docker.errors
+
+from cube.adapters.docker_engine.engine import Client
+from cube.adapters.docker_engine.failures import WEATHER
+from cube.adapters.docker_engine.marks import (
+    Found,
+    Marks,
+    Raw,
+    container_name,
+    gone,
+    kept_name,
+    observe,
+)
+from cube.model.errors import DriverFailed
+from cube.model.ids import TaskId
+from cube.model.launch import Launch, Observation, RunState
+
+log = logging.getLogger(__name__)
+
+CONFLICT = 409
+
+
+def find(client: Client, marks: Marks, task_id: TaskId, attempt: int) -> Raw | None:
+    """The attempt's container as inspected, if there is one and it is ours."""
+    try:
+        inspected: Raw = client.inspect_container(container_name(task_id, attempt))
+    except docker.errors.NotFound:
+        return None
+    return inspected if marks.are_on(inspected["Config"]["Labels"]) else None
+
+
+def look(client: Client, marks: Marks, task_id: TaskId, attempt: int) -> Observation:
+    inspected = find(client, marks, task_id, attempt)
+    return observe(inspected, task_id, attempt) if inspected else gone(task_id, attempt)
+
+
+def listing(client: Client, marks: Marks, task_id: TaskId | None = None) -> list[Found]:
+    """All of ours, of the task or of all tasks, oldest attempt first; kept ones too."""
+    items = client.containers(all=True, filters={"label": marks.filters(task_id)})
+    found = [one for item in items if (one := marks.found(item)) is not None]
+    return sorted(found, key=lambda one: (one.task_id, one.attempt))
+
+
+def start(
+    client: Client, marks: Marks, launch: Launch, config: dict[str, object], *, is_first: bool
+) -> Observation:
+    """It runs, or ran already. Three requests when `is_first`: nothing of the task is here yet."""
+    older = [] if is_first else _replaced_by(client, marks, launch)
+    name = container_name(launch.task_id, launch.attempt)
+    try:
+        made: Raw = client.create_container_from_config(config, name)  # type: ignore[no-untyped-call]
+    except docker.errors.APIError as error:
+        if error.response is None or error.response.status_code != CONFLICT:
+            raise
+        return _adopt(client, marks, launch)
+    _retire(client, older)
+    _start_created(client, made["Id"])
+    return look(client, marks, launch.task_id, launch.attempt)
+
+
+def _replaced_by(client: Client, marks: Marks, launch: Launch) -> list[Found]:
+    """The earlier attempts. Raises DriverFailed when this one may not start."""
+    others = listing(client, marks, launch.task_id)
+    for one in others:
+        if one.attempt > launch.attempt or (one.attempt == launch.attempt and one.is_kept):
+            raise DriverFailed(
+                "attempt_superseded",
+                f"attempt {one.attempt} of task {launch.task_id} was started already",
+                transient=False,
+            )
+        if one.attempt < launch.attempt and one.is_running:
+            raise DriverFailed("still_running", f"attempt {one.attempt} still runs", transient=True)
+    return [one for one in others if one.attempt < launch.attempt]
+
+
+def _retire(client: Client, older: list[Found]) -> None:
+    """Only the newest one's output is left of them, under a name that no attempt has."""
+    newest = max((one.attempt for one in older if not one.is_unstarted), default=0)
+    for one in older:
+        if one.attempt != newest:
+            delete(client, one.id)
+        elif not one.is_kept:
+            client.rename(one.id, kept_name(one.task_id, one.attempt))
+
+
+def _adopt(client: Client, marks: Marks, launch: Launch) -> Observation:
+    """The name is taken: by this attempt, created before, or by a container that is not ours."""
+    inspected = find(client, marks, launch.task_id, launch.attempt)
+    if inspected is None:
+        name = container_name(launch.task_id, launch.attempt)
+        raise DriverFailed(
+            "name_taken", f"there is a container {name} that is not this node's", transient=False
+        )
+    if inspected["State"]["Status"] != "created":
+        return observe(inspected, launch.task_id, launch.attempt)
+    _start_created(client, inspected["Id"])  # somebody died, or timed out, between the two
+    return look(client, marks, launch.task_id, launch.attempt)
+
+
+def _start_created(client: Client, container_id: str) -> None:
+    """Runs, or is not there: what cannot start leaves nothing that a later start would trip over."""
+    try:
+        client.start(container_id)
+    except docker.errors.APIError:
+        try:
+            delete(client, container_id)
+        except WEATHER:
+            log.warning("docker_left_behind container=%s", container_id)
+        raise
+
+
+def delete(client: Client, container_id: str) -> None:
+    """It is not there, nor are its anonymous volumes. Refused by the engine when it runs."""
+    try:
+        client.remove_container(container_id, v=True)
+    except docker.errors.NotFound:
+        pass
+    except docker.errors.APIError as error:
+        # Somebody else removes it at this moment.
+        if "already in progress" not in str(error.explanation):
+            raise
+
+
+def signal(client: Client, container_id: str, name: str) -> None:
+    """Sent, unless it has ended already. A signal the engine does not know becomes KILL."""
+    try:
+        client.kill(container_id, name)
+    except docker.errors.NotFound:
+        pass
+    except docker.errors.APIError as error:
+        text = str(error.explanation).lower()
+        if "invalid signal" in text:
+            signal(client, container_id, "SIGKILL")  # better than a task that nothing stops
+        elif "is not running" not in text:
+            raise
+
+
+def discard_unstarted(client: Client, inspected: Raw) -> None:
+    """What was created and not started is not there: no later start of it can take effect."""
+    if inspected["State"]["Status"] == "created":
+        delete(client, inspected["Id"])
+
+
+def recover(
+    client: Client, marks: Marks, starting: frozenset[tuple[TaskId, int]]
+) -> tuple[list[Observation], list[Found]]:
+    """What each attempt is now, and the whole listing it was made from.
+
+    What was created and never started is removed, except what is `starting` at this moment."""
+    found = listing(client, marks)
+    seen = []
+    for one in found:
+        if one.is_kept or (one.task_id, one.attempt) in starting:
+            continue
+        if one.is_unstarted:
+            delete(client, one.id)
+            continue
+        now = look(client, marks, one.task_id, one.attempt)
+        if now.state is not RunState.GONE:
+            seen.append(now)
+    return seen, found
+
+
+def remove(client: Client, marks: Marks, task_id: TaskId, *, keep_logs: bool) -> None:
+    """Nothing of the task is left, or the containers that hold its output, under other names."""
+    found = listing(client, marks, task_id)
+    for one in found:
+        if one.is_running:
+            raise DriverFailed(
+                "still_running", f"attempt {one.attempt} of task {task_id} runs", transient=True
+            )
+    for one in found:
+        if one.is_unstarted or not keep_logs:
+            delete(client, one.id)
+        elif not one.is_kept:
+            client.rename(one.id, kept_name(one.task_id, one.attempt))

@@ -1,0 +1,154 @@
+"""Commands beside a task, in its container."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import docker.errors
+import msgspec
+import psutil
+
+from cube.adapters.docker_engine import containers
+from cube.adapters.docker_engine.channel import Channel, wait_for_ever
+from cube.adapters.docker_engine.engine import CONNECT_S, Client, Engine, describe
+from cube.adapters.docker_engine.failures import WEATHER, engine_down, refused
+from cube.adapters.docker_engine.frames import read_frames
+from cube.adapters.docker_engine.marks import Marks
+from cube.model.errors import DriverFailed
+from cube.model.ids import TaskId
+from cube.model.launch import ExecResult
+
+log = logging.getLogger(__name__)
+
+OUTPUT_BYTES_MAX = 4096  # what ExecResult holds
+ANSWER_S = 30.0  # for the engine to begin with it
+KILL_S = 5.0  # for the engine to say what to kill
+
+
+class Prepared(msgspec.Struct, frozen=True):
+    container_id: str
+    exec_id: str
+
+
+async def execute(
+    engine: Engine,
+    marks: Marks,
+    task_id: TaskId,
+    attempt: int,
+    argv: tuple[str, ...],
+    timeout_ms: int,
+) -> ExecResult:
+    """cube.ports.driver.Driver.execute. The deadline counts from the command's creation."""
+
+    def prepare(client: Client) -> Prepared:
+        inspected = containers.find(client, marks, task_id, attempt)
+        if inspected is None or not inspected["State"]["Running"]:
+            raise DriverFailed(
+                "not_running", f"attempt {attempt} of task {task_id} does not run", transient=False
+            )
+        made: Any = client.exec_create(inspected["Id"], list(argv))
+        return Prepared(inspected["Id"], made["Id"])
+
+    prepared = await engine.call(prepare)
+    channel: Channel[bytes] = Channel()
+    await engine.spawn("exec", lambda: _run_blocking(engine, prepared.exec_id, channel))
+    output = b""
+    try:
+        async with asyncio.timeout(timeout_ms / 1000):
+            async for batch in channel.batches():
+                output = (output + b"".join(batch))[:OUTPUT_BYTES_MAX]
+            ended: Any = await engine.call(lambda client: client.exec_inspect(prepared.exec_id))
+            return ExecResult(ended["ExitCode"], output)
+    except TimeoutError:
+        await _kill(engine, prepared)
+        return ExecResult(None, output)
+    finally:
+        channel.close()
+
+
+def _run_blocking(engine: Engine, exec_id: str, channel: Channel[bytes]) -> None:
+    """On a thread: starts it, passes its output on, finishes the channel when it has ended."""
+    failure: DriverFailed | None = None
+    try:
+        client = engine.client()
+        # Not the SDK's exec_start(): its raw socket loses what came together with the headers.
+        with client.post(
+            f"{client.base_url}/v{client.api_version}/exec/{exec_id}/start",
+            json={"Detach": False, "Tty": False},
+            stream=True,
+            timeout=(CONNECT_S, ANSWER_S),
+        ) as response:
+            channel.attach(response)
+            if not response.ok:
+                failure = refused(docker.errors.APIError(response.reason, response, response.text))
+            else:
+                wait_for_ever(response)
+                for _, data in read_frames(response):
+                    if not channel.put(data, len(data)):
+                        break
+    except (*WEATHER, ValueError) as error:
+        if not channel.is_closed:
+            failure = engine_down(f"the command's output broke off: {describe(error)}")
+    channel.finish(failure)
+
+
+async def _kill(engine: Engine, prepared: Prepared) -> None:
+    """The engine has no call for it: its processes are killed from the host, else from inside."""
+    try:
+        ended: Any = await engine.call(
+            lambda client: client.exec_inspect(prepared.exec_id), timeout_ms=int(KILL_S * 1000)
+        )
+        pid = int(ended["Pid"] or 0)
+        if not ended["Running"] or not _is_in(pid, prepared.container_id):
+            return
+        try:
+            _kill_tree(pid)
+        except PermissionError:
+            await _kill_inside(engine, prepared, pid)
+    except DriverFailed as failure:
+        log.warning("docker_exec_left_running exec=%s reason=%s", prepared.exec_id, failure.code)
+
+
+def _is_in(pid: int, container_id: str) -> bool:
+    """Whether this host's process with that number belongs to the container: it may be another
+    host's engine, or another pid namespace than ours."""
+    try:
+        return pid > 1 and container_id in Path(f"/proc/{pid}/cgroup").read_text()
+    except OSError:
+        return False
+
+
+def _kill_tree(pid: int) -> None:
+    """The process and its descendants. Raises PermissionError."""
+    try:
+        tree = psutil.Process(pid).children(recursive=True)
+    except psutil.Error:
+        tree = []
+    for victim in [pid, *(child.pid for child in tree)]:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(victim, signal.SIGKILL)
+
+
+async def _kill_inside(engine: Engine, prepared: Prepared, pid: int) -> None:
+    """For an agent that is not root: works when the image has a `kill`."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return
+    inside = next(
+        (line.split()[-1] for line in status.splitlines() if line.startswith("NSpid")), ""
+    )
+    if not inside.isdecimal():
+        return
+
+    def kill(client: Client) -> None:
+        made: Any = client.exec_create(prepared.container_id, ["kill", "-9", inside], user="root")
+        client.exec_start(made["Id"], detach=True)
+
+    await engine.call(kill, timeout_ms=int(KILL_S * 1000))

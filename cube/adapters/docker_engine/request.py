@@ -1,0 +1,180 @@
+"""From a launch to the engine's create request. Pure."""
+
+from __future__ import annotations
+
+from cube.adapters.docker_engine.marks import Marks
+from cube.adapters.docker_engine.settings import DockerSettings
+from cube.model.errors import DriverFailed
+from cube.model.launch import Launch
+from cube.model.spec import MountSpec, MountType
+
+CPU_PERIOD_US = 100_000  # the kernel's own default
+CPU_QUOTA_US_MIN = 1_000  # the kernel refuses less: 10 millicores
+CPU_SHARES_PER_CORE = 1024
+CPU_SHARES_MIN = 2  # the kernel refuses less
+
+# security_opt values that only take rights away
+_HARMLESS_SECURITY = frozenset({"no-new-privileges", "no-new-privileges:true"})
+_NO_NEW_PRIVILEGES = "no-new-privileges"
+_PLAIN_NETWORKS = frozenset({"", "default", "bridge", "none"})
+
+
+def check_allowed(launch: Launch, allow: tuple[str, ...]) -> None:
+    """Raises DriverFailed "not_allowed" that names everything this node does not allow."""
+    options = launch.docker
+    is_asked = {
+        "bind": any(mount.type is MountType.BIND for mount in launch.mounts),
+        "cap_add": bool(options.cap_add),
+        "devices": bool(options.devices),
+        "gpus": bool(options.gpus),
+        "host_network": options.network_mode == "host",
+        "network": options.network_mode not in _PLAIN_NETWORKS | {"host"},
+        "privileged": options.privileged,
+        "security_opt": bool(set(options.security_opt) - _HARMLESS_SECURITY),
+    }
+    missing = [word for word, asked in is_asked.items() if asked and word not in allow]
+    if missing:
+        raise DriverFailed(
+            "not_allowed",
+            f"this node does not allow {', '.join(missing)}: "
+            "its operator can list it in [drivers.docker] allow",
+            transient=False,
+        )
+
+
+def container_config(launch: Launch, marks: Marks, settings: DockerSettings) -> dict[str, object]:
+    """The body of POST /containers/create. What the launch leaves empty is the image's."""
+    options = launch.docker
+    fixed: dict[str, object] = {
+        "Image": launch.image,
+        "Env": [f"{name}={value}" for name, value in launch.env.items()],
+        # Ours win: the user's labels cannot make a container look like another node's.
+        "Labels": {**options.labels, **marks.labels(launch)},
+        "HostConfig": _host_config(launch, settings, marks),
+        "AttachStdout": False,
+        "AttachStderr": False,
+    }
+    asked: dict[str, object] = {
+        "Cmd": list(launch.command),
+        "Entrypoint": list(launch.entrypoint),
+        "User": launch.user,
+        "WorkingDir": launch.working_dir,
+        "StopSignal": launch.stop_signal,
+        "Hostname": options.hostname,
+        "ExposedPorts": {_engine_port(p.target, p.protocol): {} for p in launch.ports},
+    }
+    return fixed | {key: value for key, value in asked.items() if value}
+
+
+def _host_config(launch: Launch, settings: DockerSettings, marks: Marks) -> dict[str, object]:
+    options = launch.docker
+    fixed: dict[str, object] = {
+        "LogConfig": {
+            "Type": "json-file",  # whatever the engine's default is: logs() must be able to read it
+            "Config": {
+                "max-size": str(settings.log_file_bytes),
+                "max-file": str(settings.log_files),
+            },
+        },
+        "RestartPolicy": {"Name": "no"},  # that is the worker's business
+        "Privileged": options.privileged,
+        "Init": options.init,
+        "ReadonlyRootfs": options.read_only,
+        "SecurityOpt": _security(launch),
+    }
+    asked: dict[str, object] = {
+        "NetworkMode": options.network_mode,
+        "CapAdd": list(options.cap_add),
+        "CapDrop": list(options.cap_drop),
+        "Dns": list(options.dns),
+        "ExtraHosts": list(options.extra_hosts),
+        "ShmSize": options.shm_size_bytes,
+        "Devices": [_device(text) for text in options.devices],
+        "DeviceRequests": _gpus(options.gpus),
+        "Ulimits": [{"Name": u.name, "Soft": u.soft, "Hard": u.hard} for u in options.ulimits],
+        "Mounts": [_mount(mount, marks) for mount in launch.mounts],
+        "PortBindings": {} if options.network_mode == "host" else _bindings(launch),
+    }
+    return fixed | _limits(launch) | {key: value for key, value in asked.items() if value}
+
+
+def _limits(launch: Launch) -> dict[str, object]:
+    limits: dict[str, object] = {}
+    if launch.cpu_milli:
+        shares = launch.cpu_milli * CPU_SHARES_PER_CORE // 1000
+        limits["CpuShares"] = max(CPU_SHARES_MIN, shares)
+    if launch.cpu_max_milli:
+        # Not NanoCpus: the engine refuses those above the host's cores, where a quota just is no limit.
+        limits["CpuPeriod"] = CPU_PERIOD_US
+        limits["CpuQuota"] = max(CPU_QUOTA_US_MIN, launch.cpu_max_milli * CPU_PERIOD_US // 1000)
+    if launch.memory_bytes:
+        limits["MemoryReservation"] = launch.memory_bytes
+    if launch.memory_limit_bytes:
+        limits["Memory"] = launch.memory_limit_bytes
+        limits["MemorySwap"] = launch.memory_limit_bytes  # memory and swap together: no swap
+    if launch.pids_limit:
+        limits["PidsLimit"] = launch.pids_limit
+    return limits
+
+
+def _security(launch: Launch) -> list[str]:
+    asked = [word for word in launch.docker.security_opt if word not in _HARMLESS_SECURITY]
+    if launch.docker.privileged or any(w.startswith(_NO_NEW_PRIVILEGES) for w in asked):
+        return asked
+    return [*asked, _NO_NEW_PRIVILEGES]
+
+
+def _mount(mount: MountSpec, marks: Marks) -> dict[str, object]:
+    body: dict[str, object] = {
+        "Type": mount.type.value,
+        "Target": mount.target,
+        "ReadOnly": mount.read_only,
+    }
+    match mount.type:
+        case MountType.VOLUME:
+            body["Source"] = mount.source
+            body["VolumeOptions"] = {"Labels": marks.volume_labels()}
+        case MountType.BIND:
+            body["Source"] = mount.source
+        case MountType.TMPFS if mount.size_bytes:
+            body["TmpfsOptions"] = {"SizeBytes": mount.size_bytes}
+        case MountType.TMPFS:
+            pass
+    return body
+
+
+def _bindings(launch: Launch) -> dict[str, list[dict[str, str]]]:
+    bindings: dict[str, list[dict[str, str]]] = {}
+    for port in launch.ports:
+        bound = bindings.setdefault(_engine_port(port.target, port.protocol), [])
+        bound.append({"HostIp": port.address, "HostPort": str(port.host)})
+    return bindings
+
+
+def _engine_port(target: int, protocol: str) -> str:
+    return f"{target}/{protocol}"
+
+
+def _device(text: str) -> dict[str, str]:
+    """`/dev/x`, `/dev/x:/dev/y` or `/dev/x:/dev/y:rw`."""
+    on_host, _, rest = text.partition(":")
+    inside, _, rights = rest.partition(":")
+    return {
+        "PathOnHost": on_host,
+        "PathInContainer": inside or on_host,
+        "CgroupPermissions": rights or "rwm",
+    }
+
+
+def _gpus(text: str) -> list[dict[str, object]]:
+    """`all`, a count, or ids with commas between them."""
+    if not text:
+        return []
+    request: dict[str, object] = {"Driver": "", "Capabilities": [["gpu"]]}
+    if text == "all":
+        request["Count"] = -1
+    elif text.isdecimal():
+        request["Count"] = int(text)
+    else:
+        request["DeviceIDs"] = text.split(",")
+    return [request]

@@ -1,0 +1,29 @@
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+
+import pytest
+
+from tests.contract.docker_rig import DockerRig, engine_for_tests
+from tests.contract.driver_cases import DriverContract, Rig
+
+pytestmark = pytest.mark.docker
+
+
+@pytest.fixture(scope="module")
+def docker_host() -> str:
+    return engine_for_tests()
+
+
+class TestDockerDriverContract(DriverContract):
+    @pytest.fixture
+    async def rig(self, docker_host: str) -> AsyncIterator[DockerRig]:
+        rig = DockerRig(docker_host)
+        await rig.open()
+        yield rig
+        await rig.close()
+
+
+def test_the_rig_is_a_rig() -> None:
+    make: Callable[[str], Rig] = DockerRig
+    assert make
