@@ -1,0 +1,503 @@
+"""Tasks as plain processes of this host. See DESIGN.md for how an attempt lives and dies."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from weakref import WeakValueDictionary
+
+import msgspec
+
+from cube.adapters.process import cgroups, orders
+from cube.adapters.process.attempts import Attempts, Identity, group_name
+from cube.adapters.process.log_files import LogReader
+from cube.adapters.process.processes import (
+    Watch,
+    drain_pipe,
+    open_pidfd,
+    read_pipe,
+    signal_session,
+)
+from cube.adapters.process.records import SAFE_ID
+from cube.adapters.process.spawning import spawn
+from cube.adapters.process.wire import Order, pack, read_all, unpack
+from cube.model.errors import DriverFailed
+from cube.model.ids import ClusterId, NodeId, TaskId
+from cube.model.launch import DriverInfo, ExecResult, Launch, LogChunk, Observation, RunState
+from cube.ports.clock import Clock
+
+LOG = logging.getLogger(__name__)
+
+START_TIMEOUT_MS = 20_000  # a supervisor needs 20 ms; a host that swaps needs patience
+KILL_WAIT_MS = 15_000  # from KILL to the end: what takes longer hangs in the kernel
+KILL_ROUND_MS = 20  # between two looks for survivors
+POLL_MS = 20  # waiting for a supervisor that an earlier agent started
+FINISH_WAIT_MS = 2000  # from an attempt's last record to its supervisor's own end
+FOLLOW_POLL_MS = 100  # between two looks for new output
+READ_BYTES = 256 * 1024  # of output, at one go
+EXEC_OUTPUT_BYTES = 4096  # kept of a command beside a task
+STATUS_BYTES = 64  # a supervisor's one word
+LAST_WORDS_BYTES = 2000  # of a supervisor's own log, in an error message
+
+
+class ProcessSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Disk for output: 2 streams × log_segments × log_segment_bytes a task (and 1/8 for times)."""
+
+    log_segment_bytes: int = 10 * 1024 * 1024
+    log_segments: int = 2
+    cgroup_root: str = "/sys/fs/cgroup"
+    cgroup_parent: str = "cube"  # a group of this name below each hierarchy's root
+
+
+class ProcessDriver:
+    """cube.ports.driver.Driver for plain processes. All of its state is in `directory`, in the
+    kernel and in its supervisors; the object itself only watches."""
+
+    name = "process"
+
+    def __init__(
+        self,
+        cluster_id: ClusterId,
+        node_id: NodeId,
+        directory: Path,
+        clock: Clock,
+        settings: ProcessSettings | None = None,
+    ) -> None:
+        assert SAFE_ID.fullmatch(node_id), node_id
+        self._mark = (cluster_id, node_id)
+        self._directory = directory.absolute()
+        self._settings = settings or ProcessSettings()
+        self._attempts = Attempts(
+            cluster_id, node_id, self._directory, clock, cgroups.none("not opened")
+        )
+        self._on_change: Callable[[Observation], None] = lambda _: None
+        self._watches: dict[Identity, Watch] = {}
+        self._settling: set[asyncio.Task[None]] = set()
+        self._locks: WeakValueDictionary[TaskId, asyncio.Lock] = WeakValueDictionary()
+        self.fault = "not opened"  # empty: it can run tasks
+
+    @property
+    def cgroup_version(self) -> str:
+        """1, 2 or none."""
+        return self._attempts.cgroups.version
+
+    # -- the driver itself ------------------------------------------------------------------------
+
+    async def open(self, on_change: Callable[[Observation], None]) -> None:
+        self._on_change = on_change
+        self.fault = await asyncio.to_thread(self._set_up)
+        if self.fault:
+            LOG.error("process_driver_unusable reason=%r", self.fault)
+
+    def _set_up(self) -> str:
+        """Directories and groups are there; else what is wrong."""
+        try:
+            self._directory.mkdir(parents=True, exist_ok=True)
+            self._directory.chmod(0o711)  # tasks of other users pass through to their work/
+            os.close(os.pidfd_open(os.getpid()))
+        except OSError as error:
+            return f"{error.filename or 'pidfd_open'}: {error.strerror}"
+        self._attempts.cgroups = cgroups.detect(
+            Path(self._settings.cgroup_root), self._settings.cgroup_parent, self._mark[1]
+        )
+        return ""
+
+    async def close(self) -> None:
+        self._on_change = lambda _: None
+        for watch in self._watches.values():
+            watch.close()
+        self._watches.clear()
+        for task in self._settling:
+            task.cancel()
+        await asyncio.gather(*self._settling, return_exceptions=True)
+
+    async def fingerprint(self) -> DriverInfo:
+        groups = self._attempts.cgroups
+        attributes = {"cgroup": groups.version}
+        if groups.controllers:
+            attributes["cgroup_controllers"] = ",".join(groups.controllers)
+        if groups.reason:
+            attributes["cgroup_reason"] = groups.reason
+        return DriverInfo(self.name, not self.fault, self.fault, attributes)
+
+    async def recover(self) -> list[Observation]:
+        found = [await self.inspect(*identity) for identity in self._attempts.all()]
+        found = [seen for seen in found if seen.state is not RunState.GONE]
+        await self._sweep({(seen.task_id, seen.attempt) for seen in found})
+        return found
+
+    async def _sweep(self, known: set[Identity]) -> None:
+        """Groups of this node whose attempt nobody knows any more are empty and gone."""
+        for name in list(self._attempts.cgroups.leftovers()):
+            task_id, _, number = name.rpartition(".")
+            if not SAFE_ID.fullmatch(task_id) or not number.isdigit():
+                continue
+            identity = (TaskId(task_id), int(number))
+            if identity in known:
+                continue
+            async with self._lock(identity[0]):
+                if self._attempts.look(identity) is None:  # no start was under way meanwhile
+                    LOG.warning("process_leftover_killed task=%s attempt=%s", *identity)
+                    await asyncio.to_thread(self._attempts.kill_round, identity, None)
+                    self._attempts.cgroups.remove(name)
+
+    # -- starting ---------------------------------------------------------------------------------
+
+    async def prepare(self, launch: Launch) -> None:
+        await asyncio.to_thread(orders.check, launch)
+
+    async def start(self, launch: Launch) -> Observation:
+        assert (launch.cluster_id, launch.node_id) == self._mark, "a launch of another node"
+        orders.check(launch)
+        identity = (launch.task_id, launch.attempt)
+        async with self._lock(launch.task_id):
+            seen = await self._earlier_start(identity)
+            if seen is not None:
+                return seen
+            await self._check_other_attempts(identity)
+            await self._spawn(launch)
+            seen = await self._outcome(identity)
+            for number in self._attempts.paths(launch.task_id).numbers():
+                if number < launch.attempt:
+                    await asyncio.to_thread(self._attempts.forget, (launch.task_id, number))
+        LOG.info("process_started task=%s attempt=%d pid=%s", *identity, seen.handle)
+        return seen
+
+    async def _earlier_start(self, identity: Identity) -> Observation | None:
+        """What became of an earlier start of this attempt; None: none that counts."""
+        if (await self.inspect(*identity)).state is RunState.GONE:
+            return None
+        try:
+            return await self._outcome(identity)
+        except DriverFailed as failed:
+            if not failed.transient:
+                raise
+        await asyncio.to_thread(self._attempts.forget, identity)
+        return None
+
+    async def _check_other_attempts(self, identity: Identity) -> None:
+        task_id, attempt = identity
+        for number in self._attempts.paths(task_id).numbers():
+            if number > attempt:
+                raise orders.lasting("attempt_superseded", f"attempt {number} was started already")
+            if (await self.inspect(task_id, number)).state is RunState.RUNNING:
+                raise DriverFailed(
+                    "still_running", f"attempt {number} of {task_id} runs", transient=True
+                )
+            await self._finished((task_id, number))
+
+    async def _outcome(self, identity: Identity) -> Observation:
+        """What a start came to, once that is known. Raises DriverFailed when the command was not
+        run, with what the supervisor said."""
+        async with patience(START_TIMEOUT_MS, "start_timeout", "the supervisor is silent"):
+            while True:
+                seen = await self.inspect(*identity)
+                if seen.handle or seen.state is not RunState.RUNNING:
+                    break
+                await asyncio.sleep(POLL_MS / 1000)
+        attempt = self._attempts.look(identity)
+        if attempt is not None and attempt.exit is not None and attempt.exit.failure:
+            end = attempt.exit
+            raise DriverFailed(end.failure, end.message, transient=end.is_transient)
+        return seen
+
+    async def _spawn(self, launch: Launch) -> None:
+        """A supervisor has been started, and has said that it runs the command, or that it cannot."""
+        identity = (launch.task_id, launch.attempt)
+        try:
+            order = await asyncio.to_thread(self._lay_out, launch)
+            read_fd, write_fd = os.pipe()
+        except OSError as error:
+            raise refused(error) from error
+        word = bytearray()
+        try:
+            try:
+                self._watch(identity, self._spawn_supervisor(launch, order, write_fd))
+            except OSError as error:
+                raise refused(error) from error
+            finally:
+                os.close(write_fd)
+            async with patience(START_TIMEOUT_MS, "start_timeout", "the supervisor is silent"):
+                await read_pipe(read_fd, word, STATUS_BYTES)
+        finally:
+            os.close(read_fd)
+        if word != b"running":
+            await self._finished(identity)
+            self._watch_claimed(identity)
+        if self._attempts.look(identity) is None:
+            raise DriverFailed("supervisor_failed", self._last_words(identity), transient=True)
+
+    def _lay_out(self, launch: Launch) -> bytes:
+        """Directories and groups are there; returns the order."""
+        paths = self._attempts.paths(launch.task_id)
+        attempt_dir = paths.attempt(launch.attempt)
+        user = orders.user_of(launch)
+        is_new = not paths.work.exists()
+        for directory, mode in (
+            (paths.home, 0o711),
+            (paths.logs, 0o700),
+            (paths.work, 0o700),
+            (attempt_dir, 0o700),
+        ):
+            directory.mkdir(mode=mode, parents=True, exist_ok=True)
+        if user is not None and is_new:
+            os.chown(paths.work, user.uid, user.gid)
+        cgroup = self._attempts.cgroups.create(
+            group_name((launch.task_id, launch.attempt)), cgroups.limits_of(launch)
+        )
+        settings = self._settings
+        return pack(
+            orders.order_fields(
+                launch, paths, cgroup, settings.log_segment_bytes, settings.log_segments
+            )
+        )
+
+    def _spawn_supervisor(self, launch: Launch, order: bytes, status_fd: int) -> int:
+        path = self._attempts.paths(launch.task_id).attempt(launch.attempt) / "supervisor.log"
+        log_fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        try:
+            return spawn(order, status_fd, log_fd, f"{launch.task_name}#{launch.attempt}")
+        finally:
+            os.close(log_fd)
+
+    def _last_words(self, identity: Identity) -> str:
+        path = self._attempts.paths(identity[0]).attempt(identity[1]) / "supervisor.log"
+        try:
+            text = path.read_text(errors="replace")
+        except OSError:
+            text = ""
+        return f"the supervisor ended at once: {text[-LAST_WORDS_BYTES:] or 'it said nothing'}"
+
+    # -- watching ---------------------------------------------------------------------------------
+
+    def _watch(self, identity: Identity, pid: int) -> None:
+        """Watch our own new child: its pid cannot be another's before we bury it."""
+        self._watches[identity] = Watch(os.pidfd_open(pid), lambda: self._on_end(identity))
+
+    def _watch_claimed(self, identity: Identity) -> Watch | None:
+        """The supervisor that claimed this attempt is watched. None: it has ended."""
+        known = self._watches.get(identity)
+        if known is not None:
+            return known
+        attempt = self._attempts.look(identity)
+        if attempt is None or attempt.claim is None or not self._attempts.is_supervised(attempt):
+            return None
+        claim = attempt.claim
+        pidfd = open_pidfd(claim.supervisor_pid, claim.supervisor_start_time)
+        if pidfd is None:
+            return None
+        watch = Watch(pidfd, lambda: self._on_end(identity))
+        self._watches[identity] = watch
+        return watch
+
+    def _on_end(self, identity: Identity) -> None:
+        self._watches.pop(identity, None)
+        task = asyncio.get_running_loop().create_task(self._settle(identity))
+        self._settling.add(task)
+        task.add_done_callback(self._settling.discard)
+
+    async def _settle(self, identity: Identity) -> None:
+        seen = await self.inspect(*identity)
+        if seen.state is RunState.RUNNING:  # another supervisor had claimed it
+            return
+        LOG.info(
+            "process_ended task=%s attempt=%d exit_code=%s reason=%s",
+            *identity,
+            seen.exit_code,
+            seen.reason,
+        )
+        self._on_change(seen)
+
+    async def inspect(self, task_id: TaskId, attempt: int) -> Observation:
+        identity = (task_id, attempt)
+        known = self._attempts.look(identity)
+        if known is not None and known.exit is None and self._watch_claimed(identity) is None:
+            known = self._attempts.look(identity)  # it may have ended between the two looks
+            if known is not None and known.exit is None:
+                await self._attempts.conclude(identity, known)
+                known = self._attempts.look(identity)
+        return self._attempts.observation(identity, known)
+
+    async def _finished(self, identity: Identity) -> None:
+        """The supervisor of an ended attempt has ended too."""
+        watch = self._watches.get(identity)
+        if watch is not None:
+            async with patience(FINISH_WAIT_MS, "supervisor_busy", "it does not end"):
+                await watch.over.wait()
+
+    # -- ending -----------------------------------------------------------------------------------
+
+    async def stop(
+        self, task_id: TaskId, attempt: int, stop_signal: str, timeout_ms: int
+    ) -> Observation:
+        number = signal_number(stop_signal)
+        identity = (task_id, attempt)
+        async with self._lock(task_id):
+            pass  # a start that was under way has come to something
+        if (await self.inspect(task_id, attempt)).state is not RunState.RUNNING:
+            return await self._end(identity)
+        watch, known = self._watch_claimed(identity), self._attempts.look(identity)
+        if watch is None or known is None:
+            return await self._end(identity)
+        watch.resume()
+        if timeout_ms > 0 and known.run is not None and number != signal.SIGKILL:
+            run = known.run
+            await asyncio.to_thread(signal_session, run.pid, run.start_time, number)
+            await watch.within(timeout_ms)
+        if not watch.over.is_set():
+            await self._kill(identity, watch)
+        return await self._end(identity)
+
+    async def _end(self, identity: Identity) -> Observation:
+        seen = await self.inspect(*identity)
+        await self._finished(identity)
+        return seen
+
+    async def _kill(self, identity: Identity, watch: Watch) -> None:
+        """All of the attempt has ended, its supervisor too."""
+        async with patience(KILL_WAIT_MS, "not_killed", "KILL has no effect"):
+            for _ in range(KILL_WAIT_MS // KILL_ROUND_MS // 2):
+                known = self._attempts.look(identity)
+                await asyncio.to_thread(self._attempts.kill_round, identity, known)
+                if await watch.within(KILL_ROUND_MS):
+                    return
+            # All is dead, and the supervisor does not notice: it is not what it should be.
+            LOG.error("process_supervisor_stuck task=%s attempt=%d", *identity)
+            watch.kill()
+            await watch.over.wait()
+
+    async def remove(self, task_id: TaskId, *, keep_logs: bool) -> None:
+        if not SAFE_ID.fullmatch(task_id):
+            return
+        async with self._lock(task_id):
+            for number in self._attempts.paths(task_id).numbers():
+                if (await self.inspect(task_id, number)).state is RunState.RUNNING:
+                    raise DriverFailed(
+                        "still_running", f"attempt {number} of {task_id} runs", transient=True
+                    )
+                await self._finished((task_id, number))
+            try:
+                await asyncio.to_thread(self._attempts.forget_task, task_id, keep_logs=keep_logs)
+            except OSError as error:
+                raise refused(error) from error
+
+    # -- beside the task --------------------------------------------------------------------------
+
+    async def logs(
+        self,
+        task_id: TaskId,
+        *,
+        streams: tuple[str, ...],
+        tail: int | None,
+        since_ms: int,
+        follow: bool,
+    ) -> AsyncIterator[LogChunk]:
+        if not SAFE_ID.fullmatch(task_id):
+            return
+        directory = self._attempts.paths(task_id).logs
+        reader = await asyncio.to_thread(LogReader, directory, streams, tail, since_ms)
+        try:
+            while True:
+                is_last_look = not follow or not await self._is_running(task_id)
+                while chunks := await asyncio.to_thread(reader.read, READ_BYTES):
+                    for chunk in chunks:
+                        yield chunk
+                if is_last_look:
+                    return
+                await asyncio.sleep(FOLLOW_POLL_MS / 1000)
+        finally:
+            reader.close()
+
+    async def _is_running(self, task_id: TaskId) -> bool:
+        numbers = self._attempts.paths(task_id).numbers()
+        if not numbers:
+            return False
+        return (await self.inspect(task_id, numbers[-1])).state is RunState.RUNNING
+
+    async def execute(
+        self, task_id: TaskId, attempt: int, argv: tuple[str, ...], timeout_ms: int
+    ) -> ExecResult:
+        order = orders.beside_order(await self._order_of((task_id, attempt)), argv)
+        try:
+            read_fd, write_fd = os.pipe()
+        except OSError as error:
+            raise refused(error) from error
+        output = bytearray()
+        try:
+            pid = spawn(order, write_fd, write_fd, f"{task_id}#{attempt} exec")
+            watch = Watch(os.pidfd_open(pid), lambda: None)
+        except OSError as error:
+            os.close(read_fd)
+            raise refused(error) from error
+        finally:
+            os.close(write_fd)
+        reading = asyncio.create_task(read_pipe(read_fd, output, EXEC_OUTPUT_BYTES))
+        is_in_time = False
+        try:
+            is_in_time = await watch.within(timeout_ms)
+        finally:
+            if not watch.over.is_set():
+                os.killpg(pid, signal.SIGKILL)  # not buried yet: it is still this one
+                await asyncio.shield(watch.over.wait())
+            reading.cancel()
+            await asyncio.gather(reading, return_exceptions=True)
+            drain_pipe(read_fd, output, EXEC_OUTPUT_BYTES)
+            os.close(read_fd)
+        return ExecResult(watch.exit_code if is_in_time else None, bytes(output))
+
+    async def _order_of(self, identity: Identity) -> Order:
+        """The order that the running attempt was started with, from its supervisor's memory."""
+        seen = await self.inspect(*identity)
+        known = self._attempts.look(identity)
+        if seen.state is RunState.RUNNING and known is not None and known.claim is not None:
+            try:
+                fd = os.open(f"/proc/{known.claim.supervisor_pid}/fd/0", os.O_RDONLY)
+                try:
+                    return unpack(read_all(fd))
+                finally:
+                    os.close(fd)
+            except OSError:
+                pass  # it has ended just now
+        raise orders.lasting("not_running", f"attempt {identity[1]} of {identity[0]} does not run")
+
+    # -- small things -----------------------------------------------------------------------------
+
+    def _lock(self, task_id: TaskId) -> asyncio.Lock:
+        """One start or removal of a task at a time. Kept only while somebody holds it."""
+        lock = self._locks.get(task_id)
+        if lock is None:
+            lock = self._locks[task_id] = asyncio.Lock()
+        return lock
+
+
+@contextlib.asynccontextmanager
+async def patience(timeout_ms: int, code: str, message: str) -> AsyncIterator[None]:
+    """What takes longer is weather: DriverFailed, transient."""
+    try:
+        async with asyncio.timeout(timeout_ms / 1000):
+            yield
+    except TimeoutError:
+        text = f"{message} (after {timeout_ms / 1000:g} s)"
+        raise DriverFailed(code, text, transient=True) from None
+
+
+def signal_number(name: str) -> signal.Signals:
+    """SIGTERM, TERM or 15."""
+    try:
+        if name.isdigit():
+            return signal.Signals(int(name))
+        return signal.Signals[name if name.startswith("SIG") else f"SIG{name}"]
+    except (KeyError, ValueError):
+        raise orders.lasting("bad_signal", f"there is no signal {name!r}") from None
+
+
+def refused(error: OSError) -> DriverFailed:
+    """The host said no: full disk, no process left, a limit it does not take."""
+    what = error.filename or "the host"
+    code = "limits_not_set" if "/cgroup" in str(what) else "host_refused"
+    return DriverFailed(code, f"{what}: {error.strerror}", transient=True)

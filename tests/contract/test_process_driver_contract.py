@@ -1,0 +1,31 @@
+"""The process driver keeps the contract: with control groups where the host has them, and without."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from cube.adapters.process.driver import ProcessSettings
+from tests.contract.driver_cases import DriverContract, Rig
+from tests.contract.process_rig import ProcessRig, process_rig
+
+
+@pytest.fixture(params=["groups", "no groups"])
+async def rig(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[ProcessRig]:
+    no_groups = ProcessSettings(cgroup_root=str(tmp_path / "nothing-mounted-here"))
+    settings = no_groups if request.param == "no groups" else None
+    async with process_rig(tmp_path / "tasks", settings) as rig:
+        if settings is None and rig.process_driver.cgroup_version == "none":
+            pytest.skip("no writable cgroups here")
+        yield rig
+
+
+class TestProcessDriver(DriverContract):
+    """All cases."""
+
+
+def test_the_rig_is_a_rig(tmp_path: Path) -> None:
+    rig: Rig = ProcessRig(tmp_path)
+    assert rig.driver.name == "process"
