@@ -1,0 +1,6 @@
+"""The Log port on PySyncObj, mended. See DESIGN.md."""
+
+from cube.adapters.raft.log import PySyncObjLog
+from cube.adapters.raft.settings import RaftSettings
+
+__all__ = ["PySyncObjLog", "RaftSettings"]

@@ -1,0 +1,197 @@
+"""One member, put together: what a data directory holds, and what one turn of the thread does."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections import defaultdict, deque
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+
+from cube.adapters.raft import library
+from cube.adapters.raft.applying import align_journal, open_configuration
+from cube.adapters.raft.journal import FileJournal, write_atomically
+from cube.adapters.raft.library import monotonic
+from cube.adapters.raft.membership import STEP_S, Membership
+from cube.adapters.raft.proposing import SubmissionQueue
+from cube.adapters.raft.settings import RaftSettings
+from cube.adapters.raft.snapshots import SnapshotStore
+from cube.adapters.raft.transport import PeerTransport
+from cube.model.errors import BadConfig, BadPacket, ConfigError, Unavailable
+from cube.ports.log import Replica
+
+# The commit index is noted, and forgotten requests are swept, at least this often.
+POLL_S_MAX = 1.0
+
+
+class MemberFile(msgspec.Struct, frozen=True):
+    """`member` in the data directory: what this member was made with. JSON, one object.
+
+    `founders` counts only until the log says who votes.
+    """
+
+    address: str
+    founders: tuple[str, ...]
+    joining: bool
+    version: int = 1
+
+
+class RaftNode(Membership):
+    """All of it belongs to the Raft thread, except `queue` and wake()."""
+
+    recovered_index = 0  # what was known to be committed when it was opened
+
+    def __init__(
+        self,
+        address: str,
+        *,
+        members: tuple[str, ...],
+        directory: Path,
+        replica: Replica,
+        stamp: Callable[[], int],
+        settings: RaftSettings,
+        joining: bool,
+        cluster: str,
+    ) -> None:
+        """The log is open and its past applied; nothing listens yet.
+
+        Raises Unavailable when the directory is in use, BadConfig when it belongs to another
+        address, BadPacket when it is damaged, OSError.
+        """
+        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._lock_fd = _lock(directory / "lock")
+        self._member_path = directory / "member"
+        member = _open_member(self._member_path, address, members, joining=joining)
+        self.snapshots = SnapshotStore(directory, self.wake)
+        data = self.snapshots.load()
+        journal_path = directory / "journal"
+        journal = FileJournal(journal_path, fsync=settings.fsync)
+        header = self.snapshots.header
+        if header is not None:
+            align_journal(journal, header)
+            journal.setRaftCommitIndex(max(journal.getRaftCommitIndex(), header.index))
+        elif journal.first_index != 1:
+            raise BadPacket(f"{journal_path} continues a snapshot that is not there")
+        self.replica = replica
+        self.stamp = stamp
+        self.queue = SubmissionQueue()
+        self._acks = {}
+        self._pre_votes = set()
+        self._forwarded = deque()
+        self._changes = deque()
+        self._handovers = []
+        founders = frozenset(member.founders)
+        super().__init__(
+            address,
+            journal,
+            open_configuration(journal, header, founders),
+            PeerTransport(address, cluster),
+            settings,
+            joining=member.joining,
+        )
+        self.transport.on_peer_silent = self.on_peer_silent
+        self._SyncObj__commandsWaitingCommit = defaultdict(list)
+        self.recovered_index = self.commit_index
+        self.load(data)
+
+    def listen(self) -> None:
+        """Peers are dialled and can connect. Raises BadConfig, Unavailable."""
+        self.transport.listen(self._poller)
+        self.set_configuration(self.configuration)
+
+    def before_poll(self, callback: Callable[[], None]) -> None:
+        """`callback` runs in every turn, after its work and before its wait."""
+        self.addOnTickCallback(callback)
+
+    def on_joined(self) -> None:
+        founders = tuple(sorted(self.configuration.current))
+        member = MemberFile(self.address, founders, joining=False)
+        write_atomically(self._member_path, msgspec.json.encode(member))
+
+    def turn(self) -> None:
+        """One turn of the thread: waits for a message, a command or a deadline at its end.
+
+        Order: the leader's own entries are in its journal before they count for a commit, and a
+        follower's before they are acknowledged.
+        """
+        self._is_woken = False
+        now = monotonic()
+        self.transport.on_tick(now)
+        self.journal.sync()
+        self.step_changes()
+        self.step_handover()
+        self._onTick(self._poll_s(now))
+        self.flush_acks()
+
+    def _poll_s(self, now: float) -> float:
+        """How long nothing can be due. 0 when something is already: this turn does it, the next
+        one waits."""
+        if self.commit_index > self.applied_index or (self.queue and not self.is_handing_over):
+            return 0.0
+        wake_at = min(now + POLL_S_MAX, self.transport.next_wake())
+        if self.is_leader:
+            wake_at = min(wake_at, self._SyncObj__newAppendEntriesTime)
+        else:
+            wake_at = min(wake_at, self._SyncObj__raftElectionDeadline)
+        if self.has_pending_steps:
+            wake_at = min(wake_at, now + STEP_S)
+        return max(0.0, wake_at - now)
+
+    def hears_quorum(self) -> bool:
+        """A leader: a majority answered within an election timeout. A follower: its leader spoke."""
+        window = self.settings.election_max_ms / 1000
+        now = monotonic()
+        if not self.is_leader:
+            return self.leader is not None and now - self.heard_at < window
+        answered = self._SyncObj__lastResponseTime
+        heard = sum(now - answered[peer] < window for peer in self._SyncObj__otherNodes)
+        return heard + 1 >= self.quorum_size
+
+    @property
+    def is_ready(self) -> bool:
+        if self.applied_index < self.recovered_index:
+            return False
+        if not self.is_leader:
+            return True
+        own_entry = self._SyncObj__noopIDx
+        return own_entry is not None and self.applied_index >= own_entry
+
+    def close(self) -> None:
+        """Sockets and files are closed; the directory can be opened again."""
+        self.transport.destroy()
+        self.snapshots.close()
+        self.journal._destroy()
+        for descriptor in library.notifier_descriptors(self):
+            os.close(descriptor)
+        os.close(self._lock_fd)
+
+
+def _lock(path: Path) -> int:
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(fd)
+        raise Unavailable(f"{path.parent} is in use by another process") from None
+    return fd
+
+
+def _open_member(
+    path: Path, address: str, members: tuple[str, ...], *, joining: bool
+) -> MemberFile:
+    """What the directory says; what the caller says counts the first time only."""
+    if not path.exists():
+        founders = set(members) - {address} if joining else {*members, address}
+        member = MemberFile(address, tuple(sorted(founders)), joining)
+        write_atomically(path, msgspec.json.encode(member))
+        return member
+    try:
+        member = msgspec.json.decode(path.read_bytes(), type=MemberFile)
+    except msgspec.MsgspecError as error:
+        raise BadPacket(f"{path} cannot be read: {error}") from None
+    if member.address != address:
+        problem = f"this data directory belongs to the Raft address {member.address}"
+        raise BadConfig([ConfigError("bind.raft", problem, f"start it with {member.address}")])
+    return member

@@ -1,0 +1,220 @@
+"""The snapshot file: written elsewhere, sent in chunks, received and checked.
+
+A snapshot names the index and term it stands at and the voters as of then, so that it and the
+journal behind it are one unit (D8). It replaces the library's serializer, which pickles, reports a
+half-received file as whole, and would let a late local one overwrite a newer received one.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import struct
+import threading
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO
+
+import msgspec
+
+from cube.adapters.raft.journal import sync_directory
+from cube.model.errors import BadPacket
+
+logger = logging.getLogger(__name__)
+
+MAGIC = b"CUBESNP1"
+_HEAD = struct.Struct("<II")  # crc32 of all that follows, bytes of the header
+CHUNK_BYTES = 256 << 10
+# A receiver's disk is not filled by a peer's mistake.
+SNAPSHOT_BYTES_MAX = 4 << 30
+
+
+class SnapshotHeader(msgspec.Struct, frozen=True):
+    index: int
+    term: int
+    voters: tuple[str, ...]
+
+
+class _Sending(msgspec.Struct):
+    file: BinaryIO
+    index: int
+    offset: int
+
+
+class SnapshotStore:
+    """`snapshot` in the data directory. All of it belongs to the Raft thread but the encoding."""
+
+    def __init__(self, directory: Path, wake: Callable[[], None]) -> None:
+        self._path = directory / "snapshot"
+        self._encoding_path = directory / "snapshot.encoding"
+        self._receiving_path = directory / "snapshot.receiving"
+        self._wake = wake
+        self.header: SnapshotHeader | None = None
+        self._encoder: threading.Thread | None = None
+        self._encoded: SnapshotHeader | BaseException | None = None
+        self._sending: dict[str, _Sending] = {}
+        self._sent_index: dict[str, int] = {}
+        self._receiving: BinaryIO | None = None
+        self._receiving_from = ""
+
+    @property
+    def is_encoding(self) -> bool:
+        return self._encoder is not None
+
+    @property
+    def index(self) -> int:
+        """What the snapshot on disk covers; 0 without one."""
+        return self.header.index if self.header is not None else 0
+
+    def load(self) -> bytes | None:
+        """The replica's bytes of the snapshot, whose header is then `header`; None without one.
+
+        Raises BadPacket when the file is damaged: the journal behind it is of no use without it.
+        """
+        if not self._path.exists():
+            return None
+        self.header, data = _read(self._path)
+        return data
+
+    # --- making one
+
+    def start_encoding(self, header: SnapshotHeader, encode: Callable[[], bytes]) -> None:
+        """`encode` runs and its result is on disk, beside the present snapshot, when finish()
+        returns it. At most one at a time."""
+        assert self._encoder is None
+        self._encoded = None
+        self._encoder = threading.Thread(
+            target=self._encode, args=(header, encode), name="cube-raft-snapshot", daemon=True
+        )
+        self._encoder.start()
+
+    def finish(self) -> SnapshotHeader | None:
+        """The new snapshot, in place; None while there is none or when it failed or came late."""
+        encoder, encoded = self._encoder, self._encoded
+        if encoder is None or encoded is None:
+            return None
+        encoder.join()
+        self._encoder = None
+        if isinstance(encoded, BaseException):
+            logger.error("raft_snapshot_failed error=%r", encoded)
+            return None
+        if encoded.index <= self.index:
+            self._encoding_path.unlink(missing_ok=True)
+            return None
+        self._replace_by(self._encoding_path, encoded)
+        return encoded
+
+    def _encode(self, header: SnapshotHeader, encode: Callable[[], bytes]) -> None:
+        try:
+            _write(self._encoding_path, header, encode())
+            self._encoded = header
+        except Exception as error:  # noqa: BLE001 - reported by finish() on the Raft thread
+            self._encoded = error
+        self._wake()
+
+    # --- sending it
+
+    def next_chunk(self, receiver: str) -> tuple[bytes, int, bool] | None:
+        """(bytes, offset, is_last), each once, in order; None when there is nothing to send."""
+        sending = self._sending.get(receiver)
+        if sending is None:
+            if self.header is None:
+                return None
+            file = self._path.open("rb")
+            sending = self._sending[receiver] = _Sending(file, self.header.index, 0)
+        data = sending.file.read(CHUNK_BYTES)
+        offset = sending.offset
+        sending.offset += len(data)
+        is_last = len(data) < CHUNK_BYTES
+        if is_last:
+            self._sent_index[receiver] = sending.index
+            self.cancel_sending(receiver)
+        return data, offset, is_last
+
+    def sent_index(self, receiver: str) -> int:
+        return self._sent_index[receiver]
+
+    def cancel_sending(self, receiver: str) -> None:
+        sending = self._sending.pop(receiver, None)
+        if sending is not None:
+            sending.file.close()
+
+    # --- receiving one
+
+    def receive(self, sender: str, chunk: list[object]) -> int | None:
+        """The index of the snapshot that this chunk completes, else None. It is in place if it is
+        ahead of the present one; a chunk out of turn, or a damaged whole, starts over."""
+        if not chunk:
+            return None
+        data, offset, is_last = chunk
+        assert isinstance(data, bytes)
+        assert isinstance(offset, int)
+        if offset == 0:
+            self._stop_receiving()
+            self._receiving = self._receiving_path.open("wb")
+            self._receiving_from = sender
+        file = self._receiving
+        if file is None or sender != self._receiving_from or file.tell() != offset:
+            return None
+        file.write(data)
+        if file.tell() > SNAPSHOT_BYTES_MAX:
+            self._stop_receiving()
+            return None
+        if not is_last:
+            return None
+        file.flush()
+        os.fsync(file.fileno())
+        self._stop_receiving()
+        try:
+            header, _ = _read(self._receiving_path)
+        except BadPacket as error:
+            logger.warning("raft_snapshot_refused from=%s error=%s", sender, error)
+            return None
+        if header.index > self.index:
+            self._replace_by(self._receiving_path, header)
+        return header.index
+
+    def close(self) -> None:
+        """Waits for an encoding under way."""
+        if self._encoder is not None:
+            self._encoder.join()
+            self.finish()
+        self._stop_receiving()
+        for receiver in list(self._sending):
+            self.cancel_sending(receiver)
+
+    def _stop_receiving(self) -> None:
+        if self._receiving is not None:
+            self._receiving.close()
+            self._receiving = None
+
+    def _replace_by(self, path: Path, header: SnapshotHeader) -> None:
+        os.rename(path, self._path)
+        sync_directory(self._path.parent)
+        self.header = header
+
+
+def _write(path: Path, header: SnapshotHeader, data: bytes) -> None:
+    head = msgspec.msgpack.encode(header)
+    checksum = zlib.crc32(data, zlib.crc32(head))
+    with path.open("wb") as file:
+        file.write(MAGIC + _HEAD.pack(checksum, len(head)) + head)
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _read(path: Path) -> tuple[SnapshotHeader, bytes]:
+    raw = path.read_bytes()
+    start = len(MAGIC) + _HEAD.size
+    if len(raw) < start or raw[: len(MAGIC)] != MAGIC:
+        raise BadPacket(f"{path} is not a snapshot of this version")
+    checksum, head_bytes = _HEAD.unpack_from(raw, len(MAGIC))
+    if zlib.crc32(memoryview(raw)[start:]) != checksum:
+        raise BadPacket(f"{path} is damaged")
+    try:
+        header = msgspec.msgpack.decode(raw[start : start + head_bytes], type=SnapshotHeader)
+    except msgspec.MsgspecError as error:
+        raise BadPacket(f"{path} has no readable header: {error}") from None
+    return header, raw[start + head_bytes :]
