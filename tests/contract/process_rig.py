@@ -51,14 +51,7 @@ class ProcessRig:
         )
         self.changes: list[Observation] = []
         self.process_driver = self._new(CLUSTER, self.node_id)
-
-    @property
-    def driver(self) -> Driver:
-        return self.process_driver
-
-    @driver.setter
-    def driver(self, driver: Driver) -> None:
-        raise AssertionError("only restart() makes a new one")
+        self.driver: Driver = self.process_driver
 
     def _new(self, cluster_id: ClusterId, node_id: NodeId) -> ProcessDriver:
         directory = self.directory / node_id
@@ -69,9 +62,9 @@ class ProcessRig:
 
     async def restart(self) -> Driver:
         await self.kill_agent()
-        self.process_driver = self._new(CLUSTER, self.node_id)
+        self.driver = self.process_driver = self._new(CLUSTER, self.node_id)
         await self.open()
-        return self.process_driver
+        return self.driver
 
     async def kill_agent(self) -> None:
         # As death does it: no task is told anything, all of the agent's descriptors are closed.

@@ -126,24 +126,24 @@ class LogReader:
         return kept
 
     def _keep_last(self, lines: int) -> None:
-        """Forget all that waits but the last lines. A line is counted where it begins: behind the
-        newline before it."""
-        at_end = {reader: True for reader in STREAMS}
+        """Forget all that waits but the last lines. A line is counted where it ends: at its
+        newline, or at the end of its stream."""
+        left, at_end = lines, set(STREAMS)
         for position, piece in enumerate(self._waiting):
-            if lines <= 0:
+            data = self._data(piece)
+            if data and piece.stream in at_end:
+                at_end.remove(piece.stream)
+                left -= not data.endswith(b"\n")
+            if left < 0 or lines == 0:
                 del self._waiting[position:]
                 return
-            data = self._data(piece)
             end = len(data)
-            if end and at_end[piece.stream]:
-                at_end[piece.stream] = False
-                end -= data.endswith(b"\n")
-            while (newline := data.rfind(b"\n", 0, end)) >= 0:
-                end, lines = newline, lines - 1
-                if lines == 0:
-                    self._cut = data[newline + 1 :]
+            while (end := data.rfind(b"\n", 0, end)) >= 0:
+                if left == 0:
+                    self._cut = data[end + 1 :]
                     del self._waiting[position + (1 if self._cut else 0) :]
                     return
+                left -= 1
 
     def _data(self, piece: Piece) -> bytes:
         """Empty when its segment has been dropped."""
