@@ -17,6 +17,7 @@ import pytest
 import requests
 
 from cube.adapters.docker_driver import DockerDriver, DockerSettings
+from cube.adapters.docker_engine import transport
 from cube.adapters.system_clock import SystemClock
 from cube.model.ids import ClusterId, NodeId, TaskId
 from cube.model.launch import Launch, Observation
@@ -37,11 +38,9 @@ def shell(launch: Launch, script: str) -> Launch:
     return msgspec.structs.replace(launch, command=("sh", "-c", script))
 
 
-def connect(host: str) -> Any:
+def connect(host: str) -> docker.APIClient:
     """A plain client, for looking at what the driver did without it."""
-    client = docker.APIClient(base_url=host, version="auto", timeout=PROBE_S)
-    client.trust_env = False
-    return client
+    return transport.connect({"base_url": host}, PROBE_S)
 
 
 def engine_for_tests() -> str:
@@ -75,7 +74,7 @@ class DockerRig:
         self.node_id = NodeId(f"node-{secrets.token_hex(4)}")
         self.settings = settings or DockerSettings(host=host)
         self.changes: list[Observation] = []
-        self.client = connect(host)
+        self.client: Any = connect(host)  # untyped: tests poke where the stubs do not reach
         self.driver: Driver = self._new_driver()
         self._generation = 0
 

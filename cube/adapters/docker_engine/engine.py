@@ -21,6 +21,7 @@ import docker.utils
 
 from cube.adapters.docker_engine.failures import WEATHER, engine_down, refused, shorten
 from cube.adapters.docker_engine.settings import DockerSettings
+from cube.adapters.docker_engine.transport import connect
 from cube.model.errors import DriverFailed
 
 log = logging.getLogger(__name__)
@@ -136,9 +137,8 @@ class Engine:
         with self._client_lock:
             if self._client is None:
                 ping_s = self._settings.ping_timeout_ms / 1000
-                client = docker.APIClient(**self._where, version="auto", timeout=ping_s)  # type: ignore[arg-type]
+                client = connect(self._where, ping_s)
                 client.timeout = math.ceil(self._settings.call_timeout_ms / 1000)
-                client.trust_env = False  # looked up for each request, and of no use on a socket
                 self._client = client
             return self._client
 

@@ -25,13 +25,13 @@ WEATHER = (
 
 # (phrase, code, transient, hint); the first that is found counts.
 _PHRASES: tuple[tuple[str, str, bool, str], ...] = (
+    ("invalid reference format", "image_invalid", False, "write it as registry/name:tag"),
     ("no such image", "image_missing", False, "docker pull it on the node, or set docker.pull"),
     ("manifest unknown", "image_missing", False, "check the image's name and tag"),
     ("manifest for .* not found", "image_missing", False, "check the image's name and tag"),
     ("pull access denied", "image_missing", False, "it does not exist, or needs a login"),
     ("repository does not exist", "image_missing", False, "check the image's name"),
     ("no basic auth credentials|unauthorized", "image_denied", False, "the registry wants a login"),
-    ("invalid reference format", "image_invalid", False, "write it as registry/name:tag"),
     ("toomanyrequests|too many requests", "pull_failed", True, "the registry asks to wait"),
     ("port is already allocated|address already in use", "port_taken", False, ""),
     ("cannot assign requested address", "address_missing", False, "no address of this host"),
