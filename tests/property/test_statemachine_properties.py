@@ -1,0 +1,333 @@
+"""The state machine under any commands in any order."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cube.model import codec
+from cube.model import commands as c
+from cube.model.cluster import ClusterState, NodeFacts
+from cube.model.ids import ClusterId, CommandId, JobId, NodeId, TaskId
+from cube.model.lifecycle import Health, NodeStatus, TaskState, may_move
+from cube.model.outcome import Rejected, RejectReason
+from cube.model.resources import Resources
+from cube.model.spec import JobSpec, PortSpec
+from cube.statemachine.apply import apply
+from cube.statemachine.invariants import overcommitted, violations
+from cube.statemachine.snapshot import digest, dump, load
+from tests.builders import facts, group, job
+
+NAMES = st.sampled_from(["a", "b"])
+GROUPS = st.sampled_from(["g", "h", "nope"])
+NODES = st.sampled_from([NodeId(f"id-n{i}") for i in range(4)])
+TASK_POOL_SEEDS = 3
+
+
+def node_facts() -> st.SearchStrategy[NodeFacts]:
+    # Two nodes share a host, and so a port domain. Capacity never shrinks: see overcommitted().
+    return st.integers(0, 2).map(
+        lambda i: facts(
+            f"n{i}",
+            advertise=f"host-{i // 2}",
+            capacity=Resources(300, 300 << 20, 0),
+            port_first=20000,
+            port_last=20003,
+        )
+    )
+
+
+def specs() -> st.SearchStrategy[JobSpec]:
+    ports = st.sampled_from(
+        [
+            {},
+            {"p": PortSpec()},
+            {"p": PortSpec(host=20001)},
+            {"p": PortSpec(), "q": PortSpec(host=80)},
+        ]
+    )
+    groups = st.builds(
+        lambda count, port, cpu, command: group(
+            count=count, ports=port, resources=Resources(cpu, 64 << 20, 0), command=(command,)
+        ),
+        st.integers(0, 3),
+        ports,
+        st.sampled_from([0, 100, 200]),
+        st.sampled_from(["one", "two"]),
+    )
+    return st.builds(lambda name, g, h: job(name, {"g": g, "h": h}), NAMES, groups, groups)
+
+
+def task_ids() -> st.SearchStrategy[TaskId]:
+    """Ids that plans with the seeds below may have made."""
+    from cube.model.ids import task_id
+
+    return st.builds(
+        lambda seed, ordinal: task_id(f"s{seed}", ordinal),
+        st.integers(0, TASK_POOL_SEEDS),
+        st.integers(0, 4),
+    )
+
+
+def placements() -> st.SearchStrategy[c.GroupPlacement]:
+    @st.composite
+    def build(draw: st.DrawFn) -> c.GroupPlacement:
+        count = draw(st.integers(0, 3))
+        port_count = draw(st.integers(0, 2))
+        host = st.sampled_from([80, 20000, 20001, 20002])
+        return c.GroupPlacement(
+            draw(st.sampled_from([JobId("job-a"), JobId("job-b"), JobId("job-a2")])),
+            draw(st.integers(1, 3)),
+            draw(GROUPS),
+            tuple(draw(st.integers(0, 3)) for _ in range(count)),
+            tuple(draw(st.integers(0, 3)) for _ in range(count)),
+            tuple(tuple(draw(host) for _ in range(port_count)) for _ in range(count)),
+            tuple(draw(task_ids()) for _ in range(count)) if draw(st.booleans()) else (),
+        )
+
+    return build()
+
+
+def bodies() -> st.SearchStrategy[c.Body]:
+    term = st.integers(1, 2)
+    reports = st.builds(
+        c.TaskReport,
+        task_ids(),
+        st.integers(0, 3),
+        st.sampled_from(TaskState),
+        st.sampled_from(Health),
+        st.just("handle"),
+        st.sampled_from([None, 0, 137]),
+        st.booleans(),
+        st.just("reason"),
+        st.text(max_size=5),
+        st.booleans(),
+    )
+    plans = st.builds(
+        lambda t, seed, placing, stops, updates, reaps: c.ApplyPlan(
+            t,
+            f"s{seed}",
+            tuple(NodeId(f"id-n{i}") for i in range(4)),
+            tuple(placing),
+            tuple(c.PlannedStop(id_, "why") for id_ in stops),
+            tuple(updates),
+            tuple(reaps),
+        ),
+        term,
+        st.integers(0, TASK_POOL_SEEDS),
+        st.lists(placements(), max_size=2),
+        st.lists(task_ids(), max_size=2),
+        st.lists(st.tuples(task_ids(), st.integers(1, 3)), max_size=2),
+        st.lists(task_ids(), max_size=2),
+    )
+    expected = st.none() | st.integers(0, 2)
+    return st.one_of(
+        plans,
+        plans,
+        st.builds(c.ReportTasks, NODES, st.lists(reports, max_size=4).map(tuple)),
+        st.builds(c.ReportTasks, NODES, st.lists(reports, max_size=4).map(tuple)),
+        st.builds(
+            lambda spec, e, again: c.SubmitJob(spec, JobId(f"job-{spec.name}{again}"), e),
+            specs(),
+            expected,
+            st.sampled_from(["", "2"]),
+        ),
+        st.builds(
+            c.ScaleJob, NAMES, st.dictionaries(GROUPS, st.integers(-1, 4), max_size=2), expected
+        ),
+        st.builds(c.StopJob, NAMES),
+        st.builds(c.StartJob, NAMES),
+        st.builds(c.DeleteJob, NAMES),
+        st.builds(c.StopTask, task_ids()),
+        st.builds(c.RegisterNode, node_facts()),
+        st.builds(c.SetNodeStatus, term, NODES, st.sampled_from(NodeStatus), st.just("")),
+        st.builds(c.SetEligibility, NODES, st.booleans()),
+        st.builds(c.SetDrain, NODES, st.none() | st.integers(-1, 10)),
+        st.builds(
+            c.SetLabels,
+            NODES,
+            st.dictionaries(st.text(max_size=2), st.text(max_size=2), max_size=2),
+        ),
+        st.builds(c.RemoveNode, NODES),
+        st.just(c.InitCluster(ClusterId("other"), "again")),
+        st.just(c.Noop()),
+    )
+
+
+def likely(draw: st.DrawFn, state: ClusterState) -> c.Body | None:
+    """A command that has a good chance of being accepted in this state."""
+    jobs = sorted(state.jobs.values(), key=lambda job: job.id)
+    tasks = sorted(state.tasks.values(), key=lambda task: task.id)
+    kind = draw(st.sampled_from(["place", "place", "report", "report", "down", "stop", "reap"]))
+    if kind == "place" and jobs:
+        job = draw(st.sampled_from(jobs))
+        name = draw(st.sampled_from(sorted(job.spec.groups)))
+        ports = [job.spec.groups[name].ports[p] for p in sorted(job.spec.groups[name].ports)]
+        count = draw(st.integers(1, 3))
+        hosts = tuple(
+            tuple(port.host or draw(st.integers(20000, 20003)) for port in ports)
+            for _ in range(count)
+        )
+        slots = tuple(draw(st.integers(0, 3)) for _ in range(count))
+        at = tuple(draw(st.integers(0, 2)) for _ in range(count))
+        seed = f"s{draw(st.integers(0, TASK_POOL_SEEDS))}"
+        nodes = tuple(NodeId(f"id-n{i}") for i in range(3))
+        placement = c.GroupPlacement(job.id, job.version, name, slots, at, hosts)
+        return c.ApplyPlan(1, seed, nodes=nodes, placements=(placement,))
+    if kind == "report" and tasks:
+        task = draw(st.sampled_from(tasks))
+        attempt = draw(st.sampled_from([task.attempt, task.attempt, task.attempt + 1]))
+        to = draw(st.sampled_from(TaskState))
+        released = draw(st.booleans())
+        return c.ReportTasks(task.node_id, (c.TaskReport(task.id, attempt, to, released=released),))
+    if kind == "down":
+        status = draw(st.sampled_from([NodeStatus.DOWN, NodeStatus.READY]))
+        return c.SetNodeStatus(1, draw(NODES), status)
+    if kind == "reap" and tasks:
+        return c.ApplyPlan(1, "reap", reaps=tuple(task.id for task in tasks))
+    if kind == "stop" and tasks:
+        planned = c.PlannedStop(draw(st.sampled_from(tasks)).id, "scale_down")
+        return c.ApplyPlan(1, "stop", stops=(planned,))
+    return None
+
+
+@st.composite
+def histories(draw: st.DrawFn, size: int = 30) -> list[c.Entry]:
+    """A cluster with nodes and a job, then anything, likely things more often than not. Command
+    ids repeat now and then."""
+    first: list[c.Body] = [c.InitCluster(ClusterId("cluster"), "test")]
+    first += [
+        c.RegisterNode(
+            facts(f"n{i}", advertise=f"host-{i // 2}", capacity=Resources(300, 300 << 20, 0),
+                  port_first=20000, port_last=20003)
+        )
+        for i in range(3)
+    ]  # fmt: skip
+    first += [c.SubmitJob(draw(specs()), JobId("job-a"), None)]
+    state = ClusterState()
+    entries: list[c.Entry] = []
+    for index in range(1, len(first) + draw(st.integers(5, size)) + 1):
+        body = first[index - 1] if index <= len(first) else None
+        if body is None and draw(st.integers(0, 3)):
+            body = likely(draw, state)
+        if body is None:
+            body = draw(bodies())
+        repeated = index > len(first) and draw(st.integers(0, 9)) == 0
+        id_ = CommandId(f"c{draw(st.integers(1, index)) if repeated else index}")
+        at_ms = 1000 + draw(st.integers(-500, 500)) + 10 * index
+        term = draw(st.sampled_from([1, 1, 1, 1, 2]))
+        entries.append(c.Entry(index, term, at_ms, c.Command(id_, body)))
+        state = apply(state, entries[-1]).state
+    return entries
+
+
+def run(entries: list[c.Entry], state: ClusterState | None = None) -> ClusterState:
+    state = state or ClusterState()
+    for entry in entries:
+        state = apply(state, entry).state
+    return state
+
+
+@settings(max_examples=300, deadline=None)
+@given(histories())
+def test_any_command_in_any_order_keeps_every_invariant(entries: list[c.Entry]) -> None:
+    state = ClusterState()
+    for entry in entries:
+        before = state
+        step = apply(before, entry)
+        state = step.state
+        assert state.index == entry.index
+        assert state.now_ms >= before.now_ms
+        assert violations(state) == []
+        assert overcommitted(state) == []
+        for id_, task in state.tasks.items():
+            old = before.tasks.get(id_)
+            if old is not None and (old.state, old.attempt) != (task.state, task.attempt):
+                assert may_move(old.state, old.attempt, task.state, task.attempt)
+            if old is not None:
+                assert not (old.released and not task.released)
+                assert (old.node_id, old.slot, old.resources, old.ports) == (
+                    task.node_id, task.slot, task.resources, task.ports,
+                )  # fmt: skip
+        if isinstance(step.outcome, Rejected):
+            assert (state.tasks, state.jobs, state.nodes) == (
+                before.tasks,
+                before.jobs,
+                before.nodes,
+            )
+            assert step.events == ()
+
+
+@settings(max_examples=100, deadline=None)
+@given(histories(), st.integers(0, 40))
+def test_replay_equals_snapshot_plus_tail(entries: list[c.Entry], cut: int) -> None:
+    head, tail = entries[:cut], entries[cut:]
+    restored = load(dump(run(head)))
+    assert restored == run(head)
+    assert digest(run(tail, restored)) == digest(run(entries))
+    assert run(tail, restored) == run(entries)
+
+
+@settings(max_examples=100, deadline=None)
+@given(histories(), st.data())
+def test_a_command_twice_is_once(entries: list[c.Entry], data: st.DataObject) -> None:
+    state = run(entries)
+    again = data.draw(st.sampled_from(entries))
+    first = state.outcomes[again.command.id]  # of the first of several with this id
+    step = apply(state, c.Entry(state.index + 1, 2, state.now_ms + 5, again.command))
+    assert step.outcome == first.outcome
+    assert step.index == first.index
+    assert step.events == ()
+    assert (step.state.tasks, step.state.jobs, step.state.nodes, step.state.outcomes) == (
+        state.tasks, state.jobs, state.nodes, state.outcomes,
+    )  # fmt: skip
+
+
+@given(histories())
+@settings(max_examples=50, deadline=None)
+def test_commands_survive_the_codec(entries: list[c.Entry]) -> None:
+    for entry in entries:
+        data = codec.encode_command(entry.command)
+        assert codec.decode_command(data) == entry.command
+
+
+def test_the_same_key_with_another_body_is_refused() -> None:
+    state = run([c.Entry(1, 1, 1, c.Command(CommandId("k"), c.Noop(), "", "digest-1"))])
+    step = apply(state, c.Entry(2, 1, 2, c.Command(CommandId("k"), c.Noop(), "", "digest-2")))
+    assert isinstance(step.outcome, Rejected)
+    assert step.outcome.reason is RejectReason.KEY_REUSED
+
+
+DIGEST_PROGRAM = """
+from tests.builders import Machine, job, group, facts
+from cube.model import commands as c
+from cube.statemachine.snapshot import digest
+m = Machine(*[f"n{i}" for i in range(20)])
+for i in range(30):
+    env = {f"K{j}": "v" for j in range(9)}
+    m.submit(job(f"job{i}", {f"g{k}": group(count=3, env=env) for k in range(4)}))
+    m.place(f"job{i}", "g1", *[(s, f"n{(i + s) % 20}", ()) for s in range(3)])
+m.do(c.SetNodeStatus(1, "id-n3", c.NodeStatus.DOWN, "test"))
+m.do(c.DeleteJob("job7"))
+m.do(c.StopJob("job8"))
+print(digest(m.state), hash("x"))
+"""
+
+
+def test_the_digest_does_not_depend_on_the_hash_seed() -> None:
+    root = Path(__file__).resolve().parents[2]
+    outputs = []
+    for seed in ("1", "2"):
+        done = subprocess.run(
+            [sys.executable, "-c", DIGEST_PROGRAM],
+            env={**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": str(root)},
+            capture_output=True, text=True, check=True, timeout=60,
+        )  # fmt: skip
+        outputs.append(done.stdout.split())
+    assert outputs[0][0] == outputs[1][0]
+    assert outputs[0][1] != outputs[1][1], "the seeds made no difference: the test proves nothing"
