@@ -1,0 +1,314 @@
+"""The shell around cube.worker: state and drivers' answers in, instructions carried out."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+from collections import deque
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from typing import Protocol
+
+from cube.model.cluster import ClusterState, Task
+from cube.model.commands import ReportTasks
+from cube.model.errors import DriverFailed, OutcomeUnknown, Unavailable
+from cube.model.ids import NodeId
+from cube.model.launch import Observation
+from cube.model.spec import JobType
+from cube.model.spec import Protocol as PortProtocol
+from cube.ports.clock import Clock
+from cube.ports.driver import Driver
+from cube.ports.prober import Prober
+from cube.services.checks import run_check
+from cube.worker import inputs as i
+from cube.worker import instructions as do
+from cube.worker.machine import Worker
+
+HINTS_MAX = 4_096  # inputs waiting, above which hints are dropped: a resync makes up for them
+INPUTS_PER_STEP_MAX = 512  # a burst must not hold the loop up
+INPUTS_KEPT = 1_000  # for debugging: the last that the machine was given
+CATCH_UP_POLL_MS = 200  # while the replica is behind: that it caught up need not change the state
+
+# Calls under way per driver. An engine gets slower, not faster, above 4 to 8 at a time
+# (performance.md); stops mostly wait for the workload, so they need room not to queue.
+_SLOTS: dict[type[do.DriverInstruction], int] = {
+    do.Prepare: 4,
+    do.Start: 8,
+    do.Inspect: 8,
+    do.Stop: 64,
+    do.Kill: 64,
+    do.Remove: 8,
+}
+
+PortFree = Callable[[str, int, PortProtocol], bool]
+
+_log = logging.getLogger(__name__)
+
+
+class States(Protocol):
+    """Where the state comes from: cube.services.state_feed.StateFeed."""
+
+    @property
+    def state(self) -> ClusterState: ...
+
+    async def changed(self, after_index: int) -> ClusterState: ...
+
+
+class WorkerLoop:
+    """Owner of the worker. Each instruction runs in a task of its own, which ends by handing its
+    answer back; nothing but the owner touches the machine."""
+
+    def __init__(
+        self,
+        worker: Worker,
+        node_id: NodeId,
+        drivers: Mapping[str, Driver],
+        prober: Prober,
+        clock: Clock,
+        states: States,
+        is_caught_up: Callable[[], bool],
+        propose: Callable[[ReportTasks], Awaitable[None]],
+        port_free: PortFree,
+    ) -> None:
+        """`is_caught_up`: this replica has applied all that was committed when this process
+        started; once true, it stays so. `propose` comes back when the reports are applied here, and
+        raises Unavailable or OutcomeUnknown. `port_free`: may be bound on this address now."""
+        self._worker = worker
+        self._node_id = node_id
+        self._drivers = drivers
+        self._prober = prober
+        self._clock = clock
+        self._states = states
+        self._is_caught_up = is_caught_up
+        self._propose = propose
+        self._port_free = port_free
+        # Bounded by what can be in it: one answer for each instruction under way (one per task, one
+        # per check), one view of the state, and HINTS_MAX hints.
+        self._inputs: asyncio.Queue[i.Input] = asyncio.Queue()
+        self._newest: i.Wanted | None = None  # waiting in the queue, by then perhaps replaced
+        self._wake_at_ms: int | None = None
+        self._running: dict[int, asyncio.Task[None]] = {}
+        self._slots: dict[tuple[str, type], asyncio.Semaphore] = {}
+        self._opened: set[str] = set()
+        self._hints_dropped = 0
+        self.recent: deque[tuple[int, list[i.Input]]] = deque(maxlen=INPUTS_KEPT)
+
+    async def run(self) -> None:
+        """Works until cancelled. What was started on the host goes on."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                self._group = group
+                _ = self._spawn(self._watch())
+                while True:
+                    inputs = await self._next_inputs()
+                    now_ms = self._clock.monotonic_ms()
+                    if self._wake_at_ms is not None and now_ms >= self._wake_at_ms:
+                        self._wake_at_ms = None
+                    self.recent.append((now_ms, inputs))
+                    for instruction in self._worker.step(inputs, now_ms):
+                        self._carry_out(instruction)
+        finally:
+            for name in sorted(self._opened):
+                await self._drivers[name].close()
+
+    async def _next_inputs(self) -> list[i.Input]:
+        """What has come in, as soon as there is something; nothing when it is time to wake."""
+        inputs: list[i.Input] = []
+        wait_s: float | None = None
+        if self._wake_at_ms is not None:
+            wait_s = max(0, self._wake_at_ms - self._clock.monotonic_ms()) / 1000
+        if wait_s != 0:
+            try:
+                async with asyncio.timeout(wait_s):
+                    inputs.append(await self._inputs.get())
+            except TimeoutError:
+                return []
+        else:
+            await asyncio.sleep(0)  # whatever the alarm says, the others have their turn
+        while not self._inputs.empty() and len(inputs) < INPUTS_PER_STEP_MAX:
+            inputs.append(self._inputs.get_nowait())
+        return [self._newest_of(item) for item in inputs]
+
+    def _newest_of(self, item: i.Input) -> i.Input:
+        if isinstance(item, i.Wanted) and self._newest is not None:
+            item, self._newest = self._newest, None
+        return item
+
+    # The state
+
+    async def _watch(self) -> None:
+        """The machine is told of this node's tasks whenever they change."""
+        told: tuple[list[Task], bool] | None = None
+        while True:
+            is_caught_up = self._is_caught_up()
+            state = self._states.state
+            tasks = state.tasks_of_node(self._node_id)
+            if told is None or is_caught_up != told[1] or not _are_same(tasks, told[0]):
+                told = (tasks, is_caught_up)
+                is_waiting = self._newest is not None
+                self._newest = wanted_of(state, tasks, self._node_id, is_caught_up)
+                if not is_waiting:
+                    self._inputs.put_nowait(self._newest)
+            try:
+                async with asyncio.timeout(None if is_caught_up else CATCH_UP_POLL_MS / 1000):
+                    await self._states.changed(state.index)
+            except TimeoutError:
+                continue
+
+    # Instructions
+
+    def _spawn(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
+        return self._group.create_task(work)  # the group keeps the reference, and its failure
+
+    def _carry_out(self, instruction: do.Instruction) -> None:
+        _log.debug("instruction %s", instruction.describe())
+        match instruction:
+            case do.WakeAt(at_ms):
+                self._wake_at_ms = at_ms
+            case do.Cancel(of_token):
+                task = self._running.get(of_token)
+                if task is not None:
+                    task.cancel()
+            case do.Recover():
+                _ = self._spawn(self._recover(instruction))
+            case do.Probe():
+                _ = self._spawn(self._probe(instruction))
+            case do.Report():
+                _ = self._spawn(self._report(instruction))
+            case do.Prepare(token):
+                task = self._spawn(self._drive(instruction))
+                self._running[token] = task
+                task.add_done_callback(functools.partial(self._on_prepared, token))
+            case _:
+                _ = self._spawn(self._drive(instruction))
+
+    def _on_prepared(self, token: int, done: asyncio.Task[None]) -> None:
+        del self._running[token]
+        if done.cancelled():
+            self._inputs.put_nowait(
+                i.InstructionFailed(token, i.CANCELLED, "cancelled", transient=True)
+            )
+
+    async def _recover(self, instruction: do.Recover) -> None:
+        name = instruction.driver
+        try:
+            if name not in self._opened:
+                await self._drivers[name].open(lambda seen: self._on_change(name, seen))
+                self._opened.add(name)
+            found = await self._drivers[name].recover()
+        except DriverFailed as failure:
+            _log.warning("recover_failed driver=%s code=%s %s", name, failure.code, failure.message)
+            self._inputs.put_nowait(_failed(instruction.token, failure))
+            return
+        self._inputs.put_nowait(i.Recovered(instruction.token, tuple(found)))
+
+    def _on_change(self, driver: str, seen: Observation) -> None:
+        if self._inputs.qsize() < HINTS_MAX:
+            self._inputs.put_nowait(i.Observed(driver, seen))
+        else:
+            self._hints_dropped += 1
+            _log.warning("hint_dropped driver=%s total=%d", driver, self._hints_dropped)
+
+    async def _drive(self, instruction: do.DriverInstruction) -> None:
+        kind = type(instruction)
+        slots = self._slots.setdefault((instruction.driver, kind), asyncio.Semaphore(_SLOTS[kind]))
+        answer: i.Input
+        try:
+            async with slots:
+                seen = await self._call(instruction)
+        except DriverFailed as failure:
+            _log.warning(
+                "instruction_failed what=%r code=%s transient=%s %s",
+                instruction.describe(),
+                failure.code,
+                failure.transient,
+                failure.message,
+            )
+            answer = _failed(instruction.token, failure)
+        else:
+            answer = i.InstructionDone(instruction.token, seen)
+        self._inputs.put_nowait(answer)
+
+    async def _call(self, instruction: do.DriverInstruction) -> Observation | None:
+        driver = self._drivers[instruction.driver]
+        match instruction:
+            case do.Prepare():
+                await driver.prepare(instruction.launch)
+                return None
+            case do.Start():
+                if instruction.test_ports:
+                    self._test_ports(instruction)
+                return await driver.start(instruction.launch)
+            case do.Inspect():
+                return await driver.inspect(instruction.task_id, instruction.attempt)
+            case do.Stop(_, _, task_id, attempt, stop_signal, timeout_ms):
+                return await driver.stop(task_id, attempt, stop_signal, timeout_ms)
+            case do.Kill():
+                return await driver.stop(instruction.task_id, instruction.attempt, "SIGKILL", 0)
+            case do.Remove():
+                await driver.remove(instruction.task_id, keep_logs=instruction.keep_logs)
+                return None
+
+    def _test_ports(self, instruction: do.Start) -> None:
+        for port in instruction.launch.ports:
+            what = f"{port.protocol} port {port.host} of {port.address}"
+            try:
+                is_free = self._port_free(port.address, port.host, port.protocol)
+            except OSError as error:
+                raise DriverFailed("port_taken", f"{what}: {error}", transient=False) from error
+            if not is_free:
+                raise DriverFailed("port_taken", f"{what} is in use", transient=False)
+
+    async def _probe(self, probe: do.Probe) -> None:
+        self._inputs.put_nowait(await run_check(probe, self._drivers[probe.driver], self._prober))
+
+    async def _report(self, report: do.Report) -> None:
+        for item in report.reports:
+            _log.info(
+                "task_state task=%s attempt=%d state=%s health=%s reason=%s released=%s message=%r",
+                item.task_id,
+                item.attempt,
+                item.state,
+                item.health,
+                item.reason,
+                item.released,
+                item.message,
+            )
+        try:
+            await self._propose(ReportTasks(self._node_id, report.reports))
+        except (Unavailable, OutcomeUnknown) as error:
+            _log.warning("report_failed reports=%d %s", len(report.reports), error)
+            self._inputs.put_nowait(i.ReportFailed(report.token, str(error)))
+            return
+        self._inputs.put_nowait(i.Reported(report.token))
+
+
+def wanted_of(
+    state: ClusterState, tasks: list[Task], node_id: NodeId, is_caught_up: bool
+) -> i.Wanted:
+    """What the machine is to know of the state."""
+    node = state.nodes.get(node_id)
+    return i.Wanted(
+        tasks=tuple(_wanted_task(state, task) for task in tasks),
+        index=state.index,
+        leader_now_ms=state.now_ms,
+        complete=is_caught_up,
+        node_name="" if node is None else node.name,
+    )
+
+
+def _wanted_task(state: ClusterState, task: Task) -> i.WantedTask:
+    job = state.jobs.get(task.job_id)
+    job_type = JobType.SERVICE if job is None else job.spec.type
+    return i.WantedTask(task, state.group_of(task), job_type)
+
+
+def _are_same(tasks: list[Task], others: list[Task]) -> bool:
+    # By identity: an unchanged task is the same object in the next state.
+    return len(tasks) == len(others) and all(
+        task is other for task, other in zip(tasks, others, strict=True)
+    )
+
+
+def _failed(token: int, failure: DriverFailed) -> i.InstructionFailed:
+    return i.InstructionFailed(token, failure.code, failure.message, failure.transient)

@@ -1,0 +1,139 @@
+"""One task, one step further (after swarmkit's exec.Do): the phase says which instruction is next, its
+answer (answers.py) says which phase follows. Nothing here knows of other tasks."""
+
+from __future__ import annotations
+
+import functools
+
+from cube.model.lifecycle import TaskState
+from cube.model.spec import CheckType
+from cube.worker.endings import end_as_asked, finish, shutdown_delay_ms
+from cube.worker.health import CheckState
+from cube.worker.instructions import Cancel, Inspect, Kill, Prepare, Probe, Remove, Start, Stop
+from cube.worker.launch import LaunchRefused, build_launch
+from cube.worker.local_task import BEFORE_ENDING, LocalTask, Phase, first_health
+from cube.worker.step import Step
+
+
+def advance(local: LocalTask, step: Step) -> None:
+    """All that can be done for the task now is under way."""
+    while _go_on(local, step):
+        pass
+    if local.phase is Phase.RUNNING and local.is_wanted:
+        for check in local.checks.values():
+            if not check.token and check.due_ms <= step.now_ms:
+                _probe(local, check, step)
+
+
+def _go_on(local: LocalTask, step: Step) -> bool:
+    """True when the phase changed, so that there may be more to do."""
+    if local.phase is Phase.HELD:
+        return False
+    if local.operation:
+        if local.phase is Phase.PREPARING and not local.is_wanted and not local.is_cancelling:
+            local.is_cancelling = True
+            step.instructions.append(Cancel(local.operation))
+        return False
+    if not local.leftovers and not local.is_wanted and local.phase in BEFORE_ENDING:
+        end_as_asked(local, step)
+        return True
+    if local.phase is Phase.WITHDRAWING and not shutdown_delay_ms(local):
+        local.due_ms = None  # it was to be removed meanwhile
+    if local.due_ms is not None and step.now_ms < local.due_ms:
+        return False
+    local.due_ms = None
+    if local.leftovers:
+        step.give(local, functools.partial(_stop, local, local.leftovers[0]))
+        return False
+    return _do(local, step)
+
+
+def _do(local: LocalTask, step: Step) -> bool:
+    """The phase's instruction is given, or there is none and the next phase has come (True)."""
+    match local.phase:
+        case Phase.WAITING:
+            local.enter(Phase.PREPARING)
+            _say_on_the_way(local, TaskState.PREPARING)
+            return True
+        case Phase.PREPARING | Phase.STARTING:
+            return _launch(local, step)
+        case Phase.RUNNING if local.cause is not None:
+            local.enter(Phase.FAILING)
+            return True
+        case Phase.RUNNING:
+            if local.is_hinted:
+                local.is_hinted = False
+                step.give(local, lambda t: Inspect(t, local.driver, local.id, local.attempt))
+        case Phase.WITHDRAWING:
+            local.enter(Phase.STOPPING)
+            return True
+        case Phase.FAILING | Phase.STOPPING:
+            step.give(local, functools.partial(_stop, local, local.attempt))
+        case Phase.REMOVING:
+            keeps = local.task is not None
+            local.logs_removed = not keeps
+            step.give(local, lambda t: Remove(t, local.driver, local.id, keep_logs=keeps))
+        case Phase.DONE:
+            if local.task is None and local.is_touched and not local.logs_removed:
+                local.enter(Phase.REMOVING)
+                return True
+        case Phase.HELD:
+            raise AssertionError("held tasks are left alone")
+    return False
+
+
+def say_starting(local: LocalTask) -> None:
+    _say_on_the_way(local, TaskState.STARTING)
+
+
+def _say_on_the_way(local: LocalTask, state: TaskState) -> None:
+    # Why the attempt before it ended is of interest until this one runs.
+    view = local.view
+    local.say(state, reason=view.reason, message=view.message, health=first_health(local.group))
+
+
+def _launch(local: LocalTask, step: Step) -> bool:
+    task = local.task
+    assert task is not None, "only wanted tasks are launched"
+    if not local.has_template:
+        finish(local, TaskState.FAILED, "template_missing", "its job's version is forgotten")
+        return True
+    launch = build_launch(task, local.group, local.attempt, step.node)
+    if isinstance(launch, LaunchRefused):
+        finish(local, TaskState.FAILED, launch.code, launch.message)
+        return True
+    local.is_touched = True
+    local.is_removed = local.logs_removed = False
+    if local.phase is Phase.PREPARING:
+        step.give(local, functools.partial(Prepare, driver=local.driver, launch=launch))
+        return False
+    tests_ports = not local.was_started
+    local.was_started = local.may_run = True
+    step.give(
+        local,
+        functools.partial(Start, driver=local.driver, launch=launch, test_ports=tests_ports),
+    )
+    return False
+
+
+def _stop(local: LocalTask, attempt: int, token: int) -> Stop | Kill:
+    if local.kill:
+        return Kill(token, local.driver, local.id, attempt)
+    group = local.group
+    return Stop(token, local.driver, local.id, attempt, group.stop_signal, group.stop_timeout_ms)
+
+
+def _probe(local: LocalTask, check: CheckState, step: Step) -> None:
+    """Its own address and port only: what a job file says of hosts never reaches a prober."""
+    assert local.task is not None
+    spec = check.spec
+    port = 0
+    if spec.type is not CheckType.EXEC:
+        port = next((p.host for p in local.task.ports if p.name == spec.port), 0)
+    step.give_probe(
+        local,
+        check,
+        lambda token: Probe(
+            token, local.driver, local.id, local.attempt, spec, step.node.advertise, port
+        ),
+    )
