@@ -8,6 +8,7 @@ import pytest
 
 from cube.adapters.process.cgroups import Limits, detect, quota_us, shares, weight
 from cube.adapters.process.host import cgroup_pids, kill_round, oom_kills
+from cube.model.errors import DriverFailed
 
 LIMITS = Limits(
     cpu_milli=250,
@@ -128,6 +129,16 @@ def test_killing_a_group_first_stops_it_from_forking(tmp_path: Path) -> None:
     kill_round(set(), [str(tmp_path)])
     assert (tmp_path / "pids.max").read_text() == "0"
     assert (tmp_path / "cgroup.kill").read_text() == "1"
+
+
+def test_a_limit_that_cannot_be_written_is_told_with_its_file(tmp_path: Path) -> None:
+    (tmp_path / "pids").mkdir()
+    groups = detect(tmp_path, "cube", "node-1")
+    (tmp_path / "pids/cube/node-1/task.1/pids.max").mkdir(parents=True)
+    with pytest.raises(DriverFailed) as failed:
+        groups.create("task.1", LIMITS)
+    assert failed.value.code == "limits_not_set"
+    assert "pids.max to '100'" in failed.value.message
 
 
 def test_members_are_read_from_all_hierarchies(tmp_path: Path) -> None:

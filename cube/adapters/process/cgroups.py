@@ -7,6 +7,7 @@ which the supervisors use; this is the agent's half: which hierarchies there are
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ from pathlib import Path
 import msgspec
 
 from cube.adapters.process.host import cgroup_pids, remove_cgroups
+from cube.model.errors import DriverFailed
 from cube.model.launch import Launch
 
 CONTROLLERS = ("cpu", "memory", "pids")
@@ -62,8 +64,17 @@ class Cgroups:
         return [str(home / name) for home in self.homes.values()]
 
     def create(self, name: str, limits: Limits) -> list[str]:
-        """The group exists with these limits; its directories. Raises OSError when the kernel
-        refuses a limit: then nothing may be started without it."""
+        """The group exists with these limits; its directories. Raises DriverFailed when the kernel
+        refuses one: then nothing may be started without it, and no group is left."""
+        try:
+            return self._create(name, limits)
+        except OSError as error:
+            self.remove(name)
+            text = f"cannot set {error.filename}: {error.strerror}"
+            may_pass = error.errno not in (errno.EINVAL, errno.ERANGE)
+            raise DriverFailed("limits_not_set", text, transient=may_pass) from error
+
+    def _create(self, name: str, limits: Limits) -> list[str]:
         made = []
         for controller, home in self.homes.items():
             directory = home / name
@@ -183,6 +194,6 @@ def quota_us(cpu_max_milli: int) -> int:
 def _write(path: Path, value: str, *, is_optional: bool) -> None:
     try:
         path.write_text(value)
-    except OSError:
-        if not is_optional:
-            raise
+    except OSError as error:
+        if not is_optional:  # an error in write() does not name its file
+            raise OSError(error.errno, error.strerror, f"{path} to {value!r}") from error

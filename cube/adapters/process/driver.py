@@ -86,6 +86,10 @@ class ProcessDriver:
         """1, 2 or none."""
         return self._attempts.cgroups.version
 
+    def cgroup_directories(self, task_id: TaskId, attempt: int) -> list[str]:
+        """Where the kernel accounts for this attempt; none where there are no groups."""
+        return self._attempts.cgroups.directories(group_name((task_id, attempt)))
+
     # -- the driver itself ------------------------------------------------------------------------
 
     async def open(self, on_change: Callable[[Observation], None]) -> None:
@@ -497,7 +501,6 @@ def signal_number(name: str) -> signal.Signals:
 
 
 def refused(error: OSError) -> DriverFailed:
-    """The host said no: full disk, no process left, a limit it does not take."""
+    """The host said no: full disk, no process left."""
     what = error.filename or "the host"
-    code = "limits_not_set" if "/cgroup" in str(what) else "host_refused"
-    return DriverFailed(code, f"{what}: {error.strerror}", transient=True)
+    return DriverFailed("host_refused", f"{what}: {error.strerror}", transient=True)

@@ -138,7 +138,7 @@ class Supervisor:
             )
         except OSError as error:
             os.close(gate[1])
-            return "limits_not_set", f"{error.filename}: {error.strerror}", True
+            return "limits_not_set", f"cannot join its groups or record it: {error.strerror}", True
         os.write(gate[1], b"!")
         os.close(gate[1])
         report = b""

@@ -1,0 +1,464 @@
+"""What a task of the process driver gets: its environment, user, directory, limits, and no more."""
+
+from __future__ import annotations
+
+import os
+import resource
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from cube.adapters.process.driver import ProcessSettings
+from cube.adapters.process.host import cgroup_pids
+from cube.adapters.process.spawning import PACKAGE_ROOT
+from cube.model.errors import DriverFailed
+from cube.model.launch import Launch, RunState
+from cube.model.spec import MountSpec, MountType
+from tests.contract.driver_cases import NEVER_MS, ended, new_task_id, read, text, until
+from tests.contract.process_rig import ProcessRig, pids_of, process_rig
+
+MIB = 1024 * 1024
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+
+
+@pytest.fixture
+async def rig(tmp_path: Path) -> AsyncIterator[ProcessRig]:
+    async with process_rig(tmp_path / "tasks") as rig:
+        yield rig
+
+
+@pytest.fixture
+async def limited(rig: ProcessRig) -> ProcessRig:
+    if rig.process_driver.cgroup_version == "none":
+        pytest.skip("no writable cgroups here")
+    return rig
+
+
+def changed(launch: Launch, **changes: object) -> Launch:
+    return msgspec.structs.replace(launch, **changes)
+
+
+async def prepare_and_start(rig: ProcessRig, launch: Launch) -> None:
+    await rig.driver.prepare(launch)
+    await rig.driver.start(launch)
+
+
+async def output_of(rig: ProcessRig, launch: Launch) -> str:
+    await rig.driver.start(launch)
+    seen = await ended(rig, launch.task_id)
+    output = text(await read(rig, launch.task_id))
+    assert seen.exit_code == 0, output
+    return output
+
+
+# -- what it gets -----------------------------------------------------------------------------------
+
+
+async def test_the_environment_is_the_launchs_and_three_names_more(
+    rig: ProcessRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SECRET_OF_THE_AGENT", "x")
+    monkeypatch.setenv("LANG", "C.UTF-8")
+    launch = rig.launch(new_task_id())
+    env = launch.env | {"GREETING": "grüß\n dich ", "EMPTY": "", "PYTHONPATH": "/nowhere"}
+    launch = changed(launch, command=("env", "-0"), env=env)
+    pairs = dict(p.split("=", 1) for p in (await output_of(rig, launch)).split("\0")[:-1])
+    assert pairs == env | {name: os.environ[name] for name in ("PATH", "HOME", "LANG")}
+
+
+async def test_the_launch_overrides_what_is_inherited(rig: ProcessRig) -> None:
+    launch = rig.launch(new_task_id())
+    launch = changed(
+        launch, command=("/usr/bin/env",), env={"PATH": "/x", "HOME": "/y", "LANG": "z"}
+    )
+    assert sorted((await output_of(rig, launch)).split()) == ["HOME=/y", "LANG=z", "PATH=/x"]
+
+
+async def test_arguments_arrive_as_they_are(rig: ProcessRig) -> None:
+    words = ("%s\n", "a b", "", "$HOME", "*", "'\"", "ü", "-n")
+    launch = changed(rig.launch(new_task_id()), entrypoint=("printf",), command=words)
+    assert await output_of(rig, launch) == "".join(f"{word}\n" for word in words[1:])
+
+
+async def test_it_inherits_no_descriptor_and_no_signal(rig: ProcessRig) -> None:
+    with open("/dev/null") as extra:
+        os.set_inheritable(extra.fileno(), True)
+        script = (
+            "import os, signal\n"
+            "print(sorted(int(fd) for fd in os.listdir('/proc/self/fd'))[:-1])\n"
+            "print(os.readlink('/proc/self/fd/0'))\n"
+        )
+        launch = rig.launch(new_task_id())
+        output = await output_of(rig, changed(launch, command=(sys.executable, "-c", script)))
+    assert output == "[0, 1, 2]\n/dev/null\n"
+    launch = rig.shell(rig.launch(new_task_id()), "grep -E 'Sig(Blk|Ign)|Umask' /proc/self/status")
+    assert (await output_of(rig, launch)).split() == [
+        "Umask:",
+        "0022",
+        "SigBlk:",
+        "0000000000000000",
+        "SigIgn:",
+        "0000000180000000",  # 32 and 33: posix_spawn's, and glibc takes them back when it needs them
+    ]
+
+
+async def test_the_working_directory_is_its_own_and_kept_across_attempts(rig: ProcessRig) -> None:
+    task_id = new_task_id()
+    assert await output_of(rig, rig.shell(rig.launch(task_id), "ls; echo 1 > state")) == ""
+    await rig.driver.start(rig.shell(rig.launch(task_id, 2), "ls; pwd"))
+    await ended(rig, task_id, 2)
+    work = rig.directory / rig.node_id / task_id / "work"
+    assert text(await read(rig, task_id)) == f"state\n{work}\n"
+    await rig.driver.remove(task_id, keep_logs=True)
+    assert not work.exists()
+
+
+async def test_a_working_directory_that_is_named(rig: ProcessRig, tmp_path: Path) -> None:
+    launch = changed(rig.launch(new_task_id()), command=("pwd",), working_dir=str(tmp_path))
+    assert await output_of(rig, launch) == f"{tmp_path}\n"
+
+
+async def test_what_a_task_wrote_is_removed_whatever_its_modes(rig: ProcessRig) -> None:
+    script = (
+        "mkdir -p a/b; echo x > a/b/c; ln -s /etc here; chmod 000 a/b/c a/b; chmod 555 a; chmod 0 ."
+    )
+    launch = rig.shell(rig.launch(new_task_id()), script)
+    await output_of(rig, launch)
+    await rig.driver.remove(launch.task_id, keep_logs=False)
+    assert list((rig.directory / rig.node_id).iterdir()) == []
+    assert Path("/etc/passwd").exists()
+
+
+async def test_a_command_beside_it_has_all_that_the_task_has(rig: ProcessRig) -> None:
+    launch = rig.launch(new_task_id())
+    launch = changed(launch, env=launch.env | {"PASSWORD": "geheim"}, pids_limit=50)
+    await rig.driver.start(launch)
+    work = rig.directory / rig.node_id / launch.task_id / "work"
+    for _ in range(2):  # also by an agent that did not start it
+        argv = ("sh", "-c", "pwd; echo $PASSWORD; cat /proc/self/cgroup; ls /proc/self/fd; cat")
+        result = await rig.driver.execute(launch.task_id, 1, argv, NEVER_MS)
+        assert result.exit_code == 0
+        words = result.output.decode().split()
+        assert words[:2] == [str(work), "geheim"]
+        assert words[-4:-1] == ["0", "1", "2"]
+        if rig.process_driver.cgroup_version != "none":
+            assert f"{launch.task_id}.1" in result.output.decode()
+        await rig.restart()
+
+
+async def test_the_output_of_a_command_beside_it_is_bounded(rig: ProcessRig) -> None:
+    launch = rig.launch(new_task_id())
+    await rig.driver.start(launch)
+    argv = ("sh", "-c", "echo start; yes | head -c 3000000; echo >&2 end")
+    result = await rig.driver.execute(launch.task_id, 1, argv, NEVER_MS)
+    assert (result.exit_code, len(result.output)) == (0, 4096)
+    assert result.output.startswith(b"start\ny\ny\n")
+
+
+async def test_a_command_beside_it_that_hangs_still_says_what_it_said(rig: ProcessRig) -> None:
+    launch = rig.launch(new_task_id())
+    await rig.driver.start(launch)
+    before = pids_of(launch.task_id)
+    argv = ("sh", "-c", "echo first; sleep 1000 & sleep 1000")
+    result = await rig.driver.execute(launch.task_id, 1, argv, 500)
+    assert (result.exit_code, result.output) == (None, b"first\n")
+
+    async def is_as_before() -> bool:
+        return pids_of(launch.task_id) == before
+
+    await until(is_as_before, rig.patience_s)
+
+
+async def test_a_command_beside_it_that_leaves_a_child_is_not_waited_for(rig: ProcessRig) -> None:
+    launch = rig.launch(new_task_id())
+    await rig.driver.start(launch)
+    argv = ("sh", "-c", "sleep 1000 & echo done")
+    result = await rig.driver.execute(launch.task_id, 1, argv, NEVER_MS)
+    assert (result.exit_code, result.output) == (0, b"done\n")
+
+
+async def test_a_command_beside_it_that_does_not_exist(rig: ProcessRig) -> None:
+    launch = rig.launch(new_task_id())
+    await rig.driver.start(launch)
+    result = await rig.driver.execute(launch.task_id, 1, ("no-such-command-here",), NEVER_MS)
+    assert result.exit_code == 127
+    assert b"no no-such-command-here in PATH" in result.output
+
+
+# -- what it cannot get -----------------------------------------------------------------------------
+
+
+async def test_each_impossible_launch_has_its_own_reason(rig: ProcessRig, tmp_path: Path) -> None:
+    plain = tmp_path / "plain"
+    plain.write_text("#!/bin/sh\n")
+    script = tmp_path / "script"
+    script.write_text("#!/no/such/interpreter\n")
+    script.chmod(0o755)
+    noise = tmp_path / "noise"
+    noise.write_bytes(b"\x00\x01\x02")
+    noise.chmod(0o755)
+    good = rig.launch(new_task_id())
+    mount = MountSpec(type=MountType.BIND, target="/data", source="/srv")
+    cases = [
+        (changed(good, command=("/no/such/file",)), "command_not_found", "/no/such/file"),
+        (changed(good, command=("nosuchword",)), "command_not_found", "PATH"),
+        (changed(good, command=(str(script),)), "command_not_found", "interpreter"),
+        (changed(good, command=(str(plain),)), "command_not_executable", "mode"),
+        (changed(good, command=(str(tmp_path),)), "command_not_executable", str(tmp_path)),
+        (changed(good, command=(str(noise),)), "command_not_executable", "format"),
+        (changed(good, command=()), "command_missing", "command"),
+        (changed(good, command=("a\0b",)), "bad_launch", "NUL"),
+        (changed(good, env={"A=B": "c"}), "bad_launch", "environment"),
+        (changed(good, user="no-such-user"), "user_unknown", "no-such-user"),
+        (changed(good, user="root:no-such-group"), "user_unknown", "no-such-group"),
+        (changed(good, working_dir="/no/such/dir"), "working_dir_missing", "/no/such/dir"),
+        (changed(good, working_dir=str(plain)), "working_dir_missing", str(plain)),
+        (changed(good, mounts=(mount,)), "mounts_not_supported", "docker"),
+        (changed(good, command=("true", "x" * 200_000)), "argv_too_long", "true"),
+    ]
+    for launch, code, hint in cases:
+        launch = changed(launch, task_id=new_task_id())
+        for _ in range(2):
+            with pytest.raises(DriverFailed) as failed:
+                await prepare_and_start(rig, launch)
+            assert (failed.value.code, failed.value.transient) == (code, False)
+            assert hint in failed.value.message
+        seen = await rig.driver.inspect(launch.task_id, 1)
+        assert seen.state is RunState.GONE or seen.reason == code
+        # The next attempt may do better: the file is there now, say.
+        await rig.driver.start(changed(good, task_id=launch.task_id, attempt=2))
+        assert [s.attempt for s in await rig.driver.recover()] == [2]
+        await rig.driver.stop(launch.task_id, 2, "SIGKILL", 0)
+        await rig.driver.remove(launch.task_id, keep_logs=False)
+
+
+async def test_no_secret_is_on_the_disk(rig: ProcessRig) -> None:
+    launch = rig.launch(new_task_id())
+    launch = changed(launch, env=launch.env | {"PASSWORD": "canary-7f3a"})
+    await rig.driver.start(launch)
+    found = subprocess.run(
+        ["grep", "-r", "canary-7f3a", str(rig.directory)], capture_output=True, check=False
+    )
+    assert found.returncode == 1, found.stdout
+    claim = rig.directory / rig.node_id / launch.task_id / "attempts" / "1" / "claim.json"
+    assert claim.stat().st_mode & 0o077 == 0
+
+
+# -- as another user --------------------------------------------------------------------------------
+
+
+@needs_root
+@pytest.mark.root
+@pytest.mark.parametrize("user", ["nobody", "65534", "nobody:daemon", "65534:1", "54321"])
+async def test_as_another_user(rig: ProcessRig, user: str) -> None:
+    script = "id -u; id -g; id -G; echo $HOME; echo x > mine; ls -n mine | cut -d' ' -f3"
+    launch = changed(rig.shell(rig.launch(new_task_id()), script), user=user)
+    words = (await output_of(rig, launch)).split()
+    uid = "54321" if user == "54321" else "65534"
+    gid = "1" if ":" in user else uid
+    home = "/" if user == "54321" else "/nonexistent"
+    assert words == [uid, gid, gid, home, uid]
+    await rig.driver.remove(launch.task_id, keep_logs=False)
+    assert list((rig.directory / rig.node_id).iterdir()) == []
+
+
+@needs_root
+@pytest.mark.root
+async def test_a_task_of_another_user_is_stopped_and_entered_like_any(rig: ProcessRig) -> None:
+    launch = changed(rig.forks(rig.launch(new_task_id())), user="nobody")
+    await rig.driver.start(launch)
+    result = await rig.driver.execute(launch.task_id, 1, ("id", "-u"), NEVER_MS)
+    assert result.output == b"65534\n"
+    seen = await rig.driver.stop(launch.task_id, 1, "SIGTERM", NEVER_MS)
+    assert seen.exit_code == 143
+    assert pids_of(launch.task_id) == set()
+
+
+# -- limits -----------------------------------------------------------------------------------------
+
+
+@needs_root
+@pytest.mark.root
+async def test_too_much_memory_is_its_end_and_is_called_so(limited: ProcessRig) -> None:
+    launch = limited.launch(new_task_id())
+    eater = "b = bytearray(200 << 20)\nfor i in range(0, len(b), 4096): b[i] = 1\nprint('survived')"
+    launch = changed(launch, command=(sys.executable, "-c", eater), memory_limit_bytes=32 * MIB)
+    await limited.driver.start(launch)
+    seen = await ended(limited, launch.task_id)
+    assert (seen.exit_code, seen.oom_killed) == (137, True)
+    within = changed(launch, task_id=new_task_id(), memory_limit_bytes=400 * MIB)
+    assert await output_of(limited, within) == "survived\n"
+
+
+@needs_root
+@pytest.mark.root
+async def test_too_many_processes_are_refused(limited: ProcessRig) -> None:
+    script = "for i in 1 2 3 4 5 6 7 8; do sleep 1000 & done; wait"
+    launch = changed(limited.shell(limited.launch(new_task_id()), script), pids_limit=5)
+    await limited.driver.start(launch)
+
+    async def is_refused() -> bool:
+        return "fork" in text(await read(limited, launch.task_id)).lower()
+
+    await until(is_refused, limited.patience_s)
+    assert len(pids_of(launch.task_id)) <= 5
+    await limited.driver.stop(launch.task_id, 1, "SIGKILL", 0)
+    assert pids_of(launch.task_id) == set()
+
+
+@needs_root
+@pytest.mark.root
+async def test_a_fork_bomb_is_ended(limited: ProcessRig) -> None:
+    bomb = "import os\nwhile True:\n try: os.fork()\n except OSError: pass\n"
+    launch = limited.launch(new_task_id())
+    launch = changed(launch, command=(sys.executable, "-c", bomb), pids_limit=64, cpu_max_milli=500)
+    await limited.driver.start(launch)
+
+    async def is_full() -> bool:
+        return len(pids_of(launch.task_id)) > 50
+
+    await until(is_full, limited.patience_s)
+    seen = await limited.driver.stop(launch.task_id, 1, "SIGTERM", 50)
+    assert seen.state is RunState.EXITED
+    assert pids_of(launch.task_id) == set()
+
+
+@needs_root
+@pytest.mark.root
+async def test_the_kernel_has_the_limits_and_the_supervisor_is_outside(limited: ProcessRig) -> None:
+    launch = changed(
+        limited.launch(new_task_id()),
+        cpu_milli=500,
+        cpu_max_milli=250,
+        memory_limit_bytes=64 * MIB,
+        pids_limit=20,
+    )
+    seen = await limited.driver.start(launch)
+    groups = limited.process_driver.cgroup_directories(launch.task_id, 1)
+    wanted = {
+        "1": {
+            "cpu.shares": "512",
+            "cpu.cfs_quota_us": "25000",
+            "memory.limit_in_bytes": str(64 * MIB),
+            "pids.max": "20",
+        },
+        "2": {
+            "cpu.weight": "20",
+            "cpu.max": "25000 100000",
+            "memory.max": str(64 * MIB),
+            "pids.max": "20",
+        },
+    }[limited.process_driver.cgroup_version]
+    kept = {
+        file.name: file.read_text().strip()
+        for group in groups
+        for file in Path(group).iterdir()
+        if file.name in wanted
+    }
+    assert kept == wanted
+    for group in groups:
+        assert cgroup_pids([group]) == {int(seen.handle)}
+    await limited.driver.stop(launch.task_id, 1, "SIGTERM", NEVER_MS)
+    assert not any(Path(group).exists() for group in groups)
+
+
+@needs_root
+@pytest.mark.root
+async def test_a_limit_that_the_kernel_refuses_is_not_dropped(limited: ProcessRig) -> None:
+    launch = changed(limited.exits(limited.launch(new_task_id()), 0), memory_limit_bytes=-5)
+    with pytest.raises(DriverFailed) as failed:
+        await limited.driver.start(launch)
+    assert failed.value.code == "limits_not_set"
+    assert (await limited.driver.inspect(launch.task_id, 1)).state is RunState.GONE
+
+
+async def test_what_the_host_offers_is_told(rig: ProcessRig, tmp_path: Path) -> None:
+    info = await rig.driver.fingerprint()
+    assert info.attributes["cgroup"] == rig.process_driver.cgroup_version
+    settings = ProcessSettings(cgroup_root=str(tmp_path / "nothing"))
+    async with process_rig(tmp_path / "other", settings) as other:
+        info = await other.driver.fingerprint()
+        assert (info.healthy, info.attributes["cgroup"]) == (True, "none")
+        assert "not mounted" in info.attributes["cgroup_reason"]
+
+
+async def test_a_directory_that_cannot_be_made_is_a_fault(tmp_path: Path) -> None:
+    (tmp_path / "tasks").write_text("in the way")
+    rig = ProcessRig(tmp_path / "tasks")
+    await rig.open()
+    info = await rig.driver.fingerprint()
+    assert not info.healthy
+    assert str(tmp_path) in info.reason
+    await rig.driver.close()
+
+
+# -- output and the price of a task -----------------------------------------------------------------
+
+
+async def test_a_loud_task_stays_within_its_files(tmp_path: Path) -> None:
+    settings = ProcessSettings(log_segment_bytes=MIB, log_segments=2)
+    async with process_rig(tmp_path / "tasks", settings) as rig:
+        script = (
+            "yes 'out out out out' | head -c 150000000; yes err | head -c 10000000 >&2; echo end"
+        )
+        launch = rig.shell(rig.launch(new_task_id()), script)
+        await rig.driver.start(launch)
+        assert (await ended(rig, launch.task_id)).exit_code == 0
+        logs = rig.directory / rig.node_id / launch.task_id / "logs"
+        assert sum(file.stat().st_size for file in logs.iterdir()) < 4.6 * MIB
+        out = text(await read(rig, launch.task_id, streams=("stdout",)))
+        assert len(out) > 0.9 * MIB
+        assert out.endswith("out out out out\nend\n")
+        assert text(await read(rig, launch.task_id, streams=("stdout",), tail=1)) == "end\n"
+
+
+async def test_output_need_not_be_text(rig: ProcessRig) -> None:
+    launch = rig.shell(rig.launch(new_task_id()), "head -c 100000 /dev/urandom | tee copy")
+    await rig.driver.start(launch)
+    await ended(rig, launch.task_id)
+    copy = rig.directory / rig.node_id / launch.task_id / "work" / "copy"
+    assert b"".join(c.data for c in await read(rig, launch.task_id)) == copy.read_bytes()
+
+
+async def test_times_of_output_are_those_of_the_host(rig: ProcessRig) -> None:
+    launch = rig.prints(rig.launch(new_task_id()), "x\n")
+    await rig.driver.start(launch)
+    seen = await ended(rig, launch.task_id)
+    (chunk,) = await read(rig, launch.task_id)
+    assert seen.started_at_ms <= chunk.at_ms <= seen.finished_at_ms
+    assert await read(rig, launch.task_id, since_ms=chunk.at_ms) == [chunk]
+    assert await read(rig, launch.task_id, since_ms=chunk.at_ms + 1) == []
+
+
+async def test_a_supervisor_is_small(rig: ProcessRig) -> None:
+    launch = rig.launch(new_task_id())
+    seen = await rig.driver.start(launch)
+    parent = Path(f"/proc/{seen.handle}/stat").read_text().rpartition(")")[2].split()[1]
+    pages = int(Path(f"/proc/{parent}/statm").read_text().split()[1])
+    assert pages * resource.getpagesize() < 14 * MIB
+    assert sorted(os.listdir(f"/proc/{parent}/fd"), key=int)[:3] == ["0", "1", "2"]
+    assert len(os.listdir(f"/proc/{parent}/fd")) <= 11  # 3, 2 × wake-up, 2 pipes, 2 × 2 files
+
+
+def test_a_supervisor_imports_next_to_nothing() -> None:
+    program = (
+        "import sys; sys.path.insert(0, sys.argv[1]); "
+        "import cube.adapters.process.supervisor; print(*sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", program, PACKAGE_ROOT],
+        capture_output=True,
+        check=True,
+        text=True,
+    )
+    modules = set(done.stdout.split())
+    heavy = {"json", "re", "enum", "contextlib", "typing", "asyncio", "msgspec", "subprocess"}
+    assert modules & heavy == set()
+    assert {name for name in modules if name.startswith("cube.adapters.")} == {
+        "cube.adapters.process",
+        *(f"cube.adapters.process.{name}" for name in ("supervisor", "host", "output", "wire")),
+    }

@@ -1,0 +1,485 @@
+"""The process driver's own promises: identity, crashes of every party, and nothing left behind."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from cube.adapters.process.driver import ProcessSettings
+from cube.adapters.process.host import boot_id, start_time, stat_of
+from cube.adapters.process.processes import is_process
+from cube.adapters.process.records import Claim
+from cube.adapters.process.wire import pack, unpack
+from cube.model.errors import DriverFailed
+from cube.model.ids import TaskId
+from cube.model.launch import Launch, Observation, RunState
+from tests.contract.driver_cases import NEVER_MS, ended, new_task_id, read, text, until
+from tests.contract.process_rig import ProcessRig, pids_of, process_rig
+
+DAEMON = (
+    "import os, time\n"
+    "if os.fork(): os._exit(0)\n"
+    "os.setsid()\n"
+    "if os.fork(): os._exit(0)\n"
+    "os.closerange(0, 3)\n"
+    "time.sleep(1000)\n"
+)
+
+
+@pytest.fixture(params=["groups", "no groups"])
+async def rig(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[ProcessRig]:
+    no_groups = ProcessSettings(cgroup_root=str(tmp_path / "nothing-mounted-here"))
+    settings = no_groups if request.param == "no groups" else None
+    async with process_rig(tmp_path / "tasks", settings) as rig:
+        if settings is None and rig.process_driver.cgroup_version == "none":
+            pytest.skip("no writable cgroups here")
+        yield rig
+
+
+@pytest.fixture
+async def plain_rig(tmp_path: Path) -> AsyncIterator[ProcessRig]:
+    async with process_rig(tmp_path / "tasks") as rig:
+        yield rig
+
+
+def attempt_dir(rig: ProcessRig, task_id: TaskId, attempt: int = 1) -> Path:
+    return rig.directory / rig.node_id / task_id / "attempts" / str(attempt)
+
+
+def claim_of(rig: ProcessRig, task_id: TaskId) -> Claim:
+    return msgspec.json.decode((attempt_dir(rig, task_id) / "claim.json").read_bytes(), type=Claim)
+
+
+def rewrite(path: Path, **changes: object) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def daemon_launch(rig: ProcessRig, launch: Launch, then: str) -> Launch:
+    """A shell that leaves a daemon of two forks and its own session behind, and goes on."""
+    env = launch.env | {"DAEMON": DAEMON, "PYTHON": sys.executable}
+    script = f'"$PYTHON" -c "$DAEMON"; echo ready; {then}'
+    return msgspec.structs.replace(rig.shell(launch, script), env=env)
+
+
+async def said(rig: ProcessRig, task_id: TaskId, wanted: str) -> None:
+    async def is_there() -> bool:
+        return wanted in text(await read(rig, task_id))
+
+    await until(is_there, rig.patience_s)
+
+
+async def none_left(task_id: TaskId, patience_s: float = 10.0) -> None:
+    async def is_empty() -> bool:
+        return not pids_of(task_id)
+
+    await until(is_empty, patience_s)
+
+
+# -- identity ---------------------------------------------------------------------------------------
+
+
+async def test_the_handle_is_the_pid_of_the_command_itself(rig: ProcessRig) -> None:
+    launch = rig.launch(new_task_id())
+    seen = await rig.driver.start(launch)
+    pid = int(seen.handle)
+    assert Path(f"/proc/{pid}/cmdline").read_bytes() == b"sleep\x001000\x00"
+    assert os.getpgid(pid) == os.getsid(pid) == pid
+    stat = stat_of(pid)
+    assert stat is not None
+    assert stat[1] == claim_of(rig, launch.task_id).supervisor_pid
+
+
+async def test_a_pid_that_was_given_again_is_never_taken_for_ours(rig: ProcessRig) -> None:
+    launch = rig.exits(rig.launch(new_task_id()), 0)
+    await rig.driver.start(launch)
+    await ended(rig, launch.task_id)
+    # As after a crash of the supervisor, and another process with its pid and the command's:
+    stranger = subprocess.Popen(["sleep", "1000"], start_new_session=True)
+    try:
+        directory = attempt_dir(rig, launch.task_id)
+        (directory / "exit.json").unlink()
+        rewrite(directory / "claim.json", supervisor_pid=stranger.pid)
+        rewrite(directory / "run.json", pid=stranger.pid)
+        await rig.restart()
+        (seen,) = await rig.driver.recover()
+        assert (seen.state, seen.reason) == (RunState.EXITED, "supervisor_lost")
+        assert seen.exit_code is None
+        assert await rig.driver.stop(launch.task_id, 1, "SIGKILL", 0) == seen
+        assert stranger.poll() is None
+    finally:
+        stranger.kill()
+        stranger.wait()
+
+
+async def test_after_a_reboot_nothing_runs_and_nobody_is_killed(rig: ProcessRig) -> None:
+    launch = rig.exits(rig.launch(new_task_id()), 0)
+    await rig.driver.start(launch)
+    await ended(rig, launch.task_id)
+    stranger = subprocess.Popen(["sleep", "1000"], start_new_session=True)
+    try:
+        directory = attempt_dir(rig, launch.task_id)
+        (directory / "exit.json").unlink()
+        rewrite(
+            directory / "claim.json",
+            boot_id="11111111-2222-3333-4444-555555555555",
+            supervisor_pid=stranger.pid,
+            supervisor_start_time=start_time(stranger.pid),
+        )
+        rewrite(directory / "run.json", pid=stranger.pid, start_time=start_time(stranger.pid))
+        await rig.restart()
+        (seen,) = await rig.driver.recover()
+        assert (seen.state, seen.exit_code, seen.reason) == (
+            RunState.EXITED,
+            None,
+            "host_rebooted",
+        )
+        assert await rig.driver.start(launch) == seen
+        assert stranger.poll() is None
+    finally:
+        stranger.kill()
+        stranger.wait()
+
+
+async def test_two_agents_at_once_start_one(rig: ProcessRig) -> None:
+    """As when an agent died right after it had forked, and the next one was fast."""
+    launch = rig.launch(new_task_id())
+    other = ProcessRig(rig.directory, rig.settings)
+    other.node_id, other.settings = rig.node_id, rig.settings
+    other.process_driver = rig._new(launch.cluster_id, rig.node_id)
+    await other.open()
+    try:
+        for attempt in range(1, 6):
+            launch = msgspec.structs.replace(launch, attempt=attempt)
+            one, two = await asyncio.gather(
+                rig.driver.start(launch), other.process_driver.start(launch)
+            )
+            assert one == two
+            assert len(pids_of(launch.task_id)) == 1
+            await other.process_driver.stop(launch.task_id, attempt, "SIGTERM", NEVER_MS)
+    finally:
+        await other.process_driver.close()
+
+
+@pytest.mark.parametrize("evil", ["../evil", "..", "a/b", "", ".", "a" * 200, "-x", "a\0b"])
+async def test_an_id_leads_nowhere_else(plain_rig: ProcessRig, evil: str) -> None:
+    rig, task_id = plain_rig, TaskId(evil)
+    launch = rig.launch(task_id)
+    for call in (rig.driver.prepare, rig.driver.start):
+        with pytest.raises(DriverFailed) as failed:
+            await call(launch)
+        assert (failed.value.code, failed.value.transient) == ("bad_id", False)
+    assert (await rig.driver.inspect(task_id, 1)).state is RunState.GONE
+    assert (await rig.driver.stop(task_id, 1, "SIGKILL", 0)).state is RunState.GONE
+    assert await read(rig, task_id) == []
+    await rig.driver.remove(task_id, keep_logs=False)
+    assert sorted(p.name for p in rig.directory.iterdir()) == [rig.node_id]
+
+
+# -- the agent dies ---------------------------------------------------------------------------------
+
+AGENT = """
+import asyncio, sys
+from pathlib import Path
+import msgspec
+from cube.adapters.process.driver import ProcessDriver, ProcessSettings
+from cube.model.launch import Launch
+
+async def main():
+    launch = msgspec.json.decode(sys.argv[1].encode(), type=Launch)
+    settings = msgspec.json.decode(sys.argv[2].encode(), type=ProcessSettings)
+    driver = ProcessDriver(launch.cluster_id, launch.node_id, Path(sys.argv[3]), None, settings)
+    await driver.open(lambda seen: None)
+    print((await driver.start(launch)).handle, flush=True)
+    await asyncio.sleep(1000)
+
+asyncio.run(main())
+"""
+
+
+async def run_and_kill_an_agent(rig: ProcessRig, launch: Launch) -> int:
+    """A process of its own starts the task and is killed. Returns the command's pid."""
+    agent = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-c",
+        AGENT,
+        msgspec.json.encode(launch).decode(),
+        msgspec.json.encode(rig.settings).decode(),
+        str(rig.directory / rig.node_id),
+        stdout=asyncio.subprocess.PIPE,
+        cwd=Path(__file__).parents[2],
+    )
+    assert agent.stdout is not None
+    try:
+        async with asyncio.timeout(rig.patience_s):
+            return int(await agent.stdout.readline())
+    finally:
+        agent.kill()
+        await agent.wait()
+
+
+async def test_the_same_pid_after_the_agent_was_killed(rig: ProcessRig) -> None:
+    launch = rig.prints_for_ever(rig.launch(new_task_id()), "tick")
+    pid = await run_and_kill_an_agent(rig, launch)
+    (seen,) = await rig.driver.recover()
+    assert (seen.state, seen.handle) == (RunState.RUNNING, str(pid))
+    # Its output still has a reader, or it would die of a broken pipe:
+    before = len(text(await read(rig, launch.task_id)))
+
+    async def has_more() -> bool:
+        return len(text(await read(rig, launch.task_id))) > before
+
+    await until(has_more, rig.patience_s)
+    seen = await rig.driver.stop(launch.task_id, 1, "SIGTERM", NEVER_MS)
+    assert (seen.state, seen.exit_code) == (RunState.EXITED, 143)
+    await none_left(launch.task_id)
+
+
+async def test_an_exit_code_while_no_agent_lived(rig: ProcessRig, tmp_path: Path) -> None:
+    go = tmp_path / "go"
+    launch = rig.shell(
+        rig.launch(new_task_id()), f"while [ ! -e {go} ]; do sleep 0.01; done; exit 41"
+    )
+    await run_and_kill_an_agent(rig, launch)
+    go.touch()
+    await none_left(launch.task_id)
+    claim = claim_of(rig, launch.task_id)
+
+    async def supervisor_ended() -> bool:
+        return not is_process(claim.supervisor_pid, claim.supervisor_start_time)
+
+    await until(supervisor_ended, rig.patience_s)
+    (seen,) = await rig.driver.recover()
+    assert (seen.state, seen.exit_code) == (RunState.EXITED, 41)
+
+
+# -- the supervisor dies ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("is_watched", [True, False])
+async def test_without_its_supervisor_a_task_is_ended_too(
+    rig: ProcessRig, is_watched: bool
+) -> None:
+    launch = daemon_launch(
+        rig, rig.forks(rig.launch(new_task_id())), "sleep 1000 & setsid sleep 1000"
+    )
+    await rig.driver.start(launch)
+    await said(rig, launch.task_id, "ready\n")
+    if not is_watched:
+        await rig.kill_agent()
+    os.kill(claim_of(rig, launch.task_id).supervisor_pid, signal.SIGKILL)
+    if is_watched:
+
+        async def told() -> bool:
+            return bool(rig.changes)
+
+        await until(told, rig.patience_s)
+        seen = rig.changes[-1]
+    else:
+        await rig.restart()
+        (seen,) = await rig.driver.recover()
+    assert (seen.state, seen.exit_code, seen.reason) == (RunState.EXITED, None, "supervisor_lost")
+    assert pids_of(launch.task_id) == set()
+    assert await rig.driver.start(launch) == await rig.driver.inspect(launch.task_id, 1) == seen
+
+
+async def test_a_supervisor_that_dies_before_the_command_leaves_no_command(
+    rig: ProcessRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launch = rig.prints(rig.launch(new_task_id()), "never\n")
+    # run.json cannot be written over a directory: the supervisor fails before it opens the gate.
+    (attempt_dir(rig, launch.task_id) / "run.json").mkdir(parents=True)
+    with pytest.raises(DriverFailed) as failed:
+        await rig.driver.start(launch)
+    assert failed.value.transient
+    assert await read(rig, launch.task_id) == []
+    assert pids_of(launch.task_id) == set()
+    (attempt_dir(rig, launch.task_id) / "run.json").rmdir()
+    await rig.driver.start(launch)
+    assert (await ended(rig, launch.task_id)).exit_code == 0
+    assert text(await read(rig, launch.task_id)) == "never\n"
+
+
+async def test_a_supervisor_that_cannot_run_says_why(
+    plain_rig: ProcessRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig = plain_rig
+    monkeypatch.setattr("cube.adapters.process.spawning.BOOTSTRAP", "raise SystemExit('no luck')")
+    with pytest.raises(DriverFailed) as failed:
+        await rig.driver.start(rig.launch(new_task_id()))
+    assert (failed.value.code, failed.value.transient) == ("supervisor_failed", True)
+    assert "no luck" in failed.value.message
+
+
+async def test_a_stopped_supervisor_and_a_stopped_command_end_all_the_same(
+    rig: ProcessRig,
+) -> None:
+    launch = rig.launch(new_task_id())
+    seen = await rig.driver.start(launch)
+    os.kill(int(seen.handle), signal.SIGSTOP)
+    os.kill(claim_of(rig, launch.task_id).supervisor_pid, signal.SIGSTOP)
+    seen = await rig.driver.stop(launch.task_id, 1, "SIGTERM", NEVER_MS)
+    assert (seen.state, seen.exit_code) == (RunState.EXITED, 143)
+
+
+def cut_short(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:20])
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def noise(path: Path) -> None:
+    path.write_bytes(b"\x00\xff{{{")
+
+
+def of_the_future(path: Path) -> None:
+    rewrite(path, version=2)
+
+
+@pytest.mark.parametrize("harm", [cut_short, empty, noise, of_the_future])
+async def test_half_of_a_record_reads_as_none(
+    plain_rig: ProcessRig, harm: Callable[[Path], None]
+) -> None:
+    """Only a crash of the host leaves such files; whatever they say, each attempt gets an end."""
+    rig, ended_ids = plain_rig, []
+    for name in ("claim.json", "run.json", "exit.json"):
+        launch = rig.exits(rig.launch(new_task_id()), 5)
+        await rig.driver.start(launch)
+        await ended(rig, launch.task_id)
+        ended_ids.append(launch.task_id)
+        harm(attempt_dir(rig, launch.task_id) / name)
+    await rig.restart()
+    found = {seen.task_id: seen for seen in await rig.driver.recover()}
+    reports = [(found[t].state, found[t].exit_code, found[t].reason) for t in ended_ids]
+    assert reports == [
+        (RunState.EXITED, 5, ""),
+        (RunState.EXITED, 5, ""),
+        (RunState.EXITED, None, "supervisor_lost"),
+    ]
+    for task_id in ended_ids:
+        await rig.driver.remove(task_id, keep_logs=False)
+    assert await rig.driver.recover() == []
+
+
+async def test_a_claim_that_was_lost_while_the_task_ran(plain_rig: ProcessRig) -> None:
+    rig = plain_rig
+    if rig.process_driver.cgroup_version == "none":
+        pytest.skip("needs writable cgroups: without its records a process is found by group alone")
+    launch = rig.launch(new_task_id())
+    await rig.driver.start(launch)
+    await rig.kill_agent()
+    empty(attempt_dir(rig, launch.task_id) / "claim.json")
+    await rig.restart()
+    (seen,) = await rig.driver.recover()
+    assert seen.state is RunState.EXITED
+    await none_left(launch.task_id)
+
+
+async def test_a_group_that_nobody_knows_is_emptied(plain_rig: ProcessRig) -> None:
+    rig = plain_rig
+    if rig.process_driver.cgroup_version == "none":
+        pytest.skip("no writable cgroups here")
+    launch = rig.launch(new_task_id())
+    await rig.driver.start(launch)
+    await rig.kill_agent()
+    home = rig.directory / rig.node_id
+    (home / launch.task_id).rename(rig.directory / "moved-away-by-hand")
+    await rig.restart()
+    assert await rig.driver.recover() == []
+    await none_left(launch.task_id)
+
+
+# -- all that it started ----------------------------------------------------------------------------
+
+
+async def test_a_daemon_does_not_outlive_a_command_that_ends(rig: ProcessRig) -> None:
+    launch = daemon_launch(rig, rig.launch(new_task_id()), "exit 3")
+    await rig.driver.start(launch)
+    seen = await ended(rig, launch.task_id)
+    assert seen.exit_code == 3
+    assert pids_of(launch.task_id) == set()
+    assert text(await read(rig, launch.task_id)) == "ready\n"
+
+
+async def test_a_daemon_does_not_outlive_a_stop(rig: ProcessRig) -> None:
+    launch = daemon_launch(rig, rig.launch(new_task_id()), "sleep 1000")
+    await rig.driver.start(launch)
+    await said(rig, launch.task_id, "ready\n")
+    assert len(pids_of(launch.task_id)) >= 2
+    seen = await rig.driver.stop(launch.task_id, 1, "SIGTERM", NEVER_MS)
+    assert seen.state is RunState.EXITED
+    assert pids_of(launch.task_id) == set()
+
+
+async def test_each_signal_by_its_name(plain_rig: ProcessRig) -> None:
+    rig = plain_rig
+    for name, number in (("SIGUSR1", 10), ("INT", 2), ("15", 15), ("SIGKILL", 9)):
+        launch = rig.launch(new_task_id())
+        await rig.driver.start(launch)
+        seen = await rig.driver.stop(launch.task_id, 1, name, NEVER_MS)
+        assert seen.exit_code == 128 + number
+    with pytest.raises(DriverFailed) as failed:
+        await rig.driver.stop(new_task_id(), 1, "SIGSOMETHING", 0)
+    assert (failed.value.code, failed.value.transient) == ("bad_signal", False)
+
+
+async def test_a_kill_does_not_wait_for_a_patient_stop(plain_rig: ProcessRig) -> None:
+    rig = plain_rig
+    launch = rig.ignores_sigterm(rig.launch(new_task_id()))
+    await rig.driver.start(launch)
+    await said(rig, launch.task_id, "ready\n")
+    patient = asyncio.create_task(rig.driver.stop(launch.task_id, 1, "SIGTERM", NEVER_MS))
+    await asyncio.sleep(0)
+    seen = await rig.driver.stop(launch.task_id, 1, "SIGKILL", 0)
+    assert seen.exit_code == 137
+    assert await patient == seen
+
+
+async def test_fifty_at_once(rig: ProcessRig) -> None:
+    launches = [rig.launch(new_task_id()) for _ in range(50)]
+    seen = await asyncio.gather(*(rig.driver.start(launch) for launch in launches))
+    assert {o.state for o in seen} == {RunState.RUNNING}
+    assert len({o.handle for o in seen}) == 50
+    await rig.restart()
+    by_id = {o.task_id: o for o in seen}
+    assert {o.task_id: o for o in await rig.driver.recover()} == by_id
+
+    async def end(launch: Launch) -> Observation:
+        return await rig.driver.stop(launch.task_id, 1, "SIGTERM", NEVER_MS)
+
+    stopped = await asyncio.gather(*(end(launch) for launch in launches))
+    assert {o.exit_code for o in stopped} == {143}
+    for launch in launches:
+        await rig.driver.remove(launch.task_id, keep_logs=False)
+    assert list((rig.directory / rig.node_id).iterdir()) == []
+
+
+async def test_an_agent_buries_its_supervisors(plain_rig: ProcessRig) -> None:
+    rig, me = plain_rig, os.getpid()
+    launch = rig.exits(rig.launch(new_task_id()), 0)
+    await rig.driver.start(launch)
+    pid = claim_of(rig, launch.task_id).supervisor_pid
+    await ended(rig, launch.task_id)
+
+    async def is_buried() -> bool:
+        stat = stat_of(pid)
+        return stat is None or stat[1] != me
+
+    await until(is_buried, rig.patience_s)
+
+
+def test_an_order_is_read_as_it_was_written() -> None:
+    fields = [("argv", b"a=b"), ("argv", b""), ("env", b"X=\n\xff=")]
+    assert unpack(pack(fields)) == {"argv": [b"a=b", b""], "env": [b"X=\n\xff="]}
+    assert unpack(b"") == {}
+    assert len(boot_id()) == 36
