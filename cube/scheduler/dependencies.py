@@ -1,0 +1,58 @@
+"""depends_on at first start: a group that never ran waits for the groups it names."""
+
+from __future__ import annotations
+
+from cube.model.cluster import ClusterState, Job, Task
+from cube.model.spec import GroupSpec, JobType
+from cube.scheduler.restart import completed_by_itself, up_to_date
+
+
+def unmet(state: ClusterState, job: Job, group: GroupSpec) -> list[tuple[str, str]]:
+    """(dependency, what it is like now) for each that is not there yet, in the order of the file."""
+    found = []
+    for name in group.depends_on:
+        problem = _problem(state, job, name)
+        if problem is not None:
+            found.append((name, problem))
+    return found
+
+
+def _problem(state: ClusterState, job: Job, name: str) -> str | None:
+    job_name, slash, group_name = name.rpartition("/")
+    other = state.job_named(job_name) if slash else job
+    if other is None or other.deleted:
+        return f"there is no job {job_name}"
+    spec = other.spec.groups.get(group_name)
+    if spec is None:
+        return f"job {other.name} has no group {group_name}"
+    if other.stopped:
+        return f"job {other.name} is stopped"
+    tasks = [task for task in state.tasks_of_job(other.id) if task.group == group_name]
+    match other.spec.type:
+        case JobType.CRON:
+            return f"job {other.name} runs by schedule and is never up"
+        case JobType.BATCH:
+            done = {
+                task.slot
+                for task in tasks
+                if completed_by_itself(task) and up_to_date(other, spec, task)
+            }
+            return _short("completed", sum(slot < spec.count for slot in done), spec.count)
+        case JobType.SYSTEM:
+            live = [task for task in tasks if task.live]
+            serving = sum(task.serving for task in live)
+            if not live:
+                return "no task of it runs yet"
+            return _short("healthy", serving, len(live))
+        case JobType.SERVICE:
+            slots = {task.slot for task in tasks if task.live and task.serving}
+            return _short("healthy", sum(slot < spec.count for slot in slots), spec.count)
+
+
+def _short(word: str, have: int, want: int) -> str | None:
+    return None if have >= want else f"{have} of {want} {word}"
+
+
+def started_before(tasks: list[Task]) -> bool:
+    """Whether the group's first start is behind it: depends_on has no say any more."""
+    return any(task.live or task.started_at_ms for task in tasks)

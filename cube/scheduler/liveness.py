@@ -1,0 +1,155 @@
+"""The leader's judgement of which nodes are up: architecture.md, "Failure". Pure; monotonic times.
+
+Two witnesses: heartbeats to the leader, and gossip. One alone can make a node suspect, and both
+together are needed to take it down, because that restarts its tasks elsewhere:
+
+    suspect   gossip suspects it, or two heartbeats are missing
+    down      gossip does not see it alive, and no heartbeat came for node_grace
+    ready     heartbeats come, and gossip sees it alive; or heartbeats have come without a gap for
+              GOSSIP_LAG_MS and gossip says nothing or dead: it may be cut off (a firewall on UDP)
+              where HTTP is not
+
+Silence counts from the later of the last heartbeat and the start of this leader's term: a new leader
+knows nothing of the past. The leader itself is ready. `left` in gossip counts as dead: an agent that
+is shut down says goodbye too, and stays a member; membership ends by command only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import msgspec
+
+from cube.model.cluster import Node
+from cube.model.ids import NodeId
+from cube.model.lifecycle import NodeStatus
+from cube.model.units import format_duration
+
+HEARTBEATS_MISSING_MAX = 2  # then it is suspect
+GOSSIP_LAG_MS = (
+    10_000  # of heartbeats without a gap that outweigh gossip which does not see the node
+)
+BRAKE_NODES_MIN = 2  # one node may always go down: with two nodes, one is half of them
+
+
+class Verdict(msgspec.Struct, frozen=True):
+    """`changes`: statuses that differ from the state's, by node id. `brake`: why nodes that look dead
+    are not declared down, or None."""
+
+    changes: tuple[tuple[NodeId, NodeStatus, str], ...]
+    brake: str | None
+
+
+class Liveness:
+    """One leadership's memory of heartbeats."""
+
+    def __init__(
+        self, node_grace_ms: int = 5000, heartbeat_ms: int = 1000, brake_window_ms: int = 60_000
+    ) -> None:
+        self._grace_ms = node_grace_ms
+        self._heartbeat_ms = heartbeat_ms
+        self._window_ms = brake_window_ms
+        self._since_ms = 0
+        self._leader: NodeId | None = None
+        self._last_ms: dict[NodeId, int] = {}
+        self._steady_ms: dict[NodeId, int] = {}  # heartbeats have come without a gap since
+        self._downed_ms: dict[NodeId, int] = {}  # when this leader took it down
+
+    def leader_since(self, mono_ms: int, leader: NodeId | None = None) -> None:
+        """This node, `leader`, leads from now on; what was heard in an earlier term is forgotten.
+        Without a name it is judged like the others, and must feed itself heartbeats."""
+        self._since_ms = mono_ms
+        self._leader = leader
+        self._last_ms.clear()
+        self._steady_ms.clear()
+        self._downed_ms.clear()
+
+    def on_heartbeat(self, node_id: NodeId, mono_ms: int) -> None:
+        last_ms = self._last_ms.get(node_id)
+        if last_ms is None or mono_ms - last_ms > self._gap_ms:
+            self._steady_ms[node_id] = mono_ms
+        self._last_ms[node_id] = max(mono_ms, last_ms or mono_ms)
+
+    @property
+    def _gap_ms(self) -> int:
+        """Longer than this between two heartbeats: some are missing. Half an interval of slack,
+        because they are never quite on time."""
+        return HEARTBEATS_MISSING_MAX * self._heartbeat_ms + self._heartbeat_ms // 2
+
+    def decide(
+        self,
+        nodes: Mapping[NodeId, Node],
+        gossip: Mapping[NodeId, str],
+        mono_ms: int,
+    ) -> Verdict:
+        """`gossip`: alive | suspect | dead | left; a node that it does not know is not seen alive.
+        Verdicts are assumed to be carried out."""
+        for gone in [node_id for node_id in self._last_ms if node_id not in nodes]:
+            del self._last_ms[gone]
+            self._steady_ms.pop(gone, None)
+        wanted: list[tuple[NodeId, NodeStatus, str]] = []
+        for node_id in sorted(nodes):
+            node = nodes[node_id]
+            status, reason = self._judge(node, gossip.get(node_id, ""), mono_ms)
+            if status is not node.status:
+                wanted.append((node_id, status, reason))
+        return self._braked(nodes, wanted, mono_ms)
+
+    def _judge(self, node: Node, seen: str, mono_ms: int) -> tuple[NodeStatus, str]:
+        if node.id == self._leader:
+            return NodeStatus.READY, ""
+        is_down = node.status in (NodeStatus.DOWN, NodeStatus.LEFT)
+        last_ms = self._last_ms.get(node.id)
+        silent_ms = mono_ms - (self._since_ms if last_ms is None else last_ms)
+        if last_ms is not None and silent_ms <= self._gap_ms:
+            if seen == "alive":
+                return NodeStatus.READY, ""
+            if seen != "suspect" and mono_ms - self._steady_ms[node.id] >= GOSSIP_LAG_MS:
+                return NodeStatus.READY, ""
+            if is_down or not seen:
+                return node.status, node.status_reason  # gossip has not heard of it yet
+            return NodeStatus.SUSPECT, f"gossip says {seen}"
+        if is_down:
+            return node.status, node.status_reason
+        if seen != "alive" and silent_ms >= self._grace_ms:
+            return NodeStatus.DOWN, f"no heartbeat for {format_duration(silent_ms)}"
+        if seen not in ("alive", ""):
+            return NodeStatus.SUSPECT, f"gossip says {seen}"
+        if silent_ms > self._gap_ms:
+            return NodeStatus.SUSPECT, f"no heartbeat for {format_duration(silent_ms)}"
+        return node.status, node.status_reason  # too early to tell
+
+    def _braked(
+        self,
+        nodes: Mapping[NodeId, Node],
+        wanted: list[tuple[NodeId, NodeStatus, str]],
+        mono_ms: int,
+    ) -> Verdict:
+        """Down is not said of more than half of the registered nodes within the window."""
+        self._downed_ms = {
+            node_id: at_ms
+            for node_id, at_ms in self._downed_ms.items()
+            if mono_ms - at_ms < self._window_ms
+            and node_id in nodes
+            and nodes[node_id].status is not NodeStatus.READY
+        }
+        down = [change for change in wanted if change[1] is NodeStatus.DOWN]
+        registered = sum(node.status is not NodeStatus.LEFT for node in nodes.values())
+        recent = set(self._downed_ms) | {node_id for node_id, _, _ in down}
+        brake: str | None = None
+        if down and len(recent) >= BRAKE_NODES_MIN and len(recent) * 2 > registered:
+            names = ", ".join(nodes[node_id].name for node_id, _, _ in down[:5])
+            brake = (
+                f"{len(recent)} of {registered} nodes would be down within "
+                f"{format_duration(self._window_ms)} ({names}): this looks like the network or "
+                "this node, so their tasks are not replaced; it goes on when half are back"
+            )
+            wanted = [
+                (node_id, NodeStatus.SUSPECT if status is NodeStatus.DOWN else status, reason)
+                for node_id, status, reason in wanted
+            ]
+            wanted = [change for change in wanted if nodes[change[0]].status is not change[1]]
+        for node_id, status, _ in wanted:
+            if status is NodeStatus.DOWN:
+                self._downed_ms[node_id] = mono_ms
+        return Verdict(tuple(wanted), brake)

@@ -1,0 +1,366 @@
+"""The nodes as columns, for one scan over all of them. A cache: it says what the state says.
+
+Row i is the i-th node by id, so that numbers, and with them ranks, depend on the state alone.
+Imported when a node first plans, because numpy is: an idle agent stays small.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import Any
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from cube.model.cluster import ClusterState, Node, port_key
+from cube.model.ids import NodeId
+from cube.model.lifecycle import ENDED
+from cube.model.resources import NOTHING, Resources
+from cube.model.spec import GroupSpec, PlacementPolicy
+from cube.scheduler import filters, score
+from cube.scheduler.attributes import attribute, satisfies
+from cube.scheduler.ports import PortBook
+
+Ints = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
+Bools = npt.NDArray[np.bool_]
+
+MASKS_MAX = 1024  # one byte per node each: 10 MB at 10,000 nodes
+SCANS_MAX = 64  # 24 bytes per node each: 15 MB at 10,000 nodes
+NO_PLACE = (1 << (score.POINT_BITS - 1 + score.COST_BITS)) - 1  # above any points ‖ cost
+_TABLE = np.array(score.TABLE, dtype=np.float64)
+_RELOAD_SHARE = 4  # more than 1/4 of the rows changed: costs are computed anew when asked for
+
+
+def power(utilisation: Floats) -> Floats:
+    """score.power for many: the same operations in the same order."""
+    scaled = utilisation * score.STEPS
+    whole = scaled.astype(np.int64)
+    rest = scaled - whole
+    grown: Floats = _TABLE[whole] * (1.0 + rest * (score.C1 + rest * (score.C2 + rest * score.C3)))
+    return grown
+
+
+def share(used: Ints, capacity: Ints) -> Floats:
+    """score.share for many."""
+    safe = np.where(capacity > 0, capacity, 1)
+    cut: Floats = np.minimum(np.maximum(used / safe, 0.0), score.SHARE_MAX)
+    return np.where(capacity > 0, cut, 0.0)
+
+
+class Ask(msgspec.Struct, frozen=True):
+    """What decides a node's cost and fitness for tasks that are alike, and nothing else."""
+
+    driver: str
+    constraints: tuple[Any, ...]
+    need: Resources
+    policy: PlacementPolicy
+
+
+class Scan:
+    """Each node's cost for one Ask, NO_PLACE where it does not fit; kept right by `Mirror.scan`."""
+
+    __slots__ = ("cost", "growth_cpu", "growth_memory", "mask", "seen", "unit")
+
+    def __init__(self, mask: Bools, cpu: Floats, memory: Floats, unit: float, cost: Ints) -> None:
+        self.mask = mask
+        self.growth_cpu = cpu
+        self.growth_memory = memory
+        self.unit = unit
+        self.cost = cost
+        self.seen = 0
+
+
+class Mirror:
+    """Columns for the nodes of the state that was last given to `sync`, less what has been taken
+    since with `take`."""
+
+    def __init__(self) -> None:
+        self.ids: list[NodeId] = []
+        self.nodes: list[Node] = []
+        self.ports = PortBook()
+        self.grew = True  # some node may take what none could before
+        self._state: ClusterState | None = None
+        self._index: dict[NodeId, int] = {}
+        self._reserved: list[Resources] = []
+        self._masks: OrderedDict[tuple[str, tuple[Any, ...]], Bools] = OrderedDict()
+        self._scans: OrderedDict[Ask, Scan] = OrderedDict()
+        self._touched: list[int] = []  # rows that differ from the state, in order, with repeats
+        self._active: Ints | None = None
+        self._allocate(0)
+
+    def _allocate(self, size: int) -> None:
+        self.accepts: Bools = np.zeros(size, dtype=np.bool_)
+        self.capacity: Ints = np.zeros((3, size), dtype=np.int64)
+        self.used: Ints = np.zeros((3, size), dtype=np.int64)
+        self.x: Floats = np.ones(size, dtype=np.float64)  # power(share(cpu)), power(share(memory))
+        self.y: Floats = np.ones(size, dtype=np.float64)
+        self.name_rank: Ints = np.zeros(size, dtype=np.int64)
+        self.domain: Ints = np.zeros(size, dtype=np.int64)
+        self.domains_shared = False
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def row(self, node_id: NodeId) -> int | None:
+        return self._index.get(node_id)
+
+    # Bringing it up to date
+
+    def sync(self, state: ClusterState) -> None:
+        """The columns say what `state` says; whatever was taken is forgotten."""
+        last = self._state
+        self._active = None
+        rows: set[int] = set()
+        if last is None or not self._same_nodes(state):
+            self._rebuild(state)
+        else:
+            rows.update(self._touched)
+            self._touched = []
+            if state.nodes is not last.nodes:
+                rows.update(self._changed_nodes(state))
+            if state.reserved is not last.reserved:
+                rows.update(self._changed_reserved(state))
+            if rows:
+                self._fill(sorted(rows))
+        self._state = state
+        self.ports.sync(state)
+        self._refresh_scans(rows)
+
+    def _same_nodes(self, state: ClusterState) -> bool:
+        last = self._state
+        assert last is not None
+        if state.nodes is last.nodes:
+            return True
+        return len(state.nodes) == len(self.ids) and all(key in self._index for key in state.nodes)
+
+    def _rebuild(self, state: ClusterState) -> None:
+        self.ids = sorted(state.nodes)
+        assert len(self.ids) <= score.NODES_MAX
+        self.nodes = [state.nodes[node_id] for node_id in self.ids]
+        self._index = {node_id: row for row, node_id in enumerate(self.ids)}
+        self._reserved = [state.reserved.get(node_id, NOTHING) for node_id in self.ids]
+        self._masks.clear()
+        self._scans.clear()
+        self._touched = []
+        self._allocate(len(self.ids))
+        self._standing()
+        self._fill(range(len(self.ids)))
+        self.grew = True
+
+    def _standing(self) -> None:
+        """What depends on names and addresses."""
+        names = sorted(range(len(self.ids)), key=lambda row: (self.nodes[row].name, self.ids[row]))
+        for position, row in enumerate(names):
+            self.name_rank[row] = position
+        numbers: dict[str, int] = {}
+        for row, node in enumerate(self.nodes):
+            self.domain[row] = numbers.setdefault(node.facts.advertise, len(numbers))
+        self.domains_shared = len(numbers) < len(self.ids)
+
+    def _changed_nodes(self, state: ClusterState) -> list[int]:
+        rows, moved = [], False
+        for node_id, node in state.nodes.items():
+            row = self._index[node_id]
+            old = self.nodes[row]
+            if old is node:
+                continue
+            rows.append(row)
+            self.nodes[row] = node
+            if old.facts is not node.facts or old.labels != node.labels or old.name != node.name:
+                moved = True
+        if moved:
+            # Facts change at an agent's start and labels by hand: rare enough to begin anew.
+            self._masks.clear()
+            self._scans.clear()
+            self._standing()
+            self.grew = True
+        return rows
+
+    def _changed_reserved(self, state: ClusterState) -> list[int]:
+        rows = []
+        get = state.reserved.get
+        for row, node_id in enumerate(self.ids):
+            now = get(node_id, NOTHING)
+            if now is not self._reserved[row]:
+                rows.append(row)
+                self._reserved[row] = now
+        return rows
+
+    def _fill(self, rows: list[int] | range) -> None:
+        at = np.fromiter(rows, dtype=np.int64, count=len(rows))
+        nodes = [self.nodes[row] for row in rows]
+        accepted, free = self.accepts[at], self.capacity[:, at] - self.used[:, at]
+        for column, values in (
+            (self.capacity, [node.facts.capacity for node in nodes]),
+            (self.used, [self._reserved[row] for row in rows]),
+        ):
+            column[0, at] = [value.cpu_milli for value in values]
+            column[1, at] = [value.memory_bytes for value in values]
+            column[2, at] = [value.disk_bytes for value in values]
+        self.accepts[at] = [node.accepts_tasks for node in nodes]
+        self._powers(at)
+        if bool((self.accepts[at] & ~accepted).any()) or bool(
+            (self.capacity[:, at] - self.used[:, at] > free).any()
+        ):
+            self.grew = True
+
+    def _powers(self, at: Ints) -> None:
+        self.x[at] = power(share(self.used[0, at], self.capacity[0, at]))
+        self.y[at] = power(share(self.used[1, at], self.capacity[1, at]))
+
+    def _refresh_scans(self, rows: set[int]) -> None:
+        for ask in [ask for ask in self._scans if ask.policy is PlacementPolicy.ROUNDROBIN]:
+            del self._scans[ask]  # the number of tasks changes without their nodes' changing
+        if len(rows) * _RELOAD_SHARE > len(self.ids):
+            self._scans.clear()
+        at = np.array(sorted(rows), dtype=np.int64)
+        for ask, scan in self._scans.items():
+            if rows:
+                self._refresh(ask, scan, at)
+            scan.seen = 0
+
+    # Taking
+
+    def take(self, rows: Ints, counts: Ints, need: Resources) -> None:
+        """`counts[i]` tasks of `need` more on `rows[i]`; rows are distinct."""
+        self.used[0, rows] += counts * need.cpu_milli
+        self.used[1, rows] += counts * need.memory_bytes
+        self.used[2, rows] += counts * need.disk_bytes
+        self._powers(rows)
+        if self._active is not None:
+            self._active[rows] += counts
+        self._touched.extend(rows.tolist())
+
+    # Asking
+
+    def standing_mask(self, ask: Ask, group: GroupSpec) -> Bools:
+        """Nodes of the right kind, ready or not."""
+        name = (ask.driver, ask.constraints)
+        found = self._masks.get(name)
+        if found is None:
+            found = np.ones(len(self.ids), dtype=np.bool_)
+            context = filters.Context(state=ClusterState(), group=group, now_ms=0)
+            for row, node in enumerate(self.nodes):
+                found[row] = filters.stands(context, node)
+            self._masks[name] = found
+            if len(self._masks) > MASKS_MAX:
+                self._masks.popitem(last=False)
+        else:
+            self._masks.move_to_end(name)
+        return found
+
+    def scan(self, ask: Ask, group: GroupSpec) -> Scan:
+        """Costs as of now. The arrays are the cache's own: not to be written to."""
+        found = self._scans.get(ask)
+        if found is None:
+            mask = self.standing_mask(ask, group)
+            cpu = power(share(np.full(len(self.ids), ask.need.cpu_milli), self.capacity[0]))
+            memory = power(share(np.full(len(self.ids), ask.need.memory_bytes), self.capacity[1]))
+            grown = (cpu - 1.0) + (memory - 1.0)
+            most = float(grown.max()) if len(grown) else 0.0
+            unit = score.MARGINAL_UNITS / most if most > 0.0 else 0.0
+            found = Scan(mask, cpu, memory, unit, np.zeros(len(self.ids), dtype=np.int64))
+            self._refresh(ask, found, slice(None))
+            self._scans[ask] = found
+            if len(self._scans) > SCANS_MAX:
+                self._scans.popitem(last=False)
+        else:
+            self._scans.move_to_end(ask)
+            behind = self._touched[found.seen :]
+            if behind:
+                at = np.array(sorted(set(behind)), dtype=np.int64)
+                self._refresh(ask, found, at)
+        found.seen = len(self._touched)
+        return found
+
+    def _refresh(self, ask: Ask, scan: Scan, at: Ints | slice) -> None:
+        used = self.used[:, at]
+        capacity = self.capacity[:, at]
+        fits = self.accepts[at] & scan.mask[at]
+        for kind, need in enumerate(
+            (ask.need.cpu_milli, ask.need.memory_bytes, ask.need.disk_bytes)
+        ):
+            if need:
+                fits &= capacity[kind] - used[kind] >= need
+        grown = (scan.growth_cpu[at], scan.growth_memory[at])
+        if ask.policy is PlacementPolicy.ROUNDROBIN:
+            cost = np.minimum(self.active()[at], score.COST_MAX)
+        else:
+            cost = policy_cost(ask, scan.unit, used, capacity, (self.x[at], self.y[at]), grown)
+        scan.cost[at] = np.where(fits, cost, NO_PLACE)
+
+    def active(self) -> Ints:
+        """Unended tasks by node. Counted when roundrobin first asks for it after a sync."""
+        if self._active is None:
+            state = self._state
+            assert state is not None
+            counted = np.zeros(len(self.ids), dtype=np.int64)
+            for node_id, tasks in state.tasks_by_node.items():
+                row = self._index.get(node_id)
+                if row is not None:
+                    counted[row] = len(tasks)
+            for ended in ENDED:
+                for task_id in state.tasks_by_state.get(ended, ()):
+                    row = self._index.get(state.tasks[task_id].node_id)
+                    if row is not None:
+                        counted[row] -= 1
+            self._active = counted
+        return self._active
+
+    def values(self, name: str) -> list[str]:
+        """Each node's value of an attribute, empty where it has none."""
+        return [attribute(node, name) or "" for node in self.nodes]
+
+    def affinity_points(self, group: GroupSpec) -> Ints | None:
+        """Minus the weights of the wishes that each node fulfils; None when there are none."""
+        wishes = group.placement.affinities
+        if not wishes:
+            return None
+        points = np.zeros(len(self.ids), dtype=np.int64)
+        for row, node in enumerate(self.nodes):
+            points[row] = -sum(wish.weight for wish in wishes if satisfies(node, wish))
+        return points
+
+    def blocked_by_static_ports(self, group: GroupSpec) -> Bools | None:
+        """Nodes one of whose asked host ports is taken; None when the group asks for none."""
+        keys = [port_key(port.host, port.protocol) for port in group.ports.values() if port.host]
+        if not keys:
+            return None
+        taken = np.zeros(len(self.ids), dtype=np.bool_)
+        for row, node in enumerate(self.nodes):
+            taken[row] = self.ports.any_taken(node.facts.advertise, keys)
+        return taken
+
+
+def policy_cost(
+    ask: Ask,
+    unit: float,
+    used: Ints,
+    capacity: Ints,
+    powers: tuple[Floats, Floats],
+    growth: tuple[Floats, Floats],
+) -> Ints:
+    """score.cost for many. `powers` are those of the present use, `growth` those of the need."""
+    x, y = powers
+    need = ask.need
+    raw: Floats
+    match ask.policy:
+        case PlacementPolicy.EPVM:
+            raw = x * ((growth[0] - 1.0) * unit) + y * ((growth[1] - 1.0) * unit)
+        case PlacementPolicy.BINPACK:
+            raw = (score.COST_UNITS / growth[0]) / x + (score.COST_UNITS / growth[1]) / y
+        case PlacementPolicy.SPREAD:
+            u, v = share(used[0], capacity[0]), share(used[1], capacity[1])
+            a = share(np.full(used[0].shape, need.cpu_milli), capacity[0])
+            b = share(np.full(used[1].shape, need.memory_bytes), capacity[1])
+            raw = ((u + v) + (a + b)) * score.COST_UNITS
+        case PlacementPolicy.GREEDY:
+            u = share(used[0], capacity[0])
+            a = share(np.full(used[0].shape, need.cpu_milli), capacity[0])
+            raw = (u + a) * score.COST_UNITS
+        case PlacementPolicy.ROUNDROBIN:
+            raise AssertionError("roundrobin's cost is a count")
+    cut: Ints = np.minimum(raw, float(score.COST_MAX)).astype(np.int64)
+    return cut

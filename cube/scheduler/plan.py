@@ -1,0 +1,313 @@
+"""The scheduler: the whole state in, one bounded plan out. Pure; what it remembers are caches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from cube.model.cluster import ClusterState, Job
+from cube.model.commands import PLACEMENTS_MAX, ApplyPlan, GroupPlacement, PlannedStop
+from cube.model.events import Event, JobEvent, TaskEvent
+from cube.model.explain import Explanation
+from cube.model.ids import JobId, NodeId, TaskId
+from cube.model.spec import JobType
+from cube.scheduler.reconcile import JobWork, reconcile
+from cube.scheduler.want import Want
+
+if TYPE_CHECKING:
+    from cube.scheduler.mirror import Ask, Mirror
+    from cube.scheduler.place import Pick, Placer
+
+PLAN_BYTES_MAX = 256 * 1024  # of an encoded ApplyPlan: one log entry (performance.md)
+EXPLANATIONS_MAX = 1_000  # in one plan: for logs and metrics; `explain` has no such bound
+_HEAD_BYTES = 512  # term, seed, the structure itself
+_GROUP_BYTES = 64  # of a GroupPlacement besides its slots and texts
+_SLOT_BYTES = 5 + 3 + 1  # slot, node_at, head of its ports
+_PORT_BYTES = 3
+_ID_BYTES = 3  # head of a text; the text itself is added
+_UPDATE_BYTES = 6  # head of the pair, version
+
+
+class Plan(msgspec.Struct, frozen=True):
+    """`command` None: nothing to do. `explanations`: of what is not placed, in short (`why.explain`
+    goes into detail). `wake_at_ms`: when another plan could differ though nothing has happened.
+    `more`: the plan was full; make the next one as soon as this one is applied."""
+
+    command: ApplyPlan | None
+    explanations: tuple[Explanation, ...] = ()
+    wake_at_ms: int | None = None
+    more: bool = False
+
+
+class Scheduler:
+    """Caches between plans: a mirror of the nodes, and the jobs that had nothing to do. A plan
+    depends on its arguments only; two schedulers with different pasts give the same one."""
+
+    def __init__(self) -> None:
+        self._mirror: Mirror | None = None
+        self._state: ClusterState | None = None  # what the caches are about
+        self._dirty: set[JobId] = set()  # jobs that `note` named since
+        self._idle: dict[JobId, Job] = {}
+        self._parked: set[Ask] = set()  # found no place; nothing has become free since
+        self._order: list[Job] = []
+
+    def note(self, before: ClusterState, after: ClusterState, events: Iterable[Event]) -> None:
+        """`after` came from `before` with these events. Optional, and only a short cut: when the
+        notes make an unbroken chain from the last planned state to the next, the tasks need not
+        be compared."""
+        if self._state is not before:
+            return
+        for event in events:
+            if isinstance(event, TaskEvent | JobEvent):
+                self._dirty.add(event.job_id)
+        if before.jobs is not after.jobs or before.nodes is not after.nodes:
+            self._look_at_jobs(before, after)
+        self._state = after
+
+    def plan(self, state: ClusterState, now_ms: int, term: int, seed: str) -> Plan:
+        """What to propose now. `seed` makes the ids of new tasks and where dynamic ports begin; it
+        must be new for each plan that is proposed."""
+        from cube.scheduler.mirror import Mirror  # numpy: only where a node plans
+        from cube.scheduler.place import Placer
+
+        self._catch_up(state)
+        if self._mirror is None:
+            self._mirror = Mirror()
+        draft = _PlanDraft(term, seed)
+        wants = self._reconcile(state, now_ms, draft)
+        if wants:
+            self._mirror.sync(state)
+            if self._mirror.grew:
+                self._parked.clear()
+                self._mirror.grew = False
+            placer = Placer(self._mirror, state.settings.policy, seed)
+            for want in wants:
+                if draft.full:
+                    break
+                self._place(placer, draft, want)
+        return draft.done()
+
+    # What may have changed
+
+    def _catch_up(self, state: ClusterState) -> None:
+        last = self._state
+        if last is None:
+            self._idle.clear()
+        elif last is not state:
+            if last.tasks is not state.tasks:
+                self._compare_tasks(last, state)
+            self._look_at_jobs(last, state)
+        for job_id in self._dirty:
+            self._idle.pop(job_id, None)
+        self._dirty.clear()
+        if last is None or last.jobs is not state.jobs:
+            self._order = sorted(state.jobs.values(), key=_by_importance)
+        self._state = state
+
+    def _compare_tasks(self, last: ClusterState, state: ClusterState) -> None:
+        before = last.tasks.get
+        fewer = len(last.tasks)
+        for task_id, task in state.tasks.items():
+            old = before(task_id)
+            if old is not None:
+                fewer -= 1
+            if old is not task:
+                self._dirty.add(task.job_id)
+        if fewer:  # some are gone
+            self._dirty.update(
+                task.job_id for task_id, task in last.tasks.items() if task_id not in state.tasks
+            )
+
+    def _look_at_jobs(self, last: ClusterState, state: ClusterState) -> None:
+        """Jobs that changed, or whose nodes did, are not idle."""
+        if last.jobs is not state.jobs:
+            self._order = sorted(state.jobs.values(), key=_by_importance)
+            for job_id, job in list(self._idle.items()):
+                if state.jobs.get(job_id) is not job:
+                    del self._idle[job_id]
+        if last.nodes is not state.nodes:
+            drains = any(node.drain_deadline_ms is not None for node in state.nodes.values())
+            for job_id, job in list(self._idle.items()):
+                if drains or job.spec.type is JobType.SYSTEM:
+                    del self._idle[job_id]
+
+    def _reconcile(self, state: ClusterState, now_ms: int, draft: _PlanDraft) -> list[Want]:
+        """Everything but the placing is in the draft, as far as it has room."""
+        wants: list[Want] = []
+        for job in self._order:
+            if self._idle.get(job.id) is job:
+                continue
+            work = reconcile(state, job, now_ms)
+            if work.idle:
+                self._idle[job.id] = job
+                continue
+            draft.add(job, work)
+            wants.extend(work.wants)
+        return wants
+
+    # Placing
+
+    def _place(self, placer: Placer, draft: _PlanDraft, want: Want) -> None:
+        if want.only_on:
+            picks = placer.place_only_on(want, draft.room_for(want))
+            draft.place(want, picks, placer.node_ids)
+            if len(picks) < len(want.slots) and not draft.full:
+                draft.unplaced(want, _left(want, picks), placer.why_not(want))
+            return
+        ask = placer.ask_of(want)
+        parkable = not (want.avoid or want.spec.ports or want.spec.placement.max_per_node)
+        if parkable and ask in self._parked:
+            draft.unplaced(want, want.slots, draft.reasons(ask, placer, want))
+            return
+        left = want
+        while left.slots and not draft.full:
+            most = draft.room_for(left)
+            picks = placer.place(left, most)
+            draft.place(left, picks, placer.node_ids)
+            if len(picks) < min(most, len(left.slots)):
+                if parkable:
+                    self._parked.add(ask)
+                    reasons = draft.reasons(ask, placer, left)
+                else:
+                    reasons = placer.why_not(left)
+                draft.unplaced(left, left.slots[len(picks) :], reasons)
+                return
+            left = msgspec.structs.replace(left, slots=left.slots[len(picks) :])
+
+
+def _by_importance(job: Job) -> tuple[int, int, str, str]:
+    spec = job.spec
+    return (-spec.priority, job.created_at_ms, job.name, job.id)
+
+
+def _left(want: Want, picks: list[Pick]) -> tuple[int, ...]:
+    placed = {pick.slot for pick in picks}
+    return tuple(slot for slot in want.slots if slot not in placed)
+
+
+class _PlanDraft:
+    """The plan so far, and how much of its bounds is left."""
+
+    def __init__(self, term: int, seed: str) -> None:
+        self._term = term
+        self._seed = seed
+        self._bytes = PLAN_BYTES_MAX - _HEAD_BYTES - len(seed.encode())
+        self._placed = 0
+        self._nodes: dict[NodeId, int] = {}
+        self._placements: list[GroupPlacement] = []
+        self._stops: list[PlannedStop] = []
+        self._updates: list[tuple[TaskId, int]] = []
+        self._reaps: list[TaskId] = []
+        self._explanations: list[Explanation] = []
+        self._reasons: dict[Ask, tuple[str, ...]] = {}
+        self._wake_at_ms: int | None = None
+        self.full = False
+
+    def _spend(self, size: int) -> bool:
+        if self.full or size > self._bytes:
+            self.full = True
+            return False
+        self._bytes -= size
+        return True
+
+    def add(self, job: Job, work: JobWork) -> None:
+        """The job's stops, updates and reaps, and what it waits for."""
+        for task_id, reason in work.stops:
+            if self._spend(2 * _ID_BYTES + len(task_id) + len(reason.encode())):
+                self._stops.append(PlannedStop(task_id, reason))
+        for task_id, version in work.updates:
+            if self._spend(_ID_BYTES + len(task_id) + _UPDATE_BYTES):
+                self._updates.append((task_id, version))
+        for task_id in work.reaps:
+            if self._spend(_ID_BYTES + len(task_id)):
+                self._reaps.append(task_id)
+        for waiting in work.waiting:
+            self._explain(
+                Explanation(
+                    job.name,
+                    waiting.group,
+                    waiting.slots,
+                    "waiting",
+                    waiting.detail or waiting.cause,
+                )
+            )
+        if work.wake_at_ms is not None:
+            known = self._wake_at_ms
+            self._wake_at_ms = work.wake_at_ms if known is None else min(known, work.wake_at_ms)
+
+    def room_for(self, want: Want) -> int:
+        """How many of the want's slots surely still fit, every one on a node of its own."""
+        each = _SLOT_BYTES + _PORT_BYTES * len(want.spec.ports) + _ID_BYTES + _NODE_ID_BYTES
+        room = (self._bytes - self._group_bytes(want)) // each
+        room = min(room, PLACEMENTS_MAX - self._placed)
+        if room < min(len(want.slots), _LEAST):
+            self.full = True
+            return 0
+        return room
+
+    def _group_bytes(self, want: Want) -> int:
+        texts = (want.job.id, want.group, want.reason)
+        return _GROUP_BYTES + sum(len(text.encode()) for text in texts)
+
+    def place(self, want: Want, picks: list[Pick], node_ids: list[NodeId]) -> None:
+        if not picks:
+            return
+        at: list[int] = []
+        size = self._group_bytes(want)
+        for pick in picks:
+            node_id = node_ids[pick.row]
+            number = self._nodes.get(node_id)
+            if number is None:
+                number = self._nodes[node_id] = len(self._nodes)
+                size += _ID_BYTES + len(node_id)
+            at.append(number)
+        size += len(picks) * (_SLOT_BYTES + _PORT_BYTES * len(want.spec.ports))
+        self._bytes -= size
+        self._placed += len(picks)
+        self._placements.append(
+            GroupPlacement(
+                want.job.id,
+                want.job.version,
+                want.group,
+                tuple([pick.slot for pick in picks]),
+                tuple(at),
+                tuple([pick.ports for pick in picks]) if want.spec.ports else (),
+                (),
+                want.reason,
+            )
+        )
+
+    def reasons(self, ask: Ask, placer: Placer, want: Want) -> tuple[str, ...]:
+        """Why nothing more of this kind is placed, worked out once in a plan."""
+        found = self._reasons.get(ask)
+        if found is None:
+            found = self._reasons[ask] = placer.why_not(want)
+        return found
+
+    def unplaced(self, want: Want, slots: tuple[int, ...], reasons: tuple[str, ...]) -> None:
+        summary = f"{len(slots)} not placed: " + (", ".join(reasons) or "there are no nodes")
+        self._explain(Explanation(want.job.name, want.group, slots, "unplaced", summary))
+
+    def _explain(self, explanation: Explanation) -> None:
+        if len(self._explanations) < EXPLANATIONS_MAX:
+            self._explanations.append(explanation)
+
+    def done(self) -> Plan:
+        command: ApplyPlan | None = None
+        if self._placements or self._stops or self._updates or self._reaps:
+            command = ApplyPlan(
+                self._term,
+                self._seed,
+                tuple(self._nodes),
+                tuple(self._placements),
+                tuple(self._stops),
+                tuple(self._updates),
+                tuple(self._reaps),
+            )
+        return Plan(command, tuple(self._explanations), self._wake_at_ms, self.full)
+
+
+_NODE_ID_BYTES = 64  # a UUID is 36; ids are bounded by what registration accepts
+_LEAST = 16  # slots: a plan with less room than this is full rather than crumbled

@@ -1,0 +1,335 @@
+"""`cube why`: for each slot that is not as wanted, every cause; for each node, every obstacle.
+
+Works on any node from its own state: no mirror, no numpy. It says what reconcile and the filters say,
+because it asks them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from cube.model.cluster import ClusterState, Job, Task
+from cube.model.explain import Explanation, NodeExplanation, Reason
+from cube.model.lifecycle import Health, TaskState
+from cube.model.spec import GroupSpec, JobType
+from cube.model.units import format_duration
+from cube.scheduler import filters
+from cube.scheduler.reconcile import JobWork, Slot, Waiting, reconcile, slots_of
+from cube.scheduler.restart import up_to_date
+from cube.scheduler.suggest import suggestions
+from cube.scheduler.want import Want
+
+FAILURES_MAX = 5  # last failures shown of each group of slots
+_TROUBLE = frozenset({TaskState.FAILED, TaskState.REJECTED, TaskState.LOST})
+
+
+def explain(state: ClusterState, now_ms: int, job_name: str) -> list[Explanation]:
+    """Empty when the job is as wanted, or unknown. By group, then slot."""
+    job = state.job_named(job_name)
+    if job is None or job.deleted:
+        return []
+    if job.stopped:
+        return [
+            Explanation(job.name, name, (), "stopped", f"job {job.name} is stopped: cube start")
+            for name in sorted(job.spec.groups)
+        ]
+    if job.spec.type is JobType.CRON:
+        return [
+            Explanation(job.name, name, (), "waiting", "schedules are not run yet")
+            for name in sorted(job.spec.groups)
+        ]
+    work = reconcile(state, job, now_ms)
+    by_group: dict[str, list[Task]] = {}
+    for task in state.tasks_of_job(job.id):
+        by_group.setdefault(task.group, []).append(task)
+    found: list[Explanation] = []
+    for name in sorted(job.spec.groups):
+        found.extend(_Group(state, now_ms, job, name, by_group.get(name, [])).explain(work))
+    return found
+
+
+class _Group:
+    """One group's explanations."""
+
+    def __init__(
+        self, state: ClusterState, now_ms: int, job: Job, name: str, tasks: Sequence[Task]
+    ) -> None:
+        self.state = state
+        self.now_ms = now_ms
+        self.job = job
+        self.name = name
+        self.group: GroupSpec = job.spec.groups[name]
+        self.tasks = tasks
+        self.slots = slots_of(tasks)
+
+    def explain(self, work: JobWork) -> Iterator[Explanation]:
+        for want in work.wants:
+            if want.group == self.name:
+                yield self._unplaced(want)
+        for waiting in work.waiting:
+            if waiting.group == self.name:
+                yield self._waiting(waiting)
+        yield from self._ending()
+        yield from self._not_serving()
+        yield from self._held_back(work)
+
+    def _make(
+        self,
+        slots: Sequence[int],
+        kind: str,
+        summary: str,
+        *,
+        reasons: Sequence[Reason] = (),
+        nodes: Sequence[NodeExplanation] = (),
+        hints: Sequence[str] = (),
+        since_ms: int = 0,
+    ) -> Explanation:
+        return Explanation(
+            self.job.name,
+            self.name,
+            tuple(slots),
+            kind,
+            summary,
+            tuple(reasons),
+            tuple(nodes),
+            tuple(hints),
+            since_ms,
+        )
+
+    # Slots without a task
+
+    def _unplaced(self, want: Want) -> Explanation:
+        context = filters.Context(
+            self.state, self.group, self.now_ms, want.on_node, dict(want.avoid)
+        )
+        nodes = sorted(self.state.nodes.values(), key=lambda node: (node.name, node.id))
+        if want.only_on:
+            only = set(want.only_on)
+            nodes = [node for node in nodes if node.id in only]
+        explained = [
+            NodeExplanation(node.id, node.name, tuple(filters.reasons(context, node)))
+            for node in nodes
+        ]
+        past = self._failures(want.slots, _TROUBLE)
+        since_ms = self._since_ms(want.slots)
+        open_ = [one.node for one in explained if not one.reasons]
+        count = _tasks(len(want.slots))
+        if open_:
+            where = f"{open_[0]} has room" if len(open_) == 1 else f"{len(open_)} nodes have room"
+            return self._make(
+                want.slots,
+                "waiting",
+                f"{count} about to be placed: {where}",
+                reasons=past,
+                nodes=explained,
+                since_ms=since_ms,
+            )
+        return self._make(
+            want.slots,
+            "unplaced",
+            f"{count} not placed: {_tally(explained)}",
+            reasons=past,
+            nodes=explained,
+            hints=suggestions(context, nodes, explained),
+            since_ms=since_ms,
+        )
+
+    def _waiting(self, waiting: Waiting) -> Explanation:
+        slots, count = waiting.slots, _tasks(len(waiting.slots))
+        left = format_duration(max(0, waiting.until_ms - self.now_ms))
+        since_ms = self._since_ms(slots)
+        match waiting.cause:
+            case "depends_on":
+                reason = Reason("depends_on", f"waits for {waiting.detail}")
+                summary = f"{count} not started yet: waits for {waiting.detail}"
+                return self._make(slots, "waiting", summary, reasons=[reason], since_ms=since_ms)
+            case "at_most_one":
+                reason = Reason("at_most_one", waiting.detail)
+                return self._make(
+                    slots, "waiting", waiting.detail, reasons=[reason], since_ms=since_ms
+                )
+            case "returning":
+                summary = f"{count} lost with a node that is back; it has {left} to say more"
+                reason = Reason("returning", summary, have=left)
+                return self._make(slots, "waiting", summary, reasons=[reason], since_ms=since_ms)
+            case "over":
+                failures = self._failures(slots, _TROUBLE)
+                attempts = self.group.reschedule.attempts
+                summary = f"{count} given up: {_first(failures)}"
+                limit = Reason(
+                    "attempts", "reschedule attempts are used up", need="", have=str(attempts)
+                )
+                hint = f"cube logs {self._task_name(slots)}; correct the job and run it again"
+                return self._make(
+                    slots,
+                    "failing",
+                    summary,
+                    reasons=[*failures, limit],
+                    hints=[hint],
+                    since_ms=since_ms,
+                )
+            case _:
+                failures = self._failures(slots, _TROUBLE)
+                backoff = Reason("backoff", f"tried again in {left}", have=left)
+                return self._make(
+                    slots,
+                    "failing",
+                    f"{count} failing, tried again in {left}: {_first(failures)}",
+                    reasons=[*failures, backoff],
+                    hints=[f"cube logs {self._task_name(slots)}"],
+                    since_ms=since_ms,
+                )
+
+    def _ending(self) -> Iterator[Explanation]:
+        """Slots whose old task has not ended yet."""
+        ending = [
+            task
+            for number, slot in sorted(self.slots.items())
+            if self._is_wanted(number) and not slot.live
+            for task in slot.stopping[:1]
+        ]
+        if ending:
+            why = ", ".join(sorted({task.desired_reason or "stopped" for task in ending}))
+            yield self._make(
+                [task.slot for task in ending],
+                "waiting",
+                f"{_tasks(len(ending))} being stopped ({why}), then replaced",
+                reasons=[Reason("stopping", f"{task.id} is {task.state.value}") for task in ending],
+                since_ms=min(task.state_at_ms for task in ending),
+            )
+
+    # Slots with a task that does not serve
+
+    def _not_serving(self) -> Iterator[Explanation]:
+        alike: dict[tuple[str, str], list[Task]] = {}
+        for number, slot in sorted(self.slots.items()):
+            if not self._is_wanted(number) or slot.serves():
+                continue
+            for task in slot.live[:1]:
+                alike.setdefault(self._trouble(task), []).append(task)
+        for (kind, summary), tasks in alike.items():
+            slots = [task.slot for task in tasks]
+            reasons = [_of_task(task) for task in tasks[:FAILURES_MAX]]
+            if kind == "failing":
+                for task in tasks:
+                    reasons.extend(_history(task))
+            yield self._make(
+                slots,
+                kind,
+                f"{_tasks(len(tasks))} {summary}",
+                reasons=_distinct(reasons),
+                hints=[f"cube logs {tasks[0].name}"] if kind == "failing" else [],
+                since_ms=min(task.state_at_ms for task in tasks),
+            )
+
+    def _trouble(self, task: Task) -> tuple[str, str]:
+        """(kind, what is said of tasks like this one)."""
+        if task.state is TaskState.RUNNING:
+            if task.health is Health.UNHEALTHY:
+                return "failing", "running but unhealthy: its checks fail"
+            return "waiting", "running, not healthy yet: its checks have not passed"
+        if task.restarts or task.state is TaskState.PENDING:
+            code = "" if task.exit_code is None else f", last exit code {task.exit_code}"
+            return "failing", f"restarting{code}"
+        node = self.state.nodes.get(task.node_id)
+        where = task.node_id if node is None else node.name
+        return "waiting", f"{task.state.value} on {where}"
+
+    def _held_back(self, work: JobWork) -> Iterator[Explanation]:
+        """Tasks of an older version that are to be replaced, but not yet."""
+        outdated = [
+            task
+            for number, slot in sorted(self.slots.items())
+            if self._is_wanted(number)
+            for task in slot.live
+            if not up_to_date(self.job, self.group, task)
+        ]
+        if outdated and self.job.spec.type is not JobType.BATCH:
+            next_ = {task_id for task_id, _ in work.stops}
+            held = [task for task in outdated if task.id not in next_]
+            if held:
+                yield self._make(
+                    [task.slot for task in held],
+                    "waiting",
+                    f"{_tasks(len(held))} of an older version, replaced "
+                    f"{self.group.update.parallelism} at a time as the others come up",
+                    reasons=[Reason("update", f"{t.id} is of version {t.version}") for t in held],
+                )
+
+    # Facts
+
+    def _is_wanted(self, number: int) -> bool:
+        return self.job.spec.type is JobType.SYSTEM or number < self.group.count
+
+    def _task_name(self, slots: Sequence[int]) -> str:
+        return f"{self.job.name}.{self.name}.{slots[0] if slots else 0}"
+
+    def _failures(self, slots: Sequence[int], states: frozenset[TaskState]) -> list[Reason]:
+        """What the slots' newest ended tasks of these states ended of, newest first."""
+        ended = [
+            task
+            for number in slots
+            for task in self.slots.get(number, _NO_SLOT).ended
+            if task.state in states and up_to_date(self.job, self.group, task)
+        ]
+        ended.sort(key=lambda task: (-task.finished_at_ms, task.slot, task.id))
+        return _distinct([_of_task(task) for task in ended])[:FAILURES_MAX]
+
+    def _since_ms(self, slots: Sequence[int]) -> int:
+        """Since when these slots have been empty."""
+        newest = self.job.versions[-1].created_at_ms
+        last = [
+            self.slots[number].ended[-1].finished_at_ms
+            for number in slots
+            if number in self.slots and self.slots[number].ended
+        ]
+        return max([newest, *last])
+
+
+_NO_SLOT = Slot()
+
+
+def _tasks(count: int) -> str:
+    return "1 task" if count == 1 else f"{count} tasks"
+
+
+def _first(reasons: Sequence[Reason]) -> str:
+    return reasons[0].message if reasons else "see its log"
+
+
+def _of_task(task: Task) -> Reason:
+    """The task's own last word."""
+    said = task.message or task.reason or task.state.value
+    if task.oom_killed:
+        said = f"out of memory: {said}"
+    if task.exit_code is not None and "exit" not in said:
+        said = f"{said} (exit code {task.exit_code})"
+    have = "" if task.exit_code is None else f"exit code {task.exit_code}"
+    return Reason(task.reason or task.state.value, said, "", have)
+
+
+def _history(task: Task) -> list[Reason]:
+    """Earlier attempts of a task that restarts in place, newest first."""
+    found = [
+        Reason(entry.reason or entry.state.value, entry.message or entry.reason)
+        for entry in reversed(task.history)
+        if (entry.reason or entry.message) and entry.attempt < task.attempt
+    ]
+    return found[:FAILURES_MAX]
+
+
+def _distinct(reasons: Sequence[Reason]) -> list[Reason]:
+    return list(dict.fromkeys(reasons))
+
+
+def _tally(explained: Sequence[NodeExplanation]) -> str:
+    """`2 of 3 nodes: memory; 1 of 3 nodes: constraint`."""
+    if not explained:
+        return "there are no nodes"
+    counted: dict[str, int] = {}
+    for one in explained:
+        for code in dict.fromkeys(reason.code for reason in one.reasons):
+            counted[code] = counted.get(code, 0) + 1
+    total = len(explained)
+    most_first = sorted(counted.items(), key=lambda item: (-item[1], item[0]))
+    return "; ".join(f"{count} of {total} nodes: {code}" for code, count in most_first)
