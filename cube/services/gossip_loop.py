@@ -26,7 +26,9 @@ from cube.ports.datagrams import DATAGRAM_BYTES_MAX, Datagrams
 assert PACKET_BYTES_MAX + SEAL_BYTES_MAX <= DATAGRAM_BYTES_MAX
 
 QUEUE_MAX = 1_024  # inputs: a second's worth in a cluster of some hundred, at 1.4 kB each
-QUEUE_RESERVED = 64  # of it, for what this node itself wants: a flood of packets must not crowd it out
+QUEUE_RESERVED = (
+    64  # of it, for what this node itself wants: a flood of packets must not crowd it out
+)
 BATCH_MAX = 64  # inputs between two looks at the timers
 EXCHANGES_MAX = 8  # under way from here; one more is not made, the machine tries again
 INPUTS_REMEMBERED = 1_000  # for debugging

@@ -105,7 +105,7 @@ class LeaderLoop:
             more, wake_at_ms = await self._plan(scheduler, state, term)
             if more:
                 continue
-            await self._rest(self._feed.state.index if more else state.index, wake_at_ms)
+            await self._rest(state.index, wake_at_ms)
 
     async def _rest(self, index: int, wake_at_ms: int | None) -> None:
         """Until the state has moved past `index`, a timer of the plan is due, or the next look."""

@@ -1,0 +1,398 @@
+"""One agent: everything a node runs, wired together, in the order in which it comes up and goes down.
+
+Decides nothing that a test would want to look at: what decides is in the services and machines.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import socket
+from collections.abc import Callable, Coroutine, Mapping
+from pathlib import Path
+from typing import Any
+
+from aiohttp import web
+
+import cube
+from cube.adapters import entropy, host
+from cube.adapters.file_disk import FileDisk
+from cube.adapters.host_ports import port_free
+from cube.adapters.http_peers import HttpPeers
+from cube.adapters.prober import SocketProber
+from cube.adapters.raft.log import PySyncObjLog
+from cube.adapters.raft.settings import RaftSettings
+from cube.adapters.system_clock import SystemClock
+from cube.adapters.udp import UdpDatagrams
+from cube.agent.drivers import make_drivers
+from cube.api.app import make_app
+from cube.config import Config
+from cube.gossip.seal import PlainSeal
+from cube.gossip.swim import Swim
+from cube.model.cluster import ClusterSettings, NodeFacts
+from cube.model.commands import InitCluster, ReportTasks
+from cube.model.errors import OutcomeUnknown, Unavailable
+from cube.model.ids import ClusterId, CommandId, NodeId
+from cube.model.resources import Resources
+from cube.ports.cluster import BootstrapView, JoinRequest
+from cube.ports.driver import Driver
+from cube.ports.log import LogStatus, Role
+from cube.scheduler.liveness import Liveness
+from cube.services.cluster_view import ClusterView, Parts
+from cube.services.driver_facts import DriverFacts
+from cube.services.formation import Formation, NodeRecord, Records
+from cube.services.gossip_loop import GossipLoop
+from cube.services.heartbeats import Heartbeats
+from cube.services.leader_clock import LeaderClock
+from cube.services.leader_loop import LeaderLoop
+from cube.services.peers import PeerDesk
+from cube.services.proposer import Proposer
+from cube.services.registration import Registration
+from cube.services.roll_call import RollCall, encode_meta
+from cube.services.state_feed import StateFeed
+from cube.services.task_logs import TaskLogs
+from cube.services.worker_loop import WorkerLoop
+from cube.worker.machine import Worker
+from cube.worker.settings import WorkerSettings
+
+CATCH_UP_MS = 2_000  # one barrier; asked again until it comes back
+HTTP_GOODBYE_S = 2.0  # for requests under way at shutdown
+
+_log = logging.getLogger(__name__)
+
+
+class Agent:
+    """Starts with start(), ends with run() coming back or raising what a loop died of."""
+
+    def __init__(self, config: Config, *, is_root: bool) -> None:
+        """The data directory is ours. Raises Unavailable when it is not, BadPacket when its record
+        is damaged."""
+        self._config = config
+        self._is_root = is_root
+        bind = config.bind
+        advertise = bind.advertise or bind.address
+        self.advertise = advertise
+        self.http_address = f"{advertise}:{bind.http}"
+        self.raft_address = f"{advertise}:{bind.raft}"
+        self.gossip_address = f"{advertise}:{bind.gossip}"
+        self._data_dir = Path(config.node.data_dir)
+        self._disk = FileDisk(self._data_dir)
+        self._records = Records(
+            self._disk,
+            NodeRecord(node_id=NodeId(entropy.new_id()), raft_address=self.raft_address),
+        )
+        self.node_id = self._records.now.node_id
+        self.name = config.node.name or socket.gethostname()
+        self._clock = SystemClock()
+        self._remote = HttpPeers()
+        self._feed = StateFeed()
+        self._view = ClusterView(self.node_id, self._feed)
+        self._drivers: dict[str, Driver] = {}
+        self._driver_facts = DriverFacts(self._drivers)
+        self._capacity = self._detect_capacity()
+        self._request = JoinRequest(
+            node_id=self.node_id,
+            name=self.name,
+            raft_address=self.raft_address,
+            gossip_address=self.gossip_address,
+            http_address=self.http_address,
+            version=cube.__version__,
+        )
+        self._formation = Formation(self._records, self._remote, self._request, self._set_obstacle)
+        self._desk = PeerDesk(self._view, self._bootstrap_view, self._gossip_seeds)
+        self._is_caught_up = False
+        self._log: PySyncObjLog | None = None
+        self._web: web.AppRunner | None = None
+
+    # Facts
+
+    def _detect_capacity(self) -> Resources:
+        """What is there, unless configured otherwise, less what is kept for the host."""
+        node = self._config.node
+        found = host.capacity(self._data_dir)
+        whole = Resources(
+            node.cpu_milli or found.cpu_milli,
+            node.memory_bytes or found.memory_bytes,
+            node.disk_bytes or found.disk_bytes,
+        )
+        return whole - node.reserved
+
+    def _facts(self) -> NodeFacts:
+        bind = self._config.bind
+        return NodeFacts(
+            id=self.node_id,
+            name=self.name,
+            advertise=self.advertise,
+            http_address=self.http_address,
+            raft_address=self.raft_address,
+            gossip_address=self.gossip_address,
+            version=cube.__version__,
+            capacity=self._capacity,
+            labels=self._config.node.labels,
+            attributes=host.attributes(),
+            drivers=self._driver_facts.infos,
+            port_first=bind.port_first,
+            port_last=bind.port_last,
+        )
+
+    def _set_obstacle(self, why: str) -> None:
+        self._view.obstacle = why
+
+    def _bootstrap_view(self) -> BootstrapView:
+        return self._formation.bootstrap_view(self._config.cluster.bootstrap_expect)
+
+    def _gossip_seeds(self) -> tuple[str, ...]:
+        """Where a newcomer may begin: this node and those it knows."""
+        known = {node.facts.gossip_address for node in self._feed.state.nodes.values()}
+        return (self.gossip_address, *sorted(known - {self.gossip_address}))
+
+    # Life
+
+    async def run(self, stop: asyncio.Event, on_ready: Callable[[Agent], None]) -> None:
+        """A node of its cluster until `stop` is set; then leadership is handed over, tasks go on.
+        `on_ready` is called once, when requests are answered fully. Raises Unavailable when a port
+        is taken or the data directory cannot be used, and whatever a loop died of (a bug)."""
+        self._feed.open(asyncio.get_running_loop())
+        try:
+            await self._open_http()
+            async with asyncio.TaskGroup() as group:
+                life = group.create_task(self._live(on_ready), name="life")
+                await stop.wait()
+                _log.info("stopping")
+                life.cancel()
+        except* asyncio.CancelledError:
+            pass
+        finally:
+            await self._close()
+
+    async def _open_http(self) -> None:
+        app = make_app(
+            self._view,
+            TaskLogs(self._drivers),
+            self._desk,
+            clock=self._clock,
+            new_id=entropy.short_id,
+        )
+        self._web = web.AppRunner(
+            app, access_log=None, handle_signals=False, shutdown_timeout=HTTP_GOODBYE_S
+        )
+        await self._web.setup()
+        bind = self._config.bind
+        try:
+            await web.TCPSite(self._web, bind.address, bind.http).start()
+        except OSError as error:
+            raise Unavailable(
+                f"cannot listen on {bind.address}:{bind.http} for HTTP: {error.strerror}; "
+                "another agent may be running there: choose another --http port"
+            ) from error
+
+    async def _close(self) -> None:
+        if self._log is not None:
+            await self._log.stop()
+        if self._web is not None:
+            await self._web.cleanup()
+        await self._remote.close()
+        self._disk.close()
+
+    async def _form(self) -> NodeRecord:
+        """This node's record, once it belongs to a cluster."""
+        record = self._records.now
+        if record.cluster_id is not None:
+            if record.raft_address != self.raft_address:
+                raise Unavailable(
+                    f"this data directory belongs to a node whose Raft address is "
+                    f"{record.raft_address}, not {self.raft_address}; start it with that address "
+                    "and port, or with an empty data directory as a new node"
+                )
+            return record
+        cluster = self._config.cluster
+        addresses: tuple[str, ...] = cluster.join
+        if cluster.bootstrap_expect:
+            through = await self._formation.bootstrap(cluster.bootstrap_expect, cluster.join)
+            if through is None:
+                addresses = ()
+            else:
+                addresses = (through, *(a for a in cluster.join if a != through))
+        if not addresses:
+            return self._formation.create(entropy.new_id(), cluster.name)
+        return await self._formation.join(
+            tuple(address for address in addresses if address != self.http_address)
+        )
+
+    async def _live(self, on_ready: Callable[[Agent], None]) -> None:
+        record = await self._form()
+        assert record.cluster_id is not None
+        cluster_id = ClusterId(record.cluster_id)
+        self._set_obstacle("this node is catching up with its cluster")
+        leader_clock = LeaderClock(self._clock, lambda: self._feed.state.now_ms)
+        log = self._log = self._make_log(record, leader_clock)
+        await log.start()
+        proposer = Proposer(
+            log, self._clock, self._config.cluster.write_timeout_ms, entropy.short_id
+        )
+        self._drivers.update(
+            make_drivers(self._config, cluster_id, self.node_id, self._clock, is_root=self._is_root)
+        )
+        gossip = self._make_gossip(cluster_id)
+        roll_call = RollCall(gossip, lambda: host.stats(self._data_dir, log.status().applied_index))
+        leader_loop = LeaderLoop(
+            self.node_id,
+            log,
+            self._feed,
+            self._clock,
+            leader_clock,
+            proposer.propose,
+            roll_call.states,
+            entropy.short_id,
+            lambda: Liveness(node_grace_ms=self._config.cluster.node_grace_ms),
+        )
+        registration = Registration(self._facts, proposer.propose)
+        self._view.attach(Parts(log, proposer, leader_clock, roll_call.members))
+        self._desk.leader_loop = leader_loop
+
+        def on_log_status(status: LogStatus) -> None:
+            proposer.on_log_status(status)
+            leader_loop.on_log_status(status)
+
+        log.watch(on_log_status)
+        await gossip.start(self._seeds(record))
+        prober = SocketProber()
+        try:
+            await self._be_member(record, proposer)
+            await self._run_loops(
+                {
+                    "gossip": gossip.wait(),
+                    "leader": leader_loop.run(),
+                    "worker": self._make_worker_loop(cluster_id, proposer, prober).run(),
+                    "heartbeats": Heartbeats(
+                        self.node_id, self._remote, self._leader_to_tell
+                    ).run(),
+                    "roll_call": roll_call.run(),
+                    "registration": registration.run(),
+                    "drivers": self._watch_drivers(registration),
+                    "catch_up": self._catch_up(registration, on_ready),
+                }
+            )
+        finally:
+            await prober.close()
+            await gossip.stop()
+
+    async def _run_loops(self, loops: Mapping[str, Coroutine[Any, Any, None]]) -> None:
+        """All at once; the first that dies of a bug ends the others and is raised."""
+        async with asyncio.TaskGroup() as group:
+            for name, loop in loops.items():
+                group.create_task(loop, name=name)
+
+    def _make_log(self, record: NodeRecord, leader_clock: LeaderClock) -> PySyncObjLog:
+        raft = self._config.raft
+        return PySyncObjLog(
+            self.raft_address,
+            data_dir=self._data_dir / "raft",
+            replica=self._feed,
+            stamp=leader_clock.now_ms,
+            members=tuple(v for v in record.voters if v != self.raft_address),
+            settings=RaftSettings(
+                heartbeat_ms=raft.heartbeat_ms,
+                election_min_ms=raft.election_min_ms,
+                election_max_ms=raft.election_max_ms,
+                snapshot_every=raft.snapshot_every,
+            ),
+            joining=not record.created,
+            cluster=record.cluster_id or "",
+        )
+
+    def _make_gossip(self, cluster_id: ClusterId) -> GossipLoop:
+        swim = Swim(
+            self._config.gossip,
+            self.node_id,
+            self.gossip_address,
+            encode_meta(self.name, self.http_address, self.raft_address),
+            self._clock.now_ms(),
+            entropy.dice(),
+        )
+        bind = self._config.bind
+        return GossipLoop(
+            swim, UdpDatagrams(bind.address, bind.gossip), self._clock, PlainSeal(cluster_id)
+        )
+
+    def _seeds(self, record: NodeRecord) -> list[str]:
+        known = {*record.gossip_seeds, *self._gossip_seeds()}
+        return sorted(known - {self.gossip_address})
+
+    def _leader_to_tell(self) -> str | None:
+        """Where heartbeats go: nowhere while this node leads itself."""
+        leader = self._view.leader_http()
+        return None if leader == self.http_address else leader
+
+    def _make_worker_loop(
+        self, cluster_id: ClusterId, proposer: Proposer, prober: SocketProber
+    ) -> WorkerLoop:
+        async def propose(reports: ReportTasks) -> None:
+            await proposer.propose(reports, actor="node")
+
+        worker = Worker(
+            WorkerSettings(), cluster_id, self.node_id, self.advertise, sorted(self._drivers)
+        )
+        return WorkerLoop(
+            worker,
+            self.node_id,
+            self._drivers,
+            prober,
+            self._clock,
+            self._feed,
+            lambda: self._is_caught_up,
+            propose,
+            port_free,
+        )
+
+    async def _be_member(self, record: NodeRecord, proposer: Proposer) -> None:
+        """This node is a voter of a cluster that has a name."""
+        assert self._log is not None
+        log = self._log
+        if not record.admitted:
+            peers = record.peers or self._config.cluster.join
+            await self._formation.be_admitted(
+                peers, lambda: self.raft_address in {v.address for v in log.status().voters}
+            )
+        if record.created and not self._feed.state.cluster_id:
+            settings = ClusterSettings(policy=self._config.scheduler.policy)
+            init = InitCluster(ClusterId(record.cluster_id or ""), record.cluster_name, settings)
+            while not self._feed.state.cluster_id:
+                with contextlib.suppress(Unavailable, OutcomeUnknown):
+                    await proposer.propose(
+                        init, actor="node", command_id=CommandId(f"init-{record.cluster_id}")
+                    )
+
+    async def _watch_drivers(self, registration: Registration) -> None:
+        async def on_change(_infos: object) -> None:
+            registration.touch()
+
+        await self._driver_facts.run(on_change)
+
+    async def _catch_up(
+        self, registration: Registration, on_ready: Callable[[Agent], None]
+    ) -> None:
+        """Everything that was committed when this process started is applied here: only then may
+        tasks be started or stopped, and requests be answered."""
+        assert self._log is not None
+        while not self._is_caught_up:
+            try:
+                await self._log.barrier(CATCH_UP_MS)
+            except Unavailable as error:
+                self._set_obstacle(f"this node is catching up with its cluster: {error}")
+                await asyncio.sleep(0.1)
+                continue
+            self._is_caught_up = True
+        self._view.obstacle = None
+        self.name = await registration.name()
+        status = self._log.status()
+        _log.info(
+            "ready node=%s leads=%s term=%d", self.name, status.role is Role.LEADER, status.term
+        )
+        on_ready(self)
+
+
+def is_root() -> bool:
+    return os.geteuid() == 0

@@ -1,0 +1,105 @@
+"""`cube agent`: configuration in, a running node, an exit code out."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+from collections.abc import Mapping
+
+from cube.agent.agent import Agent, is_root
+from cube.config import Config, load
+from cube.model.errors import BadConfig, BadPacket, Unavailable
+
+EXIT_FAILED = 1
+EXIT_USAGE = 2
+
+_log = logging.getLogger("cube")
+
+
+def run(config_file: str | None, flags: Mapping[str, object]) -> int:
+    """The exit code. The agent ran until SIGTERM or SIGINT (0), could not start or died (1), or its
+    configuration is wrong (2)."""
+    try:
+        config = load(config_file, os.environ, flags)
+    except BadConfig as error:
+        for problem in error.errors:
+            _complain(str(problem))
+        return EXIT_USAGE
+    if not config.insecure:
+        _complain(
+            "this version of Cube has no encryption between nodes yet, so it only runs with --insecure",
+            why="anyone who can reach an agent's ports could command it",
+            hint="cube agent --insecure …   (binds to loopback only: experiments on one machine)",
+        )
+        return EXIT_USAGE
+    _configure_logging(config)
+    try:
+        asyncio.run(_serve(config))
+    except KeyboardInterrupt:
+        return 0
+    except (Unavailable, BadPacket) as error:
+        _complain(str(error))
+        return EXIT_FAILED
+    except BaseExceptionGroup as group:
+        return _of_group(group)
+    return 0
+
+
+def _of_group(group: BaseExceptionGroup[BaseException]) -> int:
+    """What could not be had is a sentence; anything else is a bug, and told as one."""
+    expected, bugs = group.split((Unavailable, BadPacket))
+    if expected is not None:
+        for error in _leaves(expected):
+            _complain(str(error))
+    if bugs is not None:
+        _log.critical("agent_died", exc_info=bugs)
+    return EXIT_FAILED
+
+
+def _leaves(error: BaseException) -> list[BaseException]:
+    if isinstance(error, BaseExceptionGroup):
+        return [leaf for inner in error.exceptions for leaf in _leaves(inner)]
+    return [error]
+
+
+async def _serve(config: Config) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    agent = Agent(config, is_root=is_root())
+    await agent.run(stop, lambda ready: _announce(config, ready))
+
+
+def _announce(config: Config, agent: Agent) -> None:
+    lines = [
+        f"Cube agent {agent.name} is ready.",
+        f"  API and dashboard  http://{agent.http_address}/ui/",
+        f"  data directory     {config.node.data_dir}",
+        f"  another node       cube agent --insecure --join {agent.http_address} "
+        "--data-dir DIR --http P --raft P --gossip P",
+    ]
+    sys.stdout.write("\n".join(lines) + "\n")
+    sys.stdout.flush()
+
+
+def _complain(what: str, why: str = "", hint: str = "") -> None:
+    sys.stderr.write(f"error: {what}\n")
+    if why:
+        sys.stderr.write(f"  why: {why}\n")
+    if hint:
+        sys.stderr.write(f"  try: {hint}\n")
+
+
+def _configure_logging(config: Config) -> None:
+    logging.basicConfig(
+        level=config.logs.level.upper(),
+        format="%(asctime)s %(levelname)s %(name)s %(message)s",
+        stream=sys.stderr,
+    )
+    # Libraries speak up when something is wrong, not when it is not.
+    for name in ("asyncio", "aiohttp", "docker", "urllib3", "pysyncobj"):
+        logging.getLogger(name).setLevel(logging.WARNING)
