@@ -1,0 +1,60 @@
+"""The API as an aiohttp application. It starts nothing but the session to other nodes."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+
+import aiohttp
+from aiohttp import web
+
+import cube
+from cube.api.boundary import API, add_headers, answering, boundary
+from cube.api.call import Api, ApiSettings
+from cube.api.routes import ROUTES
+from cube.ports.clock import Clock
+from cube.ports.cluster import Cluster, LocalTasks, Peers
+
+NODE_CONNECTIONS_MAX = 64  # to other nodes at once: followed logs hold one each
+
+
+def make_app(
+    cluster: Cluster,
+    local_tasks: LocalTasks,
+    peers: Peers,
+    settings: ApiSettings | None = None,
+    *,
+    clock: Clock,
+    new_id: Callable[[], str],
+) -> web.Application:
+    """The whole HTTP API of one node. `new_id` gives random text, different at each call."""
+    api = Api(
+        cluster,
+        local_tasks,
+        peers,
+        settings or ApiSettings(),
+        clock=clock,
+        new_id=new_id,
+        version=cube.__version__,
+    )
+    app = web.Application(middlewares=[boundary], client_max_size=api.settings.body_bytes_max)
+    app[API] = api
+    for route in ROUTES:
+        app.router.add_route(route.method, route.path, answering(route))
+    app.on_response_prepare.append(add_headers)
+    app.on_shutdown.append(_end_streams)
+    app.cleanup_ctx.append(_session)
+    return app
+
+
+async def _session(app: web.Application) -> AsyncIterator[None]:
+    connector = aiohttp.TCPConnector(limit=NODE_CONNECTIONS_MAX)
+    async with aiohttp.ClientSession(connector=connector, auto_decompress=False) as session:
+        app[API].session = session
+        yield
+        app[API].session = None
+
+
+async def _end_streams(app: web.Application) -> None:
+    """Streams would outlast any patience of a shutdown."""
+    for task in list(app[API].lasting):
+        task.cancel()

@@ -1,0 +1,165 @@
+"""/v1/jobs: from bytes to a command, and from state to the job's view."""
+
+from __future__ import annotations
+
+import msgspec
+from aiohttp import web
+
+from cube.api import query, render
+from cube.api.bodies import check_media_type, read_body, read_json, read_nothing
+from cube.api.call import JSON, Call
+from cube.api.errors import Problem, job_problem
+from cube.api.lookup import find_job, shown
+from cube.api.slots import JobStatus
+from cube.model import commands
+from cube.model.errors import BadConfig
+from cube.model.ids import JobId
+from cube.model.jobfile import parse_tree
+from cube.model.jobrender import render as render_spec
+from cube.model.outcome import Done, JobAccepted
+from cube.model.spec import COUNT_MAX, NAME_CHARS_MAX, JobSpec, JobType
+from cube.model.treetext import TEXT_BYTES_MAX, json_tree, toml_tree
+from cube.model.views import JobChanged, JobValid, Page, WhyView
+from cube.model.warnings import warnings
+from cube.ports.cluster import Proposed
+
+TOML = "application/toml"
+_YAML = ("application/yaml", "application/x-yaml", "text/yaml", "text/x-yaml")
+
+
+class ScaleBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    group: str
+    count: int
+
+
+async def list_jobs(call: Call) -> web.Response:
+    state = call.state
+    types = query.words(call.query, "type", [word.value for word in JobType])
+    statuses = query.words(call.query, "status", [word.value for word in JobStatus])
+    prefix = call.query.get("prefix", "")
+    jobs = [
+        job
+        for job in call.api.slots.ordered(state)
+        if not job.deleted
+        and job.name.startswith(prefix)
+        and (types is None or job.spec.type.value in types)
+        and (statuses is None or call.api.slots.of(state, job).status.value in statuses)
+    ]
+    page, following = query.page_by_name(jobs, lambda job: job.name, call.query)
+    views = tuple(render.job_view(job, call.api.slots.of(state, job)) for job in page)
+    return call.json(Page(views, following, state.index))
+
+
+async def show_job(call: Call) -> web.Response:
+    job = find_job(call.state, call.path("job"))
+    view = render.job_view(job, call.api.slots.of(call.state, job))
+    return call.json(view, headers={"ETag": f'"{job.version}"'})
+
+
+async def submit_job(call: Call) -> web.Response:
+    expected = call.expected_version()
+    spec, data = await _read_job(call)
+    body = commands.SubmitJob(spec, JobId(call.api.new_id()), expected)
+    return _changed(call, spec.name, await call.propose(body, data), tuple(warnings(spec)))
+
+
+async def validate_job(call: Call) -> web.Response:
+    spec, _ = await _read_job(call)
+    return call.json(
+        JobValid(valid=True, name=spec.name, spec=render_spec(spec), warnings=tuple(warnings(spec)))
+    )
+
+
+async def _read_job(call: Call) -> tuple[JobSpec, bytes]:
+    """Raises Problem: not TOML or JSON (400), or not a job (422, every error of it)."""
+    found = call.request.headers.get("Content-Type", "").partition(";")[0].strip().lower()
+    if found in _YAML:
+        raise Problem("not_built", "compose files are not read yet", hint=f"send {TOML} or {JSON}")
+    kind = check_media_type(call, JSON, TOML)
+    data = await read_body(call)
+    if len(data) > TEXT_BYTES_MAX:
+        raise Problem("too_large", f"a job is at most {TEXT_BYTES_MAX} bytes, this is {len(data)}")
+    try:
+        tree = toml_tree(data) if kind == TOML else json_tree(data)
+    except BadConfig as error:
+        raise job_problem(error, "bad_body") from None
+    return parse_tree(tree), data
+
+
+async def delete_job(call: Call) -> web.Response:
+    name = call.path("job")
+    data = await read_nothing(call)
+    version = find_job_version(call, name)
+    proposed = await call.propose(commands.DeleteJob(name), data)
+    return _done(call, name, version, proposed, status=202)
+
+
+async def scale_job(call: Call) -> web.Response:
+    name = call.path("job")
+    expected = call.expected_version()
+    body, data = await read_json(call, ScaleBody)
+    if not 0 <= body.count <= COUNT_MAX:
+        raise Problem("invalid", f"count: must be between 0 and {COUNT_MAX}")
+    if len(body.group) > NAME_CHARS_MAX:
+        raise Problem("not_found", f"job {shown(name)} has no group {shown(body.group)}")
+    command = commands.ScaleJob(name, {body.group: body.count}, expected)
+    return _changed(call, name, await call.propose(command, data))
+
+
+async def stop_job(call: Call) -> web.Response:
+    name = call.path("job")
+    data = await read_nothing(call)
+    proposed = await call.propose(commands.StopJob(name), data)
+    return _done(call, name, find_job_version(call, name), proposed)
+
+
+async def start_job(call: Call) -> web.Response:
+    name = call.path("job")
+    data = await read_nothing(call)
+    proposed = await call.propose(commands.StartJob(name), data)
+    return _done(call, name, find_job_version(call, name), proposed)
+
+
+async def list_versions(call: Call) -> web.Response:
+    job = find_job(call.state, call.path("job"))
+    views = tuple(render.version_view(version) for version in job.versions)
+    return call.json(Page(views, None, call.state.index))
+
+
+async def explain_job(call: Call) -> web.Response:
+    job = find_job(call.state, call.path("job"))
+    explanations = tuple(
+        render.explanation_view(found) for found in call.api.cluster.explain(job.name)
+    )
+    status = call.api.slots.of(call.state, job).status.value
+    return call.json(WhyView(job.name, status, explanations, call.state.index))
+
+
+def find_job_version(call: Call, name: str) -> int:
+    """0 when there is no such job here: apply decides, this is for display."""
+    job = call.state.job_named(name)
+    return 0 if job is None else job.version
+
+
+def _changed(
+    call: Call, name: str, proposed: Proposed, found_warnings: tuple[str, ...] = ()
+) -> web.Response:
+    outcome = proposed.outcome
+    assert isinstance(outcome, JobAccepted), outcome
+    view = JobChanged(
+        name=name,
+        version=outcome.version,
+        changed=outcome.changed,
+        index=proposed.index,
+        warnings=found_warnings,
+    )
+    return call.json(view, status=201 if outcome.created else 200)
+
+
+def _done(
+    call: Call, name: str, version: int, proposed: Proposed, status: int = 200
+) -> web.Response:
+    outcome = proposed.outcome
+    assert isinstance(outcome, Done), outcome
+    view = JobChanged(name=name, version=version, changed=outcome.changed, index=proposed.index)
+    return call.json(view, status=status)

@@ -1,0 +1,213 @@
+"""/v1/tasks/{task}/logs: from the node that has the task, through any node."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime
+import re
+from collections.abc import AsyncIterator
+
+import aiohttp
+import msgspec
+from aiohttp import web
+
+from cube.api import query
+from cube.api.call import Call
+from cube.api.errors import Problem
+from cube.api.lookup import find_placed_task, find_task, shown
+from cube.api.render import rfc3339
+from cube.api.slots import Unplaced
+from cube.api.streams import relay
+from cube.model.cluster import Node, Task
+from cube.model.errors import Unavailable
+from cube.model.launch import LogChunk
+from cube.model.lifecycle import NodeStatus
+from cube.model.units import parse_duration_ms
+
+FORWARDED = "X-Cube-Forwarded"  # the node that passed the request on: nobody passes it on twice
+STREAMS = ("stdout", "stderr")
+TAIL_MAX = 1_000_000  # lines; what a node keeps is less
+_SECONDS = re.compile(r"\d{1,12}(\.\d{1,3})?")
+_PROBLEM_BYTES_MAX = 64 * 1024  # of another node's refusal
+
+
+class LogQuery(msgspec.Struct, frozen=True):
+    streams: tuple[str, ...]
+    tail: int | None
+    since_ms: int
+    follow: bool
+    timestamps: bool
+
+
+async def show_logs(call: Call) -> web.StreamResponse:
+    wanted = _read_query(call)
+    task = find_placed_task(call.state, call.path("task"))
+    if task is None:
+        row = find_task(call.state, call.api.slots, call.path("task"))
+        assert isinstance(row, Unplaced)
+        raise Problem(
+            "refused", f"{row.name} is not placed yet, so it has no output",
+            hint=f"cube why {row.job.name} says why",
+        )  # fmt: skip
+    response = web.StreamResponse(
+        headers={
+            "Content-Type": "text/plain; charset=utf-8",
+            "X-Accel-Buffering": "no",
+            "X-Content-Type-Options": "nosniff",
+        }
+    )
+    if task.node_id == call.api.cluster.node_id():
+        return await relay(call, response, _local(call, task, wanted), follow=wanted.follow)
+    forwarder = call.request.headers.get(FORWARDED)
+    if forwarder is not None:
+        raise Problem(
+            "unavailable", f"task {task.name} is on node {task.node_id}, not here; "
+            f"node {shown(forwarder)} should know",
+        )  # fmt: skip
+    return await _forward(call, task, response, wanted)
+
+
+def _read_query(call: Call) -> LogQuery:
+    found = call.query
+    tail_text = found.get("tail", "all")
+    streams = query.words(found, "stream", STREAMS)
+    return LogQuery(
+        streams=tuple(s for s in STREAMS if streams is None or s in streams),
+        tail=None if tail_text in ("all", "") else query.integer(found, "tail", 0, 0, TAIL_MAX),
+        since_ms=_since_ms(found.get("since", ""), call.api.clock.now_ms()),
+        follow=query.flag(found, "follow"),
+        timestamps=query.flag(found, "timestamps"),
+    )
+
+
+def _since_ms(text: str, now_ms: int) -> int:
+    """`10m` ago, seconds since the epoch, or RFC 3339. 0: from the beginning."""
+    if not text:
+        return 0
+    if _SECONDS.fullmatch(text):
+        return round(float(text) * 1000)
+    try:
+        if "T" in text or "-" in text:
+            at = datetime.datetime.fromisoformat(text.replace(" ", "+"))  # an unquoted +02:00
+            return round(at.timestamp() * 1000) if at.tzinfo else _no_zone()
+        return max(0, now_ms - parse_duration_ms(text))
+    except (ValueError, OverflowError) as error:
+        raise Problem(
+            "bad_parameter",
+            f"since: {error}",
+            hint="write 10m, 2026-01-31T12:00:00Z or Unix seconds",
+        ) from None
+
+
+def _no_zone() -> int:
+    raise ValueError("the time has no zone")
+
+
+async def _local(call: Call, task: Task, wanted: LogQuery) -> AsyncIterator[bytes]:
+    chunks = call.api.local_tasks.logs(
+        task,
+        streams=wanted.streams,
+        tail=wanted.tail,
+        since_ms=wanted.since_ms,
+        follow=wanted.follow,
+    )
+    stamp = Stamps() if wanted.timestamps else None
+    try:
+        async for chunk in chunks:
+            yield chunk.data if stamp is None else stamp.of(chunk)
+    finally:
+        close = getattr(chunks, "aclose", None)
+        if close is not None:
+            await close()
+
+
+class Stamps:
+    """Puts the time before each line. A line's time is that of the chunk that begins it."""
+
+    def __init__(self) -> None:
+        self._inside: set[str] = set()  # streams whose last line is not complete
+
+    def of(self, chunk: LogChunk) -> bytes:
+        stamp = f"{rfc3339(chunk.at_ms) or '-'} ".encode()
+        lines = chunk.data.split(b"\n")
+        ends_open = bool(lines[-1])
+        if not ends_open:
+            lines.pop()
+        stamped = [stamp + line for line in lines]
+        if lines and chunk.stream in self._inside:
+            stamped[0] = lines[0]
+        if lines:
+            self._inside.discard(chunk.stream)
+        if ends_open:
+            self._inside.add(chunk.stream)
+        return b"\n".join(stamped) + (b"\n" if lines and not ends_open else b"")
+
+
+async def _forward(
+    call: Call, task: Task, response: web.StreamResponse, wanted: LogQuery
+) -> web.StreamResponse:
+    node = call.state.nodes.get(task.node_id)
+    if node is None:
+        raise Problem("node_unreachable", f"node {task.node_id}, which had {task.name}, is gone")
+    session = call.api.session
+    assert session is not None, "the app is running"
+    url = f"http://{node.facts.http_address}/v1/tasks/{task.id}/logs"
+    parameters = {**call.query, "min_index": str(call.state.index)}
+    timeout = aiohttp.ClientTimeout(
+        total=None,
+        sock_connect=call.api.settings.connect_timeout_ms / 1000,
+        sock_read=None if wanted.follow else call.api.settings.stream_write_ms / 1000,
+    )
+    headers: dict[str, str] = {FORWARDED: call.api.cluster.node_id()}
+    if authorization := call.request.headers.get("Authorization"):
+        headers["Authorization"] = authorization
+    try:
+        async with session.get(
+            url, params=parameters, headers=headers, timeout=timeout
+        ) as upstream:
+            if upstream.status != 200:
+                return await _pass_on(upstream)
+            chunks = _remote(call, node, upstream)
+            return await relay(call, response, chunks, follow=wanted.follow)
+    except (aiohttp.ClientError, TimeoutError) as error:
+        raise _unreachable(node, error) from None
+    except Unavailable as error:  # before the first byte
+        raise Problem("node_unreachable", str(error)) from None
+
+
+def _unreachable(node: Node, error: Exception) -> Problem:
+    what = str(error) or type(error).__name__
+    return Problem(
+        "node_unreachable",
+        f"node {node.name} ({node.facts.http_address}) has the task and does not answer: {what}",
+        hint=f"cube node show {node.name}",
+    )
+
+
+async def _pass_on(upstream: aiohttp.ClientResponse) -> web.Response:
+    """The other node's refusal, as it is."""
+    body = await upstream.content.read(_PROBLEM_BYTES_MAX)
+    headers = {"Content-Type": upstream.headers.get("Content-Type", "application/problem+json")}
+    if "Retry-After" in upstream.headers:
+        headers["Retry-After"] = upstream.headers["Retry-After"]
+    return web.Response(status=upstream.status, body=body, headers=headers)
+
+
+async def _remote(call: Call, node: Node, upstream: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
+    """What the other node sends. Raises Unavailable when it breaks off, or is declared down: a host
+    that vanished sends nothing, not even an end."""
+    poll_s = 5 * call.api.settings.stream_poll_ms / 1000
+    while True:
+        try:
+            async with asyncio.timeout(poll_s):
+                chunk = await upstream.content.readany()
+        except TimeoutError:
+            now = call.api.cluster.state().nodes.get(node.id)
+            if now is None or now.status is NodeStatus.DOWN:
+                raise Unavailable(f"node {node.name} went down") from None
+            continue
+        except aiohttp.ClientError as error:
+            raise Unavailable(f"node {node.name} broke off: {error}") from None
+        if not chunk:
+            return
+        yield chunk

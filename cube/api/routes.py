@@ -1,0 +1,155 @@
+"""Every route there is, with the role that may use it. A route without a role cannot exist.
+
+What a later version brings is here too and answers 501 with a sentence: a client must not mistake
+"not yet" for "no such thing".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+from aiohttp import web
+
+from cube.api import (
+    book,
+    cluster,
+    endpoints,
+    internal,
+    jobs,
+    logs,
+    metrics,
+    nodes,
+    tasks,
+    watch,
+    web_files,
+)
+from cube.api.call import Call, Kind, Role, Route
+from cube.api.errors import Problem
+
+Answer = Callable[[Call], Awaitable[web.StreamResponse]]
+
+
+def _route(
+    method: str, path: str, role: Role, kind: Kind, answer: Answer, *query: str,
+    versioned: bool = False,
+) -> Route:  # fmt: skip
+    return Route(method, path, role, kind, answer, frozenset(query), versioned)
+
+
+def _later(method: str, path: str, role: Role, sentence: str) -> Route:
+    async def answer(call: Call) -> web.StreamResponse:
+        raise Problem("not_built", sentence)
+
+    return Route(method, path, role, Kind.PLAIN, answer, any_query=True)
+
+
+_OPEN, _VIEWER, _DEPLOYER, _OPERATOR, _NODE = (
+    Role.OPEN, Role.VIEWER, Role.DEPLOYER, Role.OPERATOR, Role.NODE,
+)  # fmt: skip
+_PLAIN, _READ, _PAGE, _WRITE, _STREAM, _PEER = (
+    Kind.PLAIN, Kind.READ, Kind.PAGE, Kind.WRITE, Kind.STREAM, Kind.PEER,
+)  # fmt: skip
+
+_CLUSTER = (
+    _route("GET", "/v1/livez", _OPEN, _PLAIN, cluster.livez),
+    _route("GET", "/v1/readyz", _OPEN, _PLAIN, cluster.readyz),
+    _route("GET", "/v1/status", _VIEWER, _READ, cluster.show_status),
+    _route("GET", "/v1/events", _VIEWER, _STREAM, watch.stream_events, "topic", "since"),
+    _route("GET", "/v1/services", _VIEWER, _PAGE, endpoints.list_services, "format"),
+    _route("GET", "/v1/services/{service}", _VIEWER, _READ, endpoints.show_service),
+    _route("GET", "/v1/raft", _OPERATOR, _READ, cluster.show_raft),
+    _route("POST", "/v1/raft/transfer", _OPERATOR, _WRITE, cluster.transfer_leadership),
+    _route("GET", "/v1/gossip", _OPERATOR, _PAGE, cluster.show_gossip),
+    _route("GET", "/metrics", _VIEWER, _READ, metrics.show_metrics),
+)
+
+_JOBS = (
+    _route("GET", "/v1/jobs", _VIEWER, _PAGE, jobs.list_jobs, "type", "status", "prefix"),
+    _route("POST", "/v1/jobs", _DEPLOYER, _WRITE, jobs.submit_job, versioned=True),
+    _route("POST", "/v1/jobs/validate", _VIEWER, _WRITE, jobs.validate_job),
+    _route("GET", "/v1/jobs/{job}", _VIEWER, _READ, jobs.show_job),
+    _route("DELETE", "/v1/jobs/{job}", _DEPLOYER, _WRITE, jobs.delete_job),
+    _route("POST", "/v1/jobs/{job}/scale", _DEPLOYER, _WRITE, jobs.scale_job, versioned=True),
+    _route("POST", "/v1/jobs/{job}/stop", _DEPLOYER, _WRITE, jobs.stop_job),
+    _route("POST", "/v1/jobs/{job}/start", _DEPLOYER, _WRITE, jobs.start_job),
+    _route("GET", "/v1/jobs/{job}/versions", _VIEWER, _READ, jobs.list_versions),
+    _route("GET", "/v1/jobs/{job}/why", _VIEWER, _READ, jobs.explain_job),
+)
+
+_TASKS = (
+    _route("GET", "/v1/tasks", _VIEWER, _PAGE, tasks.list_tasks, "job", "group", "node", "state"),
+    _route("GET", "/v1/tasks/{task}", _VIEWER, _READ, tasks.show_task),
+    _route("DELETE", "/v1/tasks/{task}", _DEPLOYER, _WRITE, tasks.stop_task),
+    _route(
+        "GET", "/v1/tasks/{task}/logs", _VIEWER, _STREAM, logs.show_logs,
+        "stream", "tail", "since", "follow", "timestamps",
+    ),
+)  # fmt: skip
+
+_NODES = (
+    _route("GET", "/v1/nodes", _VIEWER, _PAGE, nodes.list_nodes),
+    _route("GET", "/v1/nodes/{node}", _VIEWER, _READ, nodes.show_node),
+    _route("DELETE", "/v1/nodes/{node}", _OPERATOR, _WRITE, nodes.remove_node),
+    _route("PUT", "/v1/nodes/{node}/drain", _OPERATOR, _WRITE, nodes.drain_node),
+    _route("PUT", "/v1/nodes/{node}/eligibility", _OPERATOR, _WRITE, nodes.set_eligibility),
+    _route("PUT", "/v1/nodes/{node}/labels", _OPERATOR, _WRITE, nodes.set_labels),
+)
+
+_PEERS = (
+    _route("POST", "/v1/internal/join", _NODE, _PEER, internal.join),
+    _route("POST", "/v1/internal/admit", _NODE, _PEER, internal.admit),
+    _route("POST", "/v1/internal/heartbeat", _NODE, _PEER, internal.heartbeat),
+    _route("GET", "/v1/internal/bootstrap", _NODE, _PEER, internal.bootstrap),
+)
+
+_BOOK = (
+    _route("POST", "/tasks", _DEPLOYER, _WRITE, book.add_task),
+    _route("GET", "/tasks", _VIEWER, _READ, book.list_tasks),
+    _route("DELETE", "/tasks/{task}", _DEPLOYER, _WRITE, book.remove_task),
+    _route("GET", "/nodes", _VIEWER, _READ, book.list_nodes),
+    _route("GET", "/stats", _VIEWER, _READ, book.show_stats),
+)
+
+_DASHBOARD = (
+    _route("GET", "/", _OPEN, _PLAIN, web_files.go_to_dashboard),
+    _route("GET", "/ui", _OPEN, _PLAIN, web_files.go_to_dashboard),
+    _route("GET", "/ui/", _OPEN, _PLAIN, web_files.show_index),
+    _route("GET", "/ui/{file}", _OPEN, _PLAIN, web_files.show_file),
+)
+
+_ROLLOUTS = "rolling updates and deployments come with a later version"
+_SECRETS = "secrets come with a later version"
+_TOKENS = "tokens come with a later version; until then the API is for loopback only"
+_LATER = (
+    _later("POST", "/v1/jobs/plan", _VIEWER, "showing a plan before it is made comes later"),
+    _later("POST", "/v1/jobs/{job}/restart", _DEPLOYER, _ROLLOUTS),
+    _later("POST", "/v1/jobs/{job}/rollback", _DEPLOYER, _ROLLOUTS),
+    _later("GET", "/v1/tasks/{task}/stats", _VIEWER, "statistics of a task come later"),
+    _later("POST", "/v1/tasks/{task}/restart", _DEPLOYER, "restarting one task comes later"),
+    _later("POST", "/v1/tasks/{task}/signal", _DEPLOYER, "signals to a task come later"),
+    _later("GET", "/v1/tasks/{task}/exec", _OPERATOR, "commands inside a task come later"),
+    _later("GET", "/v1/deployments", _VIEWER, _ROLLOUTS),
+    _later("GET", "/v1/deployments/{deployment}", _VIEWER, _ROLLOUTS),
+    *(
+        _later("POST", f"/v1/deployments/{{deployment}}/{verb}", _DEPLOYER, _ROLLOUTS)
+        for verb in ("promote", "pause", "resume", "fail")
+    ),
+    _later("POST", "/v1/raft/snapshot", _OPERATOR, "saving a snapshot comes later"),
+    *(
+        _later(method, path, _OPERATOR, sentence)
+        for noun, sentence in (("secrets", _SECRETS), ("tokens", _TOKENS))
+        for method, path in (
+            ("GET", f"/v1/{noun}"),
+            ("POST", f"/v1/{noun}"),
+            ("GET", f"/v1/{noun}/{{name}}"),
+            ("PUT", f"/v1/{noun}/{{name}}"),
+            ("DELETE", f"/v1/{noun}/{{name}}"),
+        )
+    ),
+    _later("GET", "/v1/openapi.json", _VIEWER, "the OpenAPI document comes later"),
+)
+
+# What is fixed comes before what has a parameter in the same place (/v1/jobs/validate, /plan).
+ROUTES: tuple[Route, ...] = (
+    *_CLUSTER, *_LATER, *_JOBS, *_TASKS, *_NODES, *_PEERS, *_BOOK, *_DASHBOARD,
+)  # fmt: skip

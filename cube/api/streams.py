@@ -1,0 +1,124 @@
+"""Answers that last: written as they come, ended when either side goes.
+
+aiohttp does not tell a handler that its client has gone before the next write, and a quiet stream
+may not write for hours; so every wait here is short, and looks at the connection after each.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Coroutine
+
+from aiohttp import web
+
+from cube.api.call import Call
+from cube.model.errors import CubeError
+
+log = logging.getLogger(__name__)
+
+FIRST_CHUNK_WAIT_S = 0.25  # an error that shows at once becomes a proper answer
+
+
+class ClientGone(Exception):
+    """The client closed its end, or reads nothing any more."""
+
+
+def client_is_gone(call: Call) -> bool:
+    transport = call.request.transport
+    return transport is None or transport.is_closing()
+
+
+async def write(call: Call, response: web.StreamResponse, data: bytes) -> None:
+    """Raises ClientGone; a client that takes nothing for stream_write_ms is dropped."""
+    try:
+        async with asyncio.timeout(call.api.settings.stream_write_ms / 1000):
+            await response.write(data)
+    except TimeoutError:
+        log.warning("stream_dropped path=%s reason=slow_client", call.route.path)
+        abort(call)
+        raise ClientGone from None
+    except ConnectionError:
+        raise ClientGone from None
+
+
+def abort(call: Call) -> None:
+    """The client sees a broken stream rather than a complete one."""
+    transport = call.request.transport
+    if transport is not None:
+        transport.abort()
+
+
+async def relay(
+    call: Call, response: web.StreamResponse, source: AsyncIterator[bytes], *, follow: bool
+) -> web.StreamResponse:
+    """`response` carries all of `source`. A CubeError of the source's first moments is raised; a
+    later one breaks the stream."""
+    poll_s = call.api.settings.stream_poll_ms / 1000
+    chunks = _Chunks(source)
+    try:
+        await chunks.wait(FIRST_CHUNK_WAIT_S if follow else None)
+        chunks.raise_if_failed()
+        await response.prepare(call.request)
+        while True:
+            while not await chunks.wait(poll_s):
+                if client_is_gone(call):
+                    return response
+            chunk = chunks.take()
+            if chunk is None:
+                break
+            await write(call, response, chunk)
+        await response.write_eof()
+    except ClientGone:
+        pass
+    except CubeError as error:
+        if not response.prepared:
+            raise
+        log.warning("stream_broken path=%s reason=%r", call.route.path, str(error))
+        abort(call)
+    finally:
+        await chunks.close()
+    return response
+
+
+class _Chunks:
+    """The next chunk of an iterator, awaited in pieces without losing it."""
+
+    def __init__(self, source: AsyncIterator[bytes]) -> None:
+        self._source = source
+        self._next: asyncio.Task[bytes | None] | None = None
+
+    async def wait(self, timeout_s: float | None) -> bool:
+        """True when the next chunk, the end or an error is there."""
+        if self._next is None:
+            self._next = asyncio.get_running_loop().create_task(self._pull())
+        done, _ = await asyncio.wait({self._next}, timeout=timeout_s)
+        return bool(done)
+
+    def _pull(self) -> Coroutine[object, object, bytes | None]:
+        async def pull() -> bytes | None:
+            return await anext(self._source, None)
+
+        return pull()
+
+    def raise_if_failed(self) -> None:
+        if self._next is not None and self._next.done() and self._next.exception() is not None:
+            self._next.result()
+
+    def take(self) -> bytes | None:
+        """None at the end. Raises what the source raised."""
+        task, self._next = self._next, None
+        assert task is not None
+        return task.result()
+
+    async def close(self) -> None:
+        if self._next is not None:
+            self._next.cancel()
+            await asyncio.wait({self._next})
+            if not self._next.cancelled():
+                self._next.exception()  # seen already, or of no interest any more
+        close = getattr(self._source, "aclose", None)
+        if close is not None:
+            with contextlib.suppress(CubeError):
+                await close()

@@ -1,0 +1,120 @@
+"""/v1/events: what changed, as Server-Sent Events.
+
+Each stream pulls from the node's memory of events at its own pace, so a slow client costs nothing
+but its own lateness: what it missed for too long it is told with `reset`, and reads state again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Iterator
+
+import msgspec
+from aiohttp import web
+
+from cube.api import query
+from cube.api.call import Call
+from cube.api.errors import Problem
+from cube.api.render import rfc3339
+from cube.api.streams import ClientGone, client_is_gone, write
+from cube.model.events import Event
+from cube.ports.cluster import Published
+
+TOPICS = ("cluster", "node", "job", "task")
+_CURSOR = re.compile(r"(\d{1,18})(?:\.(\d{1,10}))?")
+_ALL_OF_IT = 1 << 40  # above the number of events of any entry
+_WRITE_BYTES = 64 * 1024  # sent at once: a plan of 10,000 placements is not one write
+
+Cursor = tuple[int, int]  # index of an entry, number of its last event that was seen
+
+
+async def stream_events(call: Call) -> web.StreamResponse:
+    topics = query.words(call.query, "topic", TOPICS) or frozenset(TOPICS)
+    cursor = _read_cursor(call)
+    response = web.StreamResponse(
+        headers={
+            "Content-Type": "text/event-stream",
+            "Cache-Control": "no-store",
+            "X-Accel-Buffering": "no",
+        }
+    )
+    await response.prepare(call.request)
+    try:
+        await write(call, response, b": events\n\n")
+        await _follow(call, response, topics, cursor)
+    except ClientGone:
+        pass
+    return response
+
+
+def _read_cursor(call: Call) -> Cursor:
+    """After which event to begin: Last-Event-ID, else since, else now."""
+    name, text = "Last-Event-ID", call.request.headers.get("Last-Event-ID", "")
+    if not text:
+        name, text = "since", call.query.get("since", "")
+    if not text:
+        return call.state.index, _ALL_OF_IT
+    match = _CURSOR.fullmatch(text)
+    if match is None:
+        raise Problem("bad_parameter", f"{name} must be an index, or index.n as an event's id is")
+    return int(match[1]), _ALL_OF_IT if match[2] is None else int(match[2])
+
+
+async def _follow(
+    call: Call, response: web.StreamResponse, topics: frozenset[str], cursor: Cursor
+) -> None:
+    cluster, settings, clock = call.api.cluster, call.api.settings, call.api.clock
+    written_ms = clock.monotonic_ms()
+    # The id may come from a node that is ahead of this one.
+    await cluster.wait_index(cursor[0], settings.min_index_timeout_ms)
+    while not client_is_gone(call):
+        index = cluster.state().index
+        await asyncio.sleep(
+            0
+        )  # state is seen before its events: these are a turn of the loop later
+        batch = cluster.events_since(*cursor)
+        if batch is None:
+            cursor = (index, _ALL_OF_IT)
+            await write(call, response, _event(None, "reset", b'{"index":%d}' % index))
+            written_ms = clock.monotonic_ms()
+        for data in _pieces(batch or [], cursor, topics):
+            await write(call, response, data)
+            written_ms = clock.monotonic_ms()
+        if batch:
+            cursor = (batch[-1].index, _ALL_OF_IT)
+            continue
+        if clock.monotonic_ms() - written_ms >= settings.heartbeat_ms:
+            await write(call, response, b": heartbeat\n\n")
+            written_ms = clock.monotonic_ms()
+        await cluster.wait_index(index + 1, min(settings.stream_poll_ms, settings.heartbeat_ms))
+
+
+def _pieces(batch: list[Published], cursor: Cursor, topics: frozenset[str]) -> Iterator[bytes]:
+    """The batch as text of the stream, in pieces that are fit to be written."""
+    piece = bytearray()
+    for published in batch:
+        at = rfc3339(published.at_ms)
+        for number, event in enumerate(published.events):
+            if (published.index, number) <= cursor or _topic(event) not in topics:
+                continue
+            data = {"index": published.index, "at": at, **msgspec.to_builtins(event)}
+            id_ = f"{published.index}.{number}"
+            piece += _event(id_, _topic(event), msgspec.json.encode(data))
+            if len(piece) >= _WRITE_BYTES:
+                yield bytes(piece)
+                piece.clear()
+    if piece:
+        yield bytes(piece)
+
+
+def _topic(event: Event) -> str:
+    tag = type(event).__struct_config__.tag
+    assert isinstance(tag, str)
+    return tag
+
+
+def _event(id_: str | None, name: str, data: bytes) -> bytes:
+    """`data` is JSON without line breaks."""
+    head = f"event: {name}\n" if id_ is None else f"id: {id_}\nevent: {name}\n"
+    return head.encode() + b"data: " + data + b"\n\n"

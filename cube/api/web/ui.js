@@ -1,0 +1,108 @@
+// The first dashboard: asks each two seconds, draws what it is told. Text is set as text, never as HTML.
+"use strict";
+
+const PERIOD_MS = 2000;
+const PAGES_MAX = 10; // of 1,000 tasks: more boxes tell nobody anything
+
+const byId = (id) => document.getElementById(id);
+
+function element(tag, className, text) {
+  const made = document.createElement(tag);
+  if (className) made.className = className;
+  if (text !== undefined) made.textContent = text;
+  return made;
+}
+
+async function read(path) {
+  const answer = await fetch(path, { headers: { Accept: "application/json" } });
+  const body = await answer.json();
+  if (!answer.ok) throw new Error(body.detail || answer.statusText);
+  return body;
+}
+
+async function readAll(path) {
+  const items = [];
+  let cursor = "";
+  for (let page = 0; page < PAGES_MAX; page++) {
+    const body = await read(`${path}?limit=1000${cursor}`);
+    items.push(...body.items);
+    if (!body.next) break;
+    cursor = `&cursor=${encodeURIComponent(body.next)}`;
+  }
+  return items;
+}
+
+function size(bytes) {
+  return bytes >= 2 ** 30 ? `${(bytes / 2 ** 30).toFixed(1)} GiB` : `${Math.round(bytes / 2 ** 20)} MiB`;
+}
+
+function taskBox(task) {
+  const look = task.state === "running" && task.health === "unhealthy" ? "unhealthy" : task.state;
+  const box = element("a", `task ${look}`, String(task.slot));
+  const why = task.message || task.reason;
+  box.title = `${task.name}: ${task.state}${task.health ? ", " + task.health : ""}${why ? "\n" + why : ""}`;
+  box.href = `/v1/tasks/${encodeURIComponent(task.id)}`;
+  return box;
+}
+
+function measure(label, used, capacity, text) {
+  const parts = document.createDocumentFragment();
+  const line = element("div", "measure");
+  line.append(element("span", "", label), element("span", "", `${text(used)} of ${text(capacity)}`));
+  const bar = element("div", "bar");
+  const fill = element("i");
+  fill.style.width = `${capacity ? Math.min(100, (100 * used) / capacity) : 0}%`;
+  bar.append(fill);
+  parts.append(line, bar);
+  return parts;
+}
+
+function nodeCard(node, tasks) {
+  const card = element("article", `node ${node.status}`);
+  const title = element("h3");
+  const note = node.status !== "ready" ? node.status : node.draining ? "draining" : node.eligible ? "" : "cordoned";
+  title.append(element("span", "", node.name), element("small", "", note));
+  title.append(element("span", `badge ${node.role}`, node.role));
+  const boxes = element("div", "tasks");
+  boxes.append(...tasks.map(taskBox));
+  card.append(
+    title,
+    measure("cores reserved", node.reserved.cpu, node.capacity.cpu, (n) => String(Math.round(n * 100) / 100)),
+    measure("memory reserved", node.reserved.memory, node.capacity.memory, size),
+    boxes,
+  );
+  return card;
+}
+
+function show(status, nodes, tasks) {
+  byId("cluster").textContent = status.cluster_name || "Cube";
+  const leader = status.leader ? `leader ${status.leader.name}` : "no leader";
+  byId("summary").textContent =
+    `${leader} · term ${status.term} · index ${status.applied_index} · ${status.voters.length} voters · answered by ${status.node.name}`;
+  trouble(status.quorum ? "" : "There is no quorum: reads go on, changes wait.");
+  byId("nodes").replaceChildren(
+    ...nodes.map((node) => nodeCard(node, tasks.filter((task) => task.node_id === node.id))),
+  );
+  const unplaced = tasks.filter((task) => task.node_id === null);
+  byId("waiting").hidden = unplaced.length === 0;
+  byId("unplaced").replaceChildren(...unplaced.map(taskBox));
+  byId("empty").hidden = tasks.length > 0;
+}
+
+function trouble(text) {
+  byId("trouble").textContent = text;
+  byId("trouble").hidden = !text;
+}
+
+async function round() {
+  if (!document.hidden) {
+    try {
+      show(await read("/v1/status"), await readAll("/v1/nodes"), await readAll("/v1/tasks"));
+    } catch (error) {
+      trouble(`This node does not answer as it should: ${error.message}`);
+    }
+  }
+  setTimeout(round, PERIOD_MS);
+}
+
+round();

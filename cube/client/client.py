@@ -1,0 +1,276 @@
+"""Client: each route of the API as a method, answers as cube.model.views.
+
+Synchronous, on http.client, for commands that live for a moment: it imports neither asyncio nor
+aiohttp. All methods raise ApiProblem and NoAgent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TypeVar
+from urllib.parse import quote
+
+import msgspec
+
+from cube.client.errors import ApiProblem, BadAnswer
+from cube.client.streams import StreamedEvent, read_events, read_output
+from cube.client.transport import Request, Transport, random_key
+from cube.model import views as v
+
+TIMEOUT_S = 30.0  # above every wait of the server that a plain request can meet
+PAGE_LIMIT = "1000"
+JSON = "application/json"
+TOML = "application/toml"
+
+T = TypeVar("T")
+
+
+class Client:
+    """`addresses` are tried in turn; the one that answers is asked first from then on."""
+
+    def __init__(
+        self, addresses: Sequence[str], token: str | None = None, timeout_s: float = TIMEOUT_S
+    ) -> None:
+        self._transport = Transport(list(addresses), token, timeout_s)
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._transport.close()
+
+    @property
+    def index(self) -> int:
+        """The highest state seen; no later read is older."""
+        return self._transport.index
+
+    # The cluster
+
+    def status(self) -> v.StatusView:
+        return self._get("/v1/status", v.StatusView)
+
+    def is_alive(self) -> bool:
+        """The process answers. Raises NoAgent."""
+        return self._probe("/v1/livez")
+
+    def is_ready(self) -> bool:
+        """It has caught up and knows a leader. Raises NoAgent."""
+        return self._probe("/v1/readyz")
+
+    def _probe(self, path: str) -> bool:
+        try:
+            self._transport.send(Request("GET", path, fresh=False))
+        except ApiProblem as problem:
+            if problem.status == 503:
+                return False
+            raise
+        return True
+
+    def raft(self) -> v.RaftView:
+        return self._get("/v1/raft", v.RaftView)
+
+    def transfer_leadership(self) -> v.RaftView:
+        return self._write("POST", "/v1/raft/transfer", v.RaftView)
+
+    def gossip(self) -> list[v.GossipMemberView]:
+        return self._all("/v1/gossip", v.Page[v.GossipMemberView])
+
+    def services(self) -> list[v.ServiceView]:
+        return self._all("/v1/services", v.Page[v.ServiceView])
+
+    def service(self, name: str) -> v.ServiceView:
+        return self._get(f"/v1/services/{_part(name)}", v.ServiceView)
+
+    def events(self, topics: Sequence[str] = (), since: str = "") -> Iterator[StreamedEvent]:
+        """Endless; goes on through another agent when this one goes away."""
+        query = _given(topic=",".join(topics), since=since)
+        return read_events(self._transport, Request("GET", "/v1/events", query, fresh=False))
+
+    # Jobs
+
+    def jobs(self, type_: str = "", status: str = "", prefix: str = "") -> list[v.JobView]:
+        return self._all("/v1/jobs", v.Page[v.JobView], type=type_, status=status, prefix=prefix)
+
+    def job(self, name: str) -> v.JobView:
+        return self._get(_job(name), v.JobView)
+
+    def submit(
+        self, data: bytes, content_type: str = TOML, expected_version: int | None = None
+    ) -> v.JobChanged:
+        """`expected_version` 0: it must not exist; N: it must be at N, else ApiProblem 412."""
+        headers = {"Content-Type": content_type, **_precondition(expected_version)}
+        return self._write("POST", "/v1/jobs", v.JobChanged, data, headers)
+
+    def validate(self, data: bytes, content_type: str = TOML) -> v.JobValid:
+        headers = {"Content-Type": content_type}
+        return self._write("POST", "/v1/jobs/validate", v.JobValid, data, headers)
+
+    def delete_job(self, name: str) -> v.JobChanged:
+        return self._write("DELETE", _job(name), v.JobChanged)
+
+    def scale(
+        self, name: str, group: str, count: int, expected_version: int | None = None
+    ) -> v.JobChanged:
+        return self._write_json(
+            "POST",
+            _job(name, "/scale"),
+            v.JobChanged,
+            {"group": group, "count": count},
+            _precondition(expected_version),
+        )
+
+    def stop_job(self, name: str) -> v.JobChanged:
+        return self._write("POST", _job(name, "/stop"), v.JobChanged)
+
+    def start_job(self, name: str) -> v.JobChanged:
+        return self._write("POST", _job(name, "/start"), v.JobChanged)
+
+    def versions(self, name: str) -> list[v.JobVersionView]:
+        return list(self._get(_job(name, "/versions"), v.Page[v.JobVersionView]).items)
+
+    def why(self, name: str) -> v.WhyView:
+        return self._get(_job(name, "/why"), v.WhyView)
+
+    # Tasks
+
+    def tasks(
+        self, job: str = "", group: str = "", node: str = "", state: str = ""
+    ) -> list[v.TaskView]:
+        """`state` may be several, comma-separated."""
+        path = "/v1/tasks"
+        return self._all(path, v.Page[v.TaskView], job=job, group=group, node=node, state=state)
+
+    def task(self, task: str) -> v.TaskView:
+        """By id, unique prefix or name."""
+        return self._get(_task(task), v.TaskView)
+
+    def stop_task(self, task: str) -> v.TaskChanged:
+        return self._write("DELETE", _task(task), v.TaskChanged)
+
+    def logs(
+        self,
+        task: str,
+        *,
+        streams: Sequence[str] = (),
+        tail: int | None = None,
+        since: str = "",
+        follow: bool = False,
+        timestamps: bool = False,
+    ) -> Iterator[bytes]:
+        """Its output, pieces cut anywhere. Raises StreamBroken when it breaks off."""
+        query = _given(
+            stream=",".join(streams),
+            tail="" if tail is None else str(tail),
+            since=since,
+            follow="1" if follow else "",
+            timestamps="1" if timestamps else "",
+        )
+        return read_output(self._transport, Request("GET", _task(task, "/logs"), query), follow)
+
+    # Nodes
+
+    def nodes(self) -> list[v.NodeView]:
+        return self._all("/v1/nodes", v.Page[v.NodeView])
+
+    def node(self, node: str) -> v.NodeView:
+        """By id, unique prefix or name."""
+        return self._get(_node(node), v.NodeView)
+
+    def remove_node(self, node: str) -> v.NodeChanged:
+        return self._write("DELETE", _node(node), v.NodeChanged)
+
+    def drain(self, node: str, deadline: str | float) -> v.NodeChanged:
+        return self._write_json("PUT", _node(node, "/drain"), v.NodeChanged, {"deadline": deadline})
+
+    def end_drain(self, node: str) -> v.NodeChanged:
+        return self._write_json("PUT", _node(node, "/drain"), v.NodeChanged, None)
+
+    def set_eligible(self, node: str, eligible: bool) -> v.NodeChanged:
+        return self._write_json(
+            "PUT", _node(node, "/eligibility"), v.NodeChanged, {"eligible": eligible}
+        )
+
+    def set_labels(self, node: str, labels: Mapping[str, str]) -> v.NodeChanged:
+        return self._write_json("PUT", _node(node, "/labels"), v.NodeChanged, dict(labels))
+
+    # Anything
+
+    def read_raw(self, path: str, **query: str) -> bytes:
+        """The body of a GET as it came, for `-o json`. `path` is quoted by the caller."""
+        return self._transport.send(Request("GET", path, _given(**query))).body
+
+    def _get(self, path: str, shape: type[T], query: dict[str, str] | None = None) -> T:
+        return _decode(self._transport.send(Request("GET", path, query or {})).body, shape)
+
+    def _all(self, path: str, shape: type[v.Page[T]], **filters: str) -> list[T]:
+        """Every page."""
+        query = {**_given(**filters), "limit": PAGE_LIMIT}
+        found: list[T] = []
+        while True:
+            page = self._get(path, shape, query)
+            found.extend(page.items)
+            if page.next is None:
+                return found
+            query["cursor"] = page.next
+
+    def _write(
+        self,
+        method: str,
+        path: str,
+        shape: type[T],
+        data: bytes | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> T:
+        keyed = {"Idempotency-Key": random_key(), **(headers or {})}
+        return _decode(
+            self._transport.send(Request(method, path, body=data, headers=keyed)).body, shape
+        )
+
+    def _write_json(
+        self,
+        method: str,
+        path: str,
+        shape: type[T],
+        value: object,
+        headers: Mapping[str, str] | None = None,
+    ) -> T:
+        typed = {"Content-Type": JSON, **(headers or {})}
+        return self._write(method, path, shape, msgspec.json.encode(value), typed)
+
+
+def _decode(body: bytes, shape: type[T]) -> T:
+    try:
+        return msgspec.json.decode(body, type=shape)
+    except msgspec.MsgspecError as error:
+        raise BadAnswer(f"the agent's answer is not understood: {error}") from None
+
+
+def _given(**query: str) -> dict[str, str]:
+    return {name: value for name, value in query.items() if value}
+
+
+def _part(text: str) -> str:
+    return quote(text, safe="")
+
+
+def _job(name: str, rest: str = "") -> str:
+    return f"/v1/jobs/{_part(name)}{rest}"
+
+
+def _task(task: str, rest: str = "") -> str:
+    return f"/v1/tasks/{_part(task)}{rest}"
+
+
+def _node(node: str, rest: str = "") -> str:
+    return f"/v1/nodes/{_part(node)}{rest}"
+
+
+def _precondition(expected_version: int | None) -> dict[str, str]:
+    if expected_version is None:
+        return {}
+    return (
+        {"If-None-Match": "*"} if expected_version == 0 else {"If-Match": f'"{expected_version}"'}
+    )

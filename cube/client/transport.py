@@ -1,0 +1,242 @@
+"""Requests to whichever agent answers: addresses in turn, kept connections, reads never in the past.
+
+Every request may be sent twice: reads change nothing, and writes carry an Idempotency-Key.
+"""
+
+from __future__ import annotations
+
+import http.client
+import os
+import urllib.parse
+from collections.abc import Mapping
+
+import msgspec
+
+from cube.client.errors import ApiProblem, BadAnswer, NoAgent
+from cube.model.views import ProblemView
+
+PORT_DEFAULT = 7700
+ANSWER_BYTES_MAX = 256 << 20  # a thousand tasks are a few MB: what is larger is no agent
+ROUNDS = 2  # through all addresses, when a connection broke or an outcome is unknown
+# Another agent may well answer these better.
+_ELSEWHERE = frozenset(
+    {"unavailable", "not_joined", "not_ready", "behind", "overloaded", "shutting_down",
+     "node_unreachable", "too_many_streams"}
+)  # fmt: skip
+
+Query = Mapping[str, str]
+
+
+class Answer(msgspec.Struct, frozen=True):
+    status: int
+    headers: dict[str, str]  # names in lower case
+    body: bytes
+
+
+class Request(msgspec.Struct, frozen=True):
+    """`fresh`: it asks for state no older than what was seen before."""
+
+    method: str
+    path: str
+    query: dict[str, str] = {}
+    body: bytes | None = None
+    headers: dict[str, str] = {}
+    fresh: bool = True
+
+
+def parse_address(text: str) -> tuple[str, int]:
+    """Host and port of `http://host:port`, `host:port` or `host`. Raises ValueError."""
+    url = text.strip()
+    if "://" not in url:
+        url = f"http://{url}"
+    parts = urllib.parse.urlsplit(url)
+    if parts.scheme != "http":
+        raise ValueError(f"{text!r}: only http:// is supported yet")
+    if not parts.hostname or parts.path.strip("/") or parts.query or parts.username is not None:
+        raise ValueError(f"{text!r} is not an address; write http://127.0.0.1:{PORT_DEFAULT}")
+    return parts.hostname, parts.port or PORT_DEFAULT
+
+
+class Transport:
+    """Not for several threads. `index` is the highest state this client has seen."""
+
+    def __init__(self, addresses: list[str], token: str | None, timeout_s: float) -> None:
+        if not addresses:
+            raise ValueError("at least one address is needed")
+        self._addresses = [parse_address(address) for address in addresses]
+        self._token = token
+        self._timeout_s = timeout_s
+        self._kept: dict[tuple[str, int], http.client.HTTPConnection] = {}
+        self.index = 0
+
+    def close(self) -> None:
+        for connection in self._kept.values():
+            connection.close()
+        self._kept.clear()
+
+    def send(self, request: Request) -> Answer:
+        """The first answer that another agent could not better. Raises ApiProblem, NoAgent."""
+        causes: list[tuple[str, str]] = []
+        problem: ApiProblem | None = None
+        for _ in range(ROUNDS):
+            again = False
+            for address in list(self._addresses):
+                try:
+                    answer = self._try(address, request)
+                except ConnectionRefusedError as error:
+                    causes.append((_shown(address), _cause(error)))
+                except (OSError, http.client.HTTPException) as error:
+                    causes.append((_shown(address), _cause(error)))
+                    again = True
+                else:
+                    self._prefer(address)
+                    if answer.status < 400:
+                        return answer
+                    problem = problem_of(answer)
+                    if problem.status == 504:
+                        again = True
+                    elif problem.code not in _ELSEWHERE:
+                        raise problem
+            if not again:
+                break
+        if problem is not None:
+            raise problem
+        raise NoAgent(_each_once(causes))
+
+    def _prefer(self, address: tuple[str, int]) -> None:
+        """The one that answers is asked first from now on."""
+        if self._addresses[0] != address:
+            self._addresses.remove(address)
+            self._addresses.insert(0, address)
+
+    def _try(self, address: tuple[str, int], request: Request) -> Answer:
+        kept = self._kept.pop(address, None)
+        if kept is not None:
+            try:
+                return self._exchange(address, kept, request)
+            except TimeoutError:
+                raise
+            except (OSError, http.client.HTTPException):
+                pass  # the agent closed an idle connection: that says nothing about the agent
+        connection = http.client.HTTPConnection(*address, timeout=self._timeout_s)
+        return self._exchange(address, connection, request)
+
+    def _exchange(
+        self, address: tuple[str, int], connection: http.client.HTTPConnection, request: Request
+    ) -> Answer:
+        done = False
+        try:
+            response = self._ask(connection, request)
+            body = response.read(ANSWER_BYTES_MAX + 1)
+            if len(body) > ANSWER_BYTES_MAX:
+                raise BadAnswer(f"{_shown(address)} answered more than {ANSWER_BYTES_MAX} bytes")
+            answer = Answer(response.status, _headers(response), body)
+            self.note_index(answer.headers)
+            done = not response.will_close
+            return answer
+        finally:
+            if done:
+                self._kept[address] = connection
+            else:
+                connection.close()
+
+    def _ask(
+        self, connection: http.client.HTTPConnection, request: Request
+    ) -> http.client.HTTPResponse:
+        query = dict(request.query)
+        if request.fresh and request.method == "GET" and self.index:
+            query["min_index"] = str(self.index)
+        target = request.path + (f"?{urllib.parse.urlencode(query)}" if query else "")
+        headers = {"Accept": "application/json", **request.headers}
+        if self._token:
+            headers["Authorization"] = f"Bearer {self._token}"
+        try:
+            connection.request(request.method, target, body=request.body, headers=headers)
+        except (BrokenPipeError, ConnectionResetError):
+            # The agent may have refused the body before it had all of it: its answer says why.
+            if request.body is None or connection.sock is None:
+                raise
+        return connection.getresponse()
+
+    def note_index(self, headers: Mapping[str, str]) -> None:
+        text = headers.get("x-cube-index", "")
+        if text.isdigit():
+            self.index = max(self.index, int(text))
+
+    def open_stream(
+        self, request: Request, idle_timeout_s: float | None
+    ) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
+        """A connection of its own, whose answer is 200 and not read yet. The caller closes it.
+        Raises ApiProblem, NoAgent."""
+        causes: list[tuple[str, str]] = []
+        problem: ApiProblem | None = None
+        for address in list(self._addresses):
+            connection = http.client.HTTPConnection(*address, timeout=self._timeout_s)
+            try:
+                response = self._ask(connection, request)
+                if response.status == 200:
+                    self.note_index(_headers(response))
+                    self._prefer(address)
+                    if connection.sock is not None:
+                        connection.sock.settimeout(idle_timeout_s)
+                    return connection, response
+                answer = Answer(
+                    response.status, _headers(response), response.read(ANSWER_BYTES_MAX)
+                )
+            except (OSError, http.client.HTTPException) as error:
+                connection.close()
+                causes.append((_shown(address), _cause(error)))
+                continue
+            connection.close()
+            problem = problem_of(answer)
+            if problem.code not in _ELSEWHERE:
+                raise problem
+        if problem is not None:
+            raise problem
+        raise NoAgent(_each_once(causes))
+
+
+def random_key() -> str:
+    return os.urandom(16).hex()
+
+
+def problem_of(answer: Answer) -> ApiProblem:
+    try:
+        return ApiProblem(msgspec.json.decode(answer.body, type=ProblemView))
+    except msgspec.MsgspecError:
+        text = answer.body[:200].decode(errors="replace")
+        view = ProblemView(
+            type="about:blank",
+            title="Not an answer of an agent",
+            status=answer.status,
+            detail=f"status {answer.status}: {text}",
+            code="not_an_agent",
+        )
+        return ApiProblem(view)
+
+
+def _headers(response: http.client.HTTPResponse) -> dict[str, str]:
+    return {name.lower(): value for name, value in response.getheaders()}
+
+
+def _shown(address: tuple[str, int]) -> str:
+    host, port = address
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _cause(error: Exception) -> str:
+    match error:
+        case ConnectionRefusedError():
+            return "connection refused"
+        case TimeoutError():
+            return "timed out"
+        case http.client.RemoteDisconnected() | ConnectionResetError() | BrokenPipeError():
+            return "the connection was closed"
+        case OSError():
+            return error.strerror or str(error)
+        case _:
+            return f"not HTTP: {error!r}"
+
+
+def _each_once(causes: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    return list(dict.fromkeys(causes))

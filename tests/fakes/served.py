@@ -1,0 +1,93 @@
+"""The real API over a fake cluster, on a real socket."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+import msgspec
+from aiohttp import ClientResponse
+from aiohttp.test_utils import TestClient, TestServer
+from aiohttp.web import Application, Request
+
+from cube.api.app import make_app
+from cube.api.call import ApiSettings
+from cube.model import commands as c
+from tests.fakes.cluster import FakeClock, FakeCluster, FakeLocalTasks, FakePeers, World
+
+SETTINGS = ApiSettings(
+    body_timeout_ms=500,
+    min_index_timeout_ms=50,
+    heartbeat_ms=50,
+    stream_poll_ms=20,
+    stream_write_ms=2_000,
+    connect_timeout_ms=500,
+)
+
+
+@dataclass
+class Served:
+    """One node's API. `client` keeps no cookies and follows no redirects that a test does not ask."""
+
+    world: World
+    cluster: FakeCluster
+    local_tasks: FakeLocalTasks
+    peers: FakePeers
+    clock: FakeClock
+    server: TestServer
+    client: TestClient[Request, Application]
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.server.port}"
+
+    async def get(self, path: str, status: int = 200, **headers: str) -> object:
+        """The JSON of the answer, which has this status."""
+        async with self.client.get(path, headers=headers) as response:
+            return await read(response, status)
+
+    async def problem(
+        self, method: str, path: str, status: int, **sent: object
+    ) -> dict[str, object]:
+        """The problem of the answer, which has this status; and the state is as it was."""
+        before = self.world.state
+        async with self.client.request(method, path, **sent) as response:  # type: ignore[arg-type]
+            found = await read(response, status)
+        assert response.content_type == "application/problem+json"
+        assert isinstance(found, dict)
+        assert {"type", "title", "status", "detail", "code", "hint", "errors", "request_id"} <= set(
+            found
+        )
+        assert found["status"] == status
+        assert self.world.state.jobs is before.jobs and self.world.state.tasks is before.tasks
+        return found
+
+
+async def read(response: ClientResponse, status: int = 200) -> object:
+    body = await response.read()
+    assert response.status == status, (response.status, body)
+    assert "X-Cube-Node" in response.headers and "X-Cube-Index" in response.headers
+    return msgspec.json.decode(body) if body else None
+
+
+@contextlib.asynccontextmanager
+async def served(
+    world: World | None = None, node: str = "n1", settings: ApiSettings = SETTINGS
+) -> AsyncIterator[Served]:
+    world = world or World()
+    cluster = FakeCluster(world, node)
+    local_tasks, peers, clock = FakeLocalTasks(), FakePeers(), FakeClock()
+    numbers = itertools.count(1)
+    app = make_app(
+        cluster, local_tasks, peers, settings, clock=clock,
+        new_id=lambda: f"{node}-id-{next(numbers)}",
+    )  # fmt: skip
+    async with TestServer(app) as server, TestClient(server) as client:
+        found = Served(world, cluster, local_tasks, peers, clock, server, client)
+        # Others reach this node where it really listens.
+        known = world.state.nodes[cluster.node_id()].facts
+        facts = msgspec.structs.replace(known, http_address=found.address)
+        world.apply(c.RegisterNode(facts))
+        yield found
