@@ -84,9 +84,11 @@ class World:
         self.run_until(lambda: False, duration_ms, must=False)
 
     def run_until(self, condition: Callable[[], bool], within_ms: int, *, must: bool = True) -> int:
-        """How long it took in virtual time until the condition held."""
+        """How long it took in virtual time until the condition held, looking every 10 ms."""
         started_ms = self.now_ms
-        while not condition():
+        look_ms = started_ms
+        while self.now_ms < look_ms or not condition():
+            look_ms = self.now_ms - self.now_ms % 10 + 10
             if not self._heap or self._heap[0][0] > started_ms + within_ms:
                 assert not must, f"seed {self.seed}: not within {within_ms} ms\n{self.story()}"
                 self.now_ms = started_ms + within_ms

@@ -20,6 +20,12 @@ NODE_ID_CHARS_MAX = 64  # a UUID has 36
 ADDRESS_CHARS_MAX = 260  # the longest DNS name, and a port
 VERSION_MAX = (1 << 63) - 1  # what msgpack and every language's int64 can carry
 
+# Printable ASCII: a character is a byte, so that what fits by characters fits a datagram.
+Name = Annotated[
+    NodeId, msgspec.Meta(min_length=1, max_length=NODE_ID_CHARS_MAX, pattern=r"^[!-~]*\Z")
+]
+NameOrNone = Annotated[NodeId, msgspec.Meta(max_length=NODE_ID_CHARS_MAX, pattern=r"^[!-~]*\Z")]
+Address = Annotated[str, msgspec.Meta(max_length=ADDRESS_CHARS_MAX, pattern=r"^[!-~]*\Z")]
 Version = Annotated[int, msgspec.Meta(ge=0, le=VERSION_MAX)]
 
 
@@ -40,8 +46,8 @@ class Member(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields
     version of 0 means: this part is not known, which loses against anything.
     """
 
-    node_id: Annotated[NodeId, msgspec.Meta(min_length=1, max_length=NODE_ID_CHARS_MAX)]
-    address: Annotated[str, msgspec.Meta(max_length=ADDRESS_CHARS_MAX)] = ""  # host:port of gossip
+    node_id: Name
+    address: Address = ""  # host:port of gossip
     incarnation: Version = 0
     state: MemberState = MemberState.ALIVE
     meta_version: Version = 0

@@ -10,7 +10,7 @@ from typing import Annotated, TypeVar
 
 import msgspec
 
-from cube.gossip.member import ADDRESS_CHARS_MAX, NODE_ID_CHARS_MAX, Member
+from cube.gossip.member import Address, Member, Name, NameOrNone
 from cube.model.errors import BadPacket
 from cube.model.ids import NodeId
 
@@ -19,7 +19,6 @@ PACKET_BYTES_MAX = 1_300  # a datagram of 1,400 bytes less SEAL_BYTES_MAX
 MEMBERS_MAX = 4_096  # of one cluster, the dead included: bounds memory; Cube is for a few hundred
 RUMOURS_MAX = 64  # in one packet: more of the smallest do not fit
 
-Source = Annotated[NodeId, msgspec.Meta(min_length=1, max_length=NODE_ID_CHARS_MAX)]
 Sequence = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
 
 
@@ -30,7 +29,7 @@ class Rumour(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields
     """A part of what is known of a member. `accuser` is who saw a suspect fail, else empty."""
 
     member: Member
-    accuser: Annotated[NodeId, msgspec.Meta(max_length=NODE_ID_CHARS_MAX)] = NOBODY
+    accuser: NameOrNone = NOBODY
 
 
 Rumours = Annotated[tuple[Rumour, ...], msgspec.Meta(max_length=RUMOURS_MAX)]
@@ -39,8 +38,8 @@ Rumours = Annotated[tuple[Rumour, ...], msgspec.Meta(max_length=RUMOURS_MAX)]
 class Ping(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=1):
     """Are you `target`, and alive? Only `target` itself answers, with Ack of the same sequence."""
 
-    source: Source
-    target: Source
+    source: Name
+    target: Name
     sequence: Sequence
     rumours: Rumours = ()
 
@@ -48,7 +47,7 @@ class Ping(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=T
 class Ack(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=2):
     """The answer to a Ping, or, from a helper, the word that the target answered it."""
 
-    source: Source
+    source: Name
     sequence: Sequence
     rumours: Rumours = ()
 
@@ -56,9 +55,9 @@ class Ack(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=Tr
 class PingRequest(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=3):
     """Please ping `target` for me. Answered by Ack if it answers, by Nack if it has not yet."""
 
-    source: Source
-    target: Source
-    address: Annotated[str, msgspec.Meta(max_length=ADDRESS_CHARS_MAX)]
+    source: Name
+    target: Name
+    address: Address
     sequence: Sequence
     rumours: Rumours = ()
 
@@ -66,7 +65,7 @@ class PingRequest(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_f
 class Nack(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=4):
     """The target has not answered me, but you and I can talk: so it is not you who is deaf."""
 
-    source: Source
+    source: Name
     sequence: Sequence
     rumours: Rumours = ()
 
@@ -74,14 +73,14 @@ class Nack(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=T
 class Gossip(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=5):
     """News, no answer wanted."""
 
-    source: Source
+    source: Name
     rumours: Rumours = ()
 
 
 class Sync(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=6):
     """All that the source knows. By exchange only; the answer is the other's Sync."""
 
-    source: Source
+    source: Name
     members: Annotated[tuple[Member, ...], msgspec.Meta(max_length=MEMBERS_MAX)]
 
 
