@@ -12,6 +12,7 @@ L3: a snapshot that jumps over the index of a waiting command settles it as unkn
 from __future__ import annotations
 
 import logging
+import zlib
 
 from cube.adapters.raft.commands import KIND_DATA, KIND_MEMBERS, decode_members, kind_of, split
 from cube.adapters.raft.configuration import Configuration
@@ -102,6 +103,11 @@ class Applying(Replication):
                 settle(None, REASON_UNKNOWN_OUTCOME)
         self.on_membership_committed()
 
+    @property
+    def _snapshot_every(self) -> int:
+        every = self.settings.snapshot_every
+        return every + zlib.crc32(self.address.encode()) % (every // 2)
+
     def force_compaction(self) -> None:
         self._is_compaction_forced = True
 
@@ -113,7 +119,7 @@ class Applying(Replication):
             return
         new_entries = self.applied_index - self.snapshots.index
         is_due = (
-            new_entries >= self.settings.snapshot_every
+            new_entries >= self._snapshot_every
             or (self.journal.bytes_written > JOURNAL_BYTES_MAX and new_entries > 0)
             or (self._is_compaction_forced and new_entries > 0)
         )

@@ -21,8 +21,10 @@ from cube.adapters.raft.library import CANDIDATE, FOLLOWER, Message, Peer, monot
 logger = logging.getLogger(__name__)
 
 # After the leader's connection closed. Wide enough that two followers rarely stand at once.
-LEADER_GONE_MIN_S = 0.02
-LEADER_GONE_MAX_S = 0.15
+LEADER_GONE_S = (0.02, 0.15)
+# After asking in vain. Asking is cheap and changes no term, so the wait is short: a member that
+# learns late that the leader is gone may have refused the first time.
+RETRY_S = (0.1, 0.3)
 
 
 class Election(Applying):
@@ -40,6 +42,8 @@ class Election(Applying):
             self._step_election()
         self.transport.is_transfer = self._SyncObj__transferInProgress
         super()._onTick(timeToWait)
+        if self._SyncObj__raftState == CANDIDATE:
+            self._stand_within(RETRY_S)
 
     @property
     def is_electable(self) -> bool:
@@ -56,8 +60,8 @@ class Election(Applying):
             self._end_pre_vote()
         elif now > self._SyncObj__raftElectionDeadline:
             self._may_campaign = False
-            deadline = now + self._SyncObj__generateRaftTimeout()
-            self._SyncObj__raftElectionDeadline = deadline
+            self._SyncObj__raftElectionDeadline = float("inf")
+            self._stand_within(RETRY_S)
             self._start_pre_vote()
 
     def _SyncObj__connectedToAnyone(self) -> bool:  # noqa: N802
@@ -137,9 +141,11 @@ class Election(Applying):
         if peer != self.leader or self.is_leader or self._SyncObj__raftState == CANDIDATE:
             return
         self._lose_leader()
-        wait = random.uniform(LEADER_GONE_MIN_S, LEADER_GONE_MAX_S)
-        deadline = min(self._SyncObj__raftElectionDeadline, monotonic() + wait)
-        self._SyncObj__raftElectionDeadline = deadline
+        self._stand_within(LEADER_GONE_S)
+
+    def _stand_within(self, seconds: tuple[float, float]) -> None:
+        deadline = monotonic() + random.uniform(*seconds)
+        self._SyncObj__raftElectionDeadline = min(self._SyncObj__raftElectionDeadline, deadline)
 
     def _lose_leader(self) -> None:
         """Commands forwarded to it and not yet placed in the log are unknown from now on."""

@@ -176,9 +176,11 @@ class FileJournal:
         records += [_record(_ENTRY, index, term, command) for command, index, term in self._entries]
         data = b"".join(records)
         _write_all(fd, data)
-        os.fsync(fd)
+        if self._fsync:
+            os.fsync(fd)
         os.rename(fresh, self._path)
-        sync_directory(self._path.parent)
+        if self._fsync:
+            sync_directory(self._path.parent)
         if self._fd >= 0:
             os.close(self._fd)
         self._fd = fd

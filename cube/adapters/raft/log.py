@@ -337,8 +337,7 @@ class PySyncObjLog:
             self._post(self._on_thread_ended)
 
     def _publish(self, node: RaftNode) -> None:
-        """Outcomes and status are known to the caller's side."""
-        self._publish_outcomes()
+        """Status and outcomes are known to the caller's side, in this order."""
         if node.is_leader:
             role = Role.LEADER
         else:
@@ -358,6 +357,7 @@ class PySyncObjLog:
             ready=node.is_ready,
         )
         self._status = status
+        self._publish_outcomes()
         watched = (role, status.term, status.leader, self._voters, status.quorum, status.ready)
         if watched != self._watched:
             if self._watched[:3] != watched[:3]:

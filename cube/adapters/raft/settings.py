@@ -24,9 +24,10 @@ class RaftSettings(msgspec.Struct, frozen=True):
     """
 
     heartbeat_ms: int = 100
-    election_min_ms: int = 400
-    election_max_ms: int = 800
-    # Entries applied since the last snapshot before the next one is taken.
+    election_min_ms: int = 600
+    election_max_ms: int = 1_200
+    # Entries applied since the last snapshot before the next one is taken; a member adds up to half
+    # of it, by its address, so that not all of them stop to do it at the same entry.
     snapshot_every: int = 10_000
     # Entries kept behind a snapshot, so that a member which was away for a moment needs none.
     snapshot_tail: int = 1_000

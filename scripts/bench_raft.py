@@ -1,0 +1,465 @@
+"""Raft alone: three members as three processes on loopback, no agent around them.
+
+    bench_raft.py [--fsync] [--busy] [--kills N] [--only latency|throughput|failover|idle]
+
+Prints one JSON object. `--busy` keeps every core busy with other work meanwhile. The functions
+run_latency, run_throughput, run_failover and run_idle can be called from elsewhere.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import random
+import resource
+import socket
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from cube.adapters.raft import PySyncObjLog, RaftSettings  # noqa: E402
+from cube.model.errors import CubeError  # noqa: E402
+
+SIZE = 3
+OPERATION_BYTES = 200
+REQUEST_S_MAX = 120
+
+
+# --- a member: one process, commands on stdin, answers on stdout, a JSON object a line
+
+
+class Replica:
+    """Remembers what was applied, so that a test can ask what survived."""
+
+    def __init__(self) -> None:
+        self.payloads: list[bytes] = []
+
+    def apply(self, index: int, term: int, at_ms: int, data: bytes) -> object:
+        self.payloads.append(data)
+        return index
+
+    def dump(self) -> Callable[[], bytes]:
+        count = len(self.payloads)
+        return lambda: json.dumps([p.hex() for p in self.payloads[:count]]).encode()
+
+    def load(self, data: bytes, index: int) -> None:
+        self.payloads = [bytes.fromhex(p) for p in json.loads(data)]
+
+
+class Member:
+    def __init__(self, options: dict[str, Any]) -> None:
+        self.replica = Replica()
+        self.log = PySyncObjLog(
+            options["address"],
+            data_dir=Path(options["data_dir"]),
+            replica=self.replica,
+            stamp=lambda: time.time_ns() // 1_000_000,
+            members=tuple(options["members"]),
+            joining=options["joining"],
+            cluster=options["cluster"],
+            settings=RaftSettings(**options["settings"]),
+        )
+
+    async def serve(self) -> None:
+        await self.log.start()
+        reader = asyncio.StreamReader(limit=8 << 20)
+        loop = asyncio.get_running_loop()
+        await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
+        answer({"id": 0, "ok": True})
+        tasks = set()
+        while line := await reader.readline():
+            task = asyncio.create_task(self.answer(json.loads(line)))
+            tasks.add(task)
+            task.add_done_callback(tasks.discard)
+        await self.log.stop()
+
+    async def answer(self, request: dict[str, Any]) -> None:
+        try:
+            result = await self.do(request)
+        except CubeError as error:
+            answer({"id": request["id"], "error": type(error).__name__})
+        else:
+            answer({"id": request["id"], "ok": result})
+
+    async def do(self, request: dict[str, Any]) -> object:
+        match request["op"]:
+            case "propose":
+                data = bytes.fromhex(request["data"])
+                return (await self.log.propose(data, request["timeout_ms"])).index
+            case "propose_each":
+                return await self.propose_each(request["prefix"], request["count"])
+            case "add_voter":
+                await self.log.add_voter(request["address"], 10_000)
+            case "remove_voter":
+                await self.log.remove_voter(request["address"], 10_000)
+            case "barrier":
+                return await self.log.barrier(request["timeout_ms"])
+            case "status":
+                status = self.log.status()
+                return {
+                    "role": status.role,
+                    "term": status.term,
+                    "leader": status.leader,
+                    "ready": status.ready,
+                    "applied": status.applied_index,
+                    "voters": [voter.address for voter in status.voters],
+                }
+            case "payloads":
+                return [payload.hex() for payload in self.replica.payloads]
+            case "compact":
+                await self.log.compact()
+            case "latency":
+                return await self.measure_latency(request["count"])
+            case "throughput":
+                return await self.measure_throughput(request["count"], request["window"])
+            case "cpu":
+                usage = resource.getrusage(resource.RUSAGE_SELF)
+                return usage.ru_utime + usage.ru_stime
+            case unknown:
+                raise AssertionError(unknown)
+        return True
+
+    async def propose_each(self, prefix: str, count: int) -> list[str]:
+        """Tells each acknowledgement as it comes: the caller may kill us any time."""
+        for number in range(count):
+            data = f"{prefix}-{number}".encode()
+            with contextlib.suppress(CubeError):
+                await self.log.propose(data, 2_000)
+                answer({"id": -1, "acknowledged": data.hex()})
+        return []
+
+    async def measure_latency(self, count: int) -> list[float]:
+        times = []
+        for _ in range(count):
+            began = time.perf_counter()
+            await self.log.propose(bytes(OPERATION_BYTES), 5_000)
+            times.append((time.perf_counter() - began) * 1000)
+        return times
+
+    async def measure_throughput(self, count: int, window: int) -> dict[str, int]:
+        left = iter(range(count))
+        failed = 0
+
+        async def worker() -> None:
+            nonlocal failed
+            for _ in left:
+                try:
+                    await self.log.propose(bytes(OPERATION_BYTES), 20_000)
+                except CubeError:
+                    failed += 1
+                    await asyncio.sleep(0.05)
+
+        began = time.perf_counter()
+        await asyncio.gather(*(worker() for _ in range(window)))
+        return {"per_s": round((count - failed) / (time.perf_counter() - began)), "failed": failed}
+
+
+def answer(message: dict[str, Any]) -> None:
+    os.write(1, (json.dumps(message) + "\n").encode())
+
+
+# --- the parent
+
+
+class Process:
+    """A member process as its parent sees it."""
+
+    def __init__(self, number: int, options: dict[str, Any]) -> None:
+        self.number = number
+        self.options = options
+        self.acknowledged: list[str] = []
+        self._process: asyncio.subprocess.Process | None = None
+        self._reader: asyncio.Task[None] | None = None
+        self._waiting: dict[int, asyncio.Future[Any]] = {}
+        self._next_id = 0
+
+    @property
+    def is_running(self) -> bool:
+        return self._process is not None
+
+    async def start(self) -> None:
+        command = (sys.executable, __file__, "--member", json.dumps(self.options))
+        pipe = asyncio.subprocess.PIPE
+        self._process = await asyncio.create_subprocess_exec(
+            *command, stdin=pipe, stdout=pipe, limit=64 << 20
+        )
+        started = self._waiting[0] = asyncio.get_running_loop().create_future()
+        self._reader = asyncio.create_task(self._read())
+        await asyncio.wait_for(started, 20)
+
+    async def request(self, op: str, **arguments: Any) -> Any:
+        assert self._process is not None
+        assert self._process.stdin is not None
+        self._next_id += 1
+        future = self._waiting[self._next_id] = asyncio.get_running_loop().create_future()
+        line = json.dumps({"id": self._next_id, "op": op, **arguments}) + "\n"
+        self._process.stdin.write(line.encode())
+        return await asyncio.wait_for(future, REQUEST_S_MAX)
+
+    async def kill(self) -> None:
+        assert self._process is not None
+        self._process.kill()
+        await self._ended()
+
+    async def stop(self) -> None:
+        assert self._process is not None
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        await self._ended()
+
+    async def _ended(self) -> None:
+        assert self._process is not None
+        assert self._reader is not None
+        process, self._process = self._process, None
+        await asyncio.wait_for(process.wait(), 20)
+        await self._reader
+
+    async def _read(self) -> None:
+        assert self._process is not None
+        assert self._process.stdout is not None
+        while line := await self._process.stdout.readline():
+            try:
+                message = json.loads(line)
+            except ValueError:
+                break  # cut by a kill
+            if "acknowledged" in message:
+                self.acknowledged.append(message["acknowledged"])
+                continue
+            future = self._waiting.pop(message["id"], None)
+            if future is None or future.done():
+                continue
+            if "error" in message:
+                future.set_exception(RuntimeError(message["error"]))
+            else:
+                future.set_result(message["ok"])
+        for future in self._waiting.values():
+            if not future.done():
+                future.set_exception(RuntimeError("killed"))
+        self._waiting.clear()
+
+
+class Processes:
+    """A cluster of member processes."""
+
+    def __init__(self, directory: Path, **settings: Any) -> None:
+        self.directory = directory
+        self.settings = settings
+        self.all: list[Process] = []
+
+    def make(self, members: tuple[str, ...], *, joining: bool) -> Process:
+        number = len(self.all)
+        options = {
+            "address": f"127.0.0.1:{free_port()}",
+            "data_dir": str(self.directory / str(number)),
+            "members": members,
+            "joining": joining,
+            "cluster": str(self.directory),
+            "settings": self.settings,
+        }
+        self.all.append(Process(number, options))
+        return self.all[-1]
+
+    async def found(self, size: int = SIZE) -> None:
+        first = self.make((), joining=False)
+        await first.start()
+        await self.leader()
+        for _ in range(size - 1):
+            await self.join()
+
+    async def join(self) -> Process:
+        leader = await self.leader()
+        joiner = self.make((leader.options["address"],), joining=True)
+        await joiner.start()
+        await leader.request("add_voter", address=joiner.options["address"])
+        return joiner
+
+    async def leader(self) -> Process:
+        deadline = time.monotonic() + 20
+        while time.monotonic() < deadline:
+            for process in self.all:
+                if process.is_running:
+                    status = await process.request("status")
+                    if status["role"] == "leader" and status["ready"]:
+                        return process
+            await asyncio.sleep(0.01)
+        raise AssertionError("no leader within 20 s")
+
+    def running(self) -> list[Process]:
+        return [process for process in self.all if process.is_running]
+
+    async def close(self) -> None:
+        for process in self.running():
+            await process.kill()
+
+
+@contextlib.asynccontextmanager
+async def cluster_of_three(**settings: Any) -> AsyncIterator[Processes]:
+    with tempfile.TemporaryDirectory(prefix="cube-bench-raft-") as directory:
+        processes = Processes(Path(directory), **settings)
+        try:
+            await processes.found()
+            yield processes
+        finally:
+            await processes.close()
+
+
+@contextlib.asynccontextmanager
+async def busy_cores(count: int) -> AsyncIterator[None]:
+    """`count` processes that only burn time."""
+    burn = (sys.executable, "-c", "while True: pass")
+    processes = [await asyncio.create_subprocess_exec(*burn) for _ in range(count)]
+    try:
+        yield
+    finally:
+        for process in processes:
+            process.kill()
+            await process.wait()
+
+
+def free_port() -> int:
+    """One that nothing listens on, outside the range that outgoing connections take."""
+    while True:
+        port = random.randint(10_240, 19_999)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+
+
+def summary(times: list[float]) -> dict[str, float]:
+    ordered = sorted(times)
+    return {
+        "p50_ms": round(statistics.median(ordered), 3),
+        "p99_ms": round(ordered[int(len(ordered) * 0.99)], 3),
+        "max_ms": round(ordered[-1], 3),
+    }
+
+
+async def run_latency(count: int = 2_000, **settings: Any) -> dict[str, Any]:
+    """One proposal after the other, at the leader and through a follower."""
+    async with cluster_of_three(**settings) as processes:
+        leader = await processes.leader()
+        follower = next(process for process in processes.all if process is not leader)
+        await leader.request("latency", count=100)
+        return {
+            "leader": summary(await leader.request("latency", count=count)),
+            "follower": summary(await follower.request("latency", count=count)),
+            "count": count,
+        }
+
+
+async def run_throughput(count: int = 20_000, window: int = 512, **settings: Any) -> dict[str, Any]:
+    """`window` proposals of 200 bytes in flight, at the leader and through a follower."""
+    async with cluster_of_three(**settings) as processes:
+        leader = await processes.leader()
+        follower = next(process for process in processes.all if process is not leader)
+        await leader.request("throughput", count=2_000, window=window)
+        return {
+            "leader": await leader.request("throughput", count=count, window=window),
+            "follower": await follower.request("throughput", count=count, window=window),
+            "operation_bytes": OPERATION_BYTES,
+            "in_flight": window,
+        }
+
+
+async def run_failover(kills: int = 20, **settings: Any) -> dict[str, Any]:
+    """kill -9 of the leader to the next write committed through a survivor."""
+    times = []
+    async with cluster_of_three(**settings) as processes:
+        for number in range(kills):
+            leader = await processes.leader()
+            survivors = [process for process in processes.running() if process is not leader]
+            for survivor in survivors:
+                await survivor.request("barrier", timeout_ms=10_000)
+            began = time.perf_counter()
+            await leader.kill()
+            times.append((await first_commit(survivors, number) - began) * 1000)
+            await leader.start()
+    return {
+        "kills": kills,
+        "min_ms": round(min(times), 1),
+        "median_ms": round(statistics.median(times), 1),
+        "max_ms": round(max(times), 1),
+        "all_ms": [round(one) for one in times],
+    }
+
+
+async def first_commit(survivors: list[Process], number: int) -> float:
+    """When the first write was committed, trying both survivors in turn."""
+    attempt = 0
+    while True:
+        attempt += 1
+        survivor = survivors[attempt % len(survivors)]
+        data = f"{number}-{attempt}".encode().hex()
+        try:
+            await survivor.request("propose", data=data, timeout_ms=2_000)
+        except RuntimeError:
+            await asyncio.sleep(0.002)
+        else:
+            return time.perf_counter()
+
+
+async def run_idle(seconds: float = 10.0, **settings: Any) -> dict[str, Any]:
+    """Percent of a core that each member takes while nothing happens."""
+    async with cluster_of_three(**settings) as processes:
+        leader = await processes.leader()
+        await asyncio.sleep(2)
+        ordered = [leader, *(process for process in processes.all if process is not leader)]
+        before = [await process.request("cpu") for process in ordered]
+        await asyncio.sleep(seconds)
+        after = [await process.request("cpu") for process in ordered]
+    percent = [round((b - a) / seconds * 100, 2) for a, b in zip(before, after, strict=True)]
+    return {"leader_percent": percent[0], "followers_percent": percent[1:], "seconds": seconds}
+
+
+async def run_all(options: argparse.Namespace) -> dict[str, Any]:
+    settings: dict[str, Any] = {"fsync": options.fsync}
+    for name in ("heartbeat_ms", "election_min_ms", "election_max_ms"):
+        if getattr(options, name) is not None:
+            settings[name] = getattr(options, name)
+    runs: dict[str, Callable[[], Any]] = {
+        "latency": lambda: run_latency(**settings),
+        "throughput": lambda: run_throughput(**settings),
+        "failover": lambda: run_failover(options.kills, **settings),
+        "idle": lambda: run_idle(**settings),
+    }
+    cores = os.cpu_count() or 1
+    results: dict[str, Any] = {"settings": settings, "busy": options.busy, "cores": cores}
+    async with busy_cores(cores if options.busy else 0):
+        for name, run in runs.items():
+            if options.only in (None, name):
+                results[name] = await run()
+    return results
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--member", help=argparse.SUPPRESS)
+    parser.add_argument("--fsync", action="store_true")
+    parser.add_argument("--busy", action="store_true")
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--only", choices=("latency", "throughput", "failover", "idle"))
+    parser.add_argument("--heartbeat-ms", type=int)
+    parser.add_argument("--election-min-ms", type=int)
+    parser.add_argument("--election-max-ms", type=int)
+    options = parser.parse_args()
+    if options.member is not None:
+        logging.basicConfig(level=os.environ.get("CUBE_LOG_LEVEL", "WARNING"))
+        asyncio.run(Member(json.loads(options.member)).serve())
+    else:
+        json.dump(asyncio.run(run_all(options)), sys.stdout, indent=2)
+        print()
+
+
+if __name__ == "__main__":
+    main()
