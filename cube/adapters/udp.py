@@ -54,6 +54,11 @@ class UdpDatagrams:
         """The bound one, when 0 was asked for."""
         return self._port
 
+    @property
+    def answering(self) -> int:
+        """Exchanges that peers have begun and not ended."""
+        return len(self._answering)
+
     async def open(self, on_packet: OnPacket, on_exchange: OnExchange) -> None:
         assert self._transport is None
         self._on_exchange = on_exchange

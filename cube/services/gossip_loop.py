@@ -112,6 +112,8 @@ class GossipLoop:
         for task in tasks:
             task.cancel()
         await asyncio.wait(tasks)
+        if not owner.cancelled() and owner.exception() is not None:
+            log.error("gossip_ended cause=%r", owner.exception())
         self._refuse_waiting()
         await self._datagrams.close()
 
