@@ -125,7 +125,7 @@ def _is_timezone(name: str) -> bool:
         return True
     try:
         zoneinfo.ZoneInfo(name)
-    except (KeyError, ValueError, OSError):  # unknown; climbing or unprintable; a directory
+    except (KeyError, ValueError, OSError):  # unknown; climbing; a directory, on some systems
         return False
     return True
 

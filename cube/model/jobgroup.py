@@ -112,7 +112,7 @@ def read_group(table: Table, job_type: JobType) -> GroupSpec:
         reschedule=_reschedule(table.table("reschedule"), job_type),
         update=update,
         docker=_docker(table, driver),
-        placement=jobparts.read_placement(table.table("placement")),
+        placement=jobparts.read_placement(table),
     )
     _relations(table, group, job_type)
     table.close(SYNONYMS)
@@ -323,7 +323,9 @@ def _update(table: Table, count: int) -> UpdatePolicy:
 
 
 def _docker(table: Table, driver: DriverName) -> DockerOptions:
-    if driver is DriverName.PROCESS and table.ok("driver") and table.raw("docker"):
+    if table.raw("docker") in (None, {}):
+        return DockerOptions()
+    if driver is DriverName.PROCESS and table.ok("driver"):
         table.error("docker", "this group runs with the process driver")
         return DockerOptions()
     return jobdocker.read_docker(table.table("docker"))

@@ -193,7 +193,10 @@ def _source_relations(table: Table, mount: MountSpec) -> None:
 # -- placement --------------------------------------------------------------------------------
 
 
-def read_placement(table: Table) -> Placement:
+def read_placement(group: Table) -> Placement:
+    if not group.has("placement"):
+        return Placement()
+    table = group.table("placement")
     policy = None
     if table.has("policy"):
         policy = table.choice("policy", PlacementPolicy, PlacementPolicy.SPREAD)

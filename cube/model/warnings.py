@@ -83,7 +83,9 @@ def warnings(spec: JobSpec) -> list[str]:
         for variable, value in group.env.items():
             if isinstance(value, SecretRef):
                 path = join(f"{base}.env", variable)
-                found.append(f"{path}: secrets are not stored yet, so no task of this group can start")
+                found.append(
+                    f"{path}: secrets are not stored yet, so no task of this group can start"
+                )
         if group.driver is DriverName.PROCESS:
             for port_name, port in group.ports.items():
                 if port.target not in (0, port.host):

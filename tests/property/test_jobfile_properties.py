@@ -150,7 +150,8 @@ def groups(
         tree |= draw(optional(command=st.lists(WORDS, max_size=2), entrypoint=st.just(["a"])))
     if job_type != "system":
         tree["count"] = draw(st.integers(0, 9))
-    return tree | draw(
+        tree["at_most_one"] = tree["count"] < 2 and draw(st.booleans())
+    more = draw(
         optional(
             env=st.dictionaries(
                 st.sampled_from(["A", "b.c", "É"]),
@@ -168,15 +169,22 @@ def groups(
             stop_timeout=DURATIONS,
             shutdown_delay=DURATIONS,
             restart=optional(
-                policy=words(RestartCondition), attempts=st.integers(0, 9), delay=DURATIONS
+                policy=words(RestartCondition),
+                attempts=st.integers(0, 9),
+                delay=DURATIONS,
+                max_delay=st.just("3650d"),
+                window=st.integers(1, 9),
             ),
-            reschedule=optional(attempts=st.integers(0, 9), delay=DURATIONS),
+            reschedule=optional(
+                attempts=st.integers(0, 9), delay=DURATIONS, max_delay=st.just("3650d")
+            ),
             update=optional(
                 parallelism=st.integers(1, 9),
                 order=words(UpdateOrder),
                 min_healthy=st.integers(0, 59),
                 deadline=st.integers(60, 99),
                 on_failure=words(OnUpdateFailure),
+                canaries=st.integers(0, tree.get("count", 1)),
             ),
             placement=optional(
                 policy=words(PlacementPolicy),
@@ -187,6 +195,9 @@ def groups(
             ),
         )
     )
+    if tree.get("at_most_one"):
+        more.get("update", {}).pop("order", None)  # start-first is at odds with it
+    return tree | more
 
 
 @st.composite

@@ -451,6 +451,9 @@ ONE_ERROR = [
     ),
     # -- docker
     (GROUP + "docker.privilegd = true", "groups.g.docker.privilegd", "`privileged`"),
+    (GROUP + "docker = []", "groups.g.docker", "must be a table, not a list"),
+    (PROCESS + 'command = ["a"]\ndocker = 0', "groups.g.docker", "process driver"),
+    (GROUP + "placement = 0", "groups.g.placement", "must be a table, not a number"),
     (GROUP + "docker.init = 'yes'", "groups.g.docker.init", "true or false, not text"),
     (GROUP + "docker.pull = 'sometimes'", "groups.g.docker.pull", "missing, always, never"),
     (GROUP + "docker.dns = ['dns.example']", "groups.g.docker.dns", "not an IP address"),

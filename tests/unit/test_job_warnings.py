@@ -1,0 +1,61 @@
+"""Keys that are valid and not honoured yet are answered with a warning that names them."""
+
+import importlib.resources
+
+import pytest
+
+from cube.model.jobfile import parse_toml
+from cube.model.warnings import warnings
+
+EXAMPLES = importlib.resources.files("cube") / "examples"
+GROUP = 'name = "j"\ntype = "service"\n[groups.g]\nimage = "i"\ncount = 1\n'
+
+
+@pytest.mark.parametrize("name", ["hello", "batch", "everywhere"])
+def test_defaults_do_not_warn(name: str) -> None:
+    assert warnings(parse_toml((EXAMPLES / f"{name}.toml").read_bytes())) == []
+    written_out = (
+        'priority = 50\n' + GROUP + 'at_most_one = false\nupdate = { order = "stop-first", '
+        'min_healthy = "10s", deadline = "5m", canaries = 0, on_failure = "rollback" }\n'
+        'docker = { gpus = "", registry_secret = "" }\n'
+    )  # fmt: skip
+    with pytest.raises(Exception, match="registry_secret"):  # an empty secret is no secret
+        parse_toml(written_out.encode())
+    spec = parse_toml(written_out.replace(', registry_secret = ""', "").encode())
+    assert warnings(spec) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "paths"),
+    [
+        ("priority = 60\n" + GROUP, ["priority"]),
+        (
+            GROUP.replace("service", "cron") + '[cron]\nschedule = "* * * * *"',
+            ["type"],
+        ),
+        (GROUP + "at_most_one = true", ["groups.g.at_most_one"]),
+        (GROUP + "update.canaries = 1", ["groups.g.update.canaries"]),
+        (GROUP + 'update.order = "start-first"', ["groups.g.update.order"]),
+        (GROUP + "update.min_healthy = 1", ["groups.g.update.min_healthy"]),
+        (GROUP + "update.deadline = 60", ["groups.g.update.deadline"]),
+        (GROUP + 'update.on_failure = "pause"', ["groups.g.update.on_failure"]),
+        (GROUP + 'docker.registry_secret = "r"', ["groups.g.docker.registry_secret"]),
+        (GROUP + "docker.gpus = 1", ["groups.g.docker.gpus"]),
+        (
+            GROUP + 'env = { A = { secret = "a" }, "b.c" = { secret = "b" }, D = "d" }',
+            ["groups.g.env.A", 'groups.g.env."b.c"'],
+        ),
+        (
+            GROUP.replace('image = "i"', 'driver = "process"\ncommand = ["x"]')
+            + 'mounts = [ { type = "bind", source = "/a", target = "/b" } ]\n'
+            "ports = { a-b = { target = 80 }, c = { target = 90, host = 90 } }",
+            ["groups.g.mounts", "groups.g.ports.a-b.target"],
+        ),
+    ],
+)
+def test_each_key_that_is_not_honoured(text: str, paths: list[str]) -> None:
+    found = warnings(parse_toml(text.encode()))
+    assert [warning.partition(": ")[0] for warning in found] == paths
+    assert all(warning.partition(": ")[2] for warning in found)
+    if "a-b" in text:
+        assert "$CUBE_PORT_A_B" in found[-1]
