@@ -73,8 +73,8 @@ class RaftValues(msgspec.Struct, frozen=True, kw_only=True):
 
     voters: int = 5
     heartbeat_ms: int = 100
-    election_min_ms: int = 400
-    election_max_ms: int = 800
+    election_min_ms: int = 600
+    election_max_ms: int = 1_200
     snapshot_every: int = 10_000
 
 

@@ -168,7 +168,7 @@ def test_every_flag_of_cube_agent() -> None:
         ({"cluster": {"node_grace": "10ms"}}, "cluster.node_grace", "at least 1s"),
         ({"raft": {"voters": 4}}, "raft.voters", "must be odd"),
         ({"raft": {"heartbeat": "200ms"}}, "raft.election_min", "three times heartbeat"),
-        ({"raft": {"election_max": "400ms"}}, "raft.election_max", "more than election_min"),
+        ({"raft": {"election_max": "600ms"}}, "raft.election_max", "more than election_min"),
         ({"raft": {"election_max": "1h"}}, "raft.election_max", "at most 3s"),
         ({"gossip": {"probe_ms": 1}}, "gossip.probe_ms", "did you mean `probe`?"),
         ({"gossip": {"probe_timeout": "900ms"}}, "gossip.probe_timeout", "two thirds of probe"),
