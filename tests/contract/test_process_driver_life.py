@@ -84,6 +84,13 @@ async def none_left(task_id: TaskId, patience_s: float = 10.0) -> None:
     await until(is_empty, patience_s)
 
 
+async def supervisor_ended(rig: ProcessRig, claim: Claim) -> None:
+    async def has_ended() -> bool:
+        return not is_process(claim.supervisor_pid, claim.supervisor_start_time)
+
+    await until(has_ended, rig.patience_s)
+
+
 # -- identity ---------------------------------------------------------------------------------------
 
 
@@ -106,6 +113,7 @@ async def test_a_pid_that_was_given_again_is_never_taken_for_ours(rig: ProcessRi
     stranger = subprocess.Popen(["sleep", "1000"], start_new_session=True)
     try:
         directory = attempt_dir(rig, launch.task_id)
+        await supervisor_ended(rig, claim_of(rig, launch.task_id))
         (directory / "exit.json").unlink()
         rewrite(directory / "claim.json", supervisor_pid=stranger.pid)
         rewrite(directory / "run.json", pid=stranger.pid)
@@ -127,6 +135,7 @@ async def test_after_a_reboot_nothing_runs_and_nobody_is_killed(rig: ProcessRig)
     stranger = subprocess.Popen(["sleep", "1000"], start_new_session=True)
     try:
         directory = attempt_dir(rig, launch.task_id)
+        await supervisor_ended(rig, claim_of(rig, launch.task_id))
         (directory / "exit.json").unlink()
         rewrite(
             directory / "claim.json",
@@ -251,12 +260,7 @@ async def test_an_exit_code_while_no_agent_lived(rig: ProcessRig, tmp_path: Path
     await run_and_kill_an_agent(rig, launch)
     go.touch()
     await none_left(launch.task_id)
-    claim = claim_of(rig, launch.task_id)
-
-    async def supervisor_ended() -> bool:
-        return not is_process(claim.supervisor_pid, claim.supervisor_start_time)
-
-    await until(supervisor_ended, rig.patience_s)
+    await supervisor_ended(rig, claim_of(rig, launch.task_id))
     (seen,) = await rig.driver.recover()
     assert (seen.state, seen.exit_code) == (RunState.EXITED, 41)
 
@@ -275,7 +279,8 @@ async def test_without_its_supervisor_a_task_is_ended_too(
     await said(rig, launch.task_id, "ready\n")
     if not is_watched:
         await rig.kill_agent()
-    os.kill(claim_of(rig, launch.task_id).supervisor_pid, signal.SIGKILL)
+    claim = claim_of(rig, launch.task_id)
+    os.kill(claim.supervisor_pid, signal.SIGKILL)
     if is_watched:
 
         async def told() -> bool:
@@ -284,6 +289,7 @@ async def test_without_its_supervisor_a_task_is_ended_too(
         await until(told, rig.patience_s)
         seen = rig.changes[-1]
     else:
+        await supervisor_ended(rig, claim)
         await rig.restart()
         (seen,) = await rig.driver.recover()
     assert (seen.state, seen.exit_code, seen.reason) == (RunState.EXITED, None, "supervisor_lost")
@@ -357,6 +363,7 @@ async def test_half_of_a_record_reads_as_none(
         await rig.driver.start(launch)
         await ended(rig, launch.task_id)
         ended_ids.append(launch.task_id)
+        await supervisor_ended(rig, claim_of(rig, launch.task_id))
         harm(attempt_dir(rig, launch.task_id) / name)
     await rig.restart()
     found = {seen.task_id: seen for seen in await rig.driver.recover()}

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from cube.adapters.process.cgroups import Cgroups
-from cube.adapters.process.host import boot_id, cgroup_pids, kill_round, task_pids
+from cube.adapters.process.host import boot_id, cgroup_pids, kill_round, start_time, task_pids
 from cube.adapters.process.processes import is_process, orphans
 from cube.adapters.process.records import SAFE_ID, Claim, Exit, Run, TaskPaths, read_record
 from cube.adapters.process.wire import VERSION, write_new, write_over
@@ -21,7 +21,8 @@ from cube.model.launch import Observation, RunState
 from cube.ports.clock import Clock
 
 ORPHAN_ROUNDS = 100  # of killing what a dead supervisor left
-ORPHAN_ROUND_MS = 20
+ORPHAN_ROUND_MS = 10
+QUIET_ROUNDS = 3  # one look through /proc can miss what forks meanwhile
 
 Identity = tuple[TaskId, int]
 
@@ -111,12 +112,15 @@ class Attempts:
         """Every process of this attempt but its supervisor."""
         directories = self.cgroups.directories(group_name(identity))
         if attempt is not None and attempt.claim is not None and self.is_supervised(attempt):
-            session = attempt.run.pid if attempt.run is not None else 0
-            return task_pids(attempt.claim.supervisor_pid, session, directories)
+            return task_pids(attempt.claim.supervisor_pid, self._session(attempt.run), directories)
         found = cgroup_pids(directories)
         if self.cgroups.version == "none" and attempt is not None and attempt.run is not None:
             found |= orphans(attempt.run.pid, attempt.run.start_time, identity[0])
         return found
+
+    def _session(self, run: Run | None) -> int:
+        """The command's session while the command lives; later its number may be another's."""
+        return run.pid if run is not None and start_time(run.pid) == run.start_time else 0
 
     def kill_round(self, identity: Identity, attempt: Attempt | None) -> bool:
         """KILL to all of it, once. True: there was something."""
@@ -128,8 +132,11 @@ class Attempts:
         """The attempt has no supervisor and no end: now it has one. All that was left is killed."""
         reason = self._reason(attempt)
         if reason != "host_rebooted":
+            quiet = 0
             for _ in range(ORPHAN_ROUNDS):
-                if not await asyncio.to_thread(self.kill_round, identity, attempt):
+                was_alive = await asyncio.to_thread(self.kill_round, identity, attempt)
+                quiet = 0 if was_alive else quiet + 1
+                if quiet == QUIET_ROUNDS:
                     break
                 await asyncio.sleep(ORPHAN_ROUND_MS / 1000)
             self.cgroups.remove(group_name(identity))

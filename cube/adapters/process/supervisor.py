@@ -26,6 +26,7 @@ import time
 
 from cube.adapters.process.host import (
     boot_id,
+    cgroup_pids,
     kill_round,
     oom_kills,
     remove_cgroups,
@@ -52,6 +53,7 @@ BOOTSTRAP = (
     "from cube.adapters.process.supervisor import main; main()"
 )
 KILL_ROUNDS = 200  # × 1–50 ms: what survives 10 s of KILL hangs in the kernel
+DRAIN_READS_MAX = 64  # 4 MiB: no pipe of an unprivileged user holds more than 1
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
 NEVER_STARTED = 127
@@ -78,6 +80,7 @@ class Supervisor:
         failure = self._start()
         if failure is not None:
             code, message, may_pass = failure
+            self._kill_the_rest()  # a child that was not let through its gate, at most
             self._record_end(None, code, message, may_pass)
             self._finish()
             self._tell(b"failed")
@@ -196,16 +199,14 @@ class Supervisor:
                     poll.unregister(fd)
 
     def _bury(self) -> int | None:
-        """The command's exit code once it has ended. It stays a zombie until that is written down,
-        so that until then its pid can mean nobody else."""
+        """Buries who has died. The command's exit code once it was among them."""
         while True:
-            found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-            if found is None:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+            if pid == 0:
                 return None
-            if found.si_pid == self._pid:
-                is_exit = found.si_code == os.CLD_EXITED
-                return found.si_status if is_exit else 128 + found.si_status
-            os.waitpid(found.si_pid, 0)
+            if pid == self._pid:
+                code = os.waitstatus_to_exitcode(status)
+                return code if code >= 0 else 128 - code
 
     def _forget_wake_ups(self) -> None:
         with ignoring(BlockingIOError):
@@ -223,23 +224,31 @@ class Supervisor:
         return bool(data)
 
     def _kill_the_rest(self) -> None:
+        """The command is buried, and nothing that it started lives: by the kernel's own word that we
+        have no child any more (all its orphans became ours), and that the cgroups are empty. Looking
+        through /proc only finds whom to kill: a look can miss what forks meanwhile."""
         me = os.getpid()
         for turn in range(KILL_ROUNDS):
-            left = task_pids(me, self._pid, self._cgroups)
-            if not left:
+            if not self._has_children() and not cgroup_pids(self._cgroups):
                 return
-            kill_round(left, self._cgroups)
-            for pid in left:
-                with ignoring(ChildProcessError):
-                    os.waitpid(pid, os.WNOHANG)
+            kill_round(task_pids(me, 0, self._cgroups), self._cgroups)
             time.sleep(0.001 if turn < 10 else 0.05)
+
+    def _has_children(self) -> bool:
+        """Buries the dead ones first."""
+        try:
+            while os.waitpid(-1, os.WNOHANG) != (0, 0):
+                pass
+        except ChildProcessError:
+            return False
+        return True
 
     def _drain(self) -> None:
         """What was written before the end is kept. All writers are dead: reading never waits."""
         for fd in self._streams:
-            with ignoring(BlockingIOError):
-                while data := os.read(fd, READ_BYTES):
-                    self._streams[fd].write(data, time.time_ns() // 1_000_000)
+            for _ in range(DRAIN_READS_MAX):
+                if not self._copy(fd):
+                    break
             self._streams[fd].close()
 
     def _record_end(
@@ -261,11 +270,7 @@ class Supervisor:
         )
 
     def _finish(self) -> None:
-        with ignoring(ChildProcessError):
-            if self._pid:
-                os.waitpid(self._pid, 0)
-            while os.waitpid(-1, os.WNOHANG) != (0, 0):
-                pass
+        """Nothing is left of it in the kernel."""
         remove_cgroups(self._cgroups)
 
     def _tell(self, word: bytes) -> None:
