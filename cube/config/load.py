@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import ipaddress
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -104,6 +105,7 @@ def load(path: str | Path | None, env: Mapping[str, str], flags: Mapping[str, ob
     """The configuration of this agent. Raises BadConfig with every error of file, env and flags.
 
     `flags` has the names of _FLAGS and `insecure`; None and an empty list mean: not given.
+    Afterwards data_dir is never empty.
     """
     tree: dict[str, object] = {}
     if path is not None:
@@ -115,11 +117,16 @@ def load(path: str | Path | None, env: Mapping[str, str], flags: Mapping[str, ob
             raise BadConfig([ConfigError(str(path), problem)]) from error
         except BadConfig as bad:
             raise BadConfig([_at_file(str(path), error) for error in bad.errors]) from None
-    return build(tree, env, flags)
+    config = build(tree, env, flags)
+    if config.node.data_dir:
+        return config
+    data_dir = default_data_dir(env, is_root=os.geteuid() == 0)
+    node = msgspec.structs.replace(config.node, data_dir=data_dir)
+    return msgspec.structs.replace(config, node=node)
 
 
 def build(tree: object, env: Mapping[str, str], flags: Mapping[str, object]) -> Config:
-    """load() of a file that is already a tree. Pure."""
+    """load() of a file that is already a tree. Pure: an empty data_dir stays empty."""
     errors = Errors()
     layers: Layers = {path: {} for path in SECTIONS}
     _add_environment(layers, env, errors)

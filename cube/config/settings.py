@@ -33,7 +33,7 @@ class LogLevel(enum.StrEnum):
 
 
 class NodeSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """Empty name: the host's. Empty data_dir: default_data_dir(). Zero quantities: as detected."""
+    """Empty name: the host's. After load() data_dir is never empty. Zero quantities: as detected."""
 
     name: str = ""
     data_dir: str = ""

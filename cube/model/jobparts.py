@@ -40,7 +40,7 @@ _ABSOLUTE = re.compile(r"/.*")
 _CONDITION_SYNONYMS = {"key": "attribute", "op": "operator", "target": "attribute"}
 _NODE_FACTS = ("id", "name", "os", "arch")
 _NODE_ATTRIBUTE = re.compile(r"node\.(?:labels\.[^\s]{1,128}|(?!labels$)[a-z_]{1,40})")
-_DRIVER_ATTRIBUTE = re.compile(r"driver\.[a-z]{1,20}\.[A-Za-z0-9_.-]{1,64}")
+_DRIVER_ATTRIBUTE = re.compile(r"driver\.[a-z]{1,20}(\.[A-Za-z0-9_.-]{1,64})?")
 _ATTRIBUTES = "accepted: node.id, node.name, node.os, node.arch, node.labels.X, driver.docker.X"
 _CHECK = CheckSpec("", CheckType.HTTP)
 

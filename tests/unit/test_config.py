@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import hypothesis.strategies as st
+import msgspec
 import pytest
 from hypothesis import given, settings
 
@@ -30,7 +31,10 @@ def errors_of(
 
 
 def test_the_example_is_the_defaults() -> None:
-    assert load(EXAMPLE, {}, {}) == load(None, {}, {}) == DEFAULT
+    from_example = load(EXAMPLE, {"HOME": "/h"}, {})
+    assert from_example == load(None, {"HOME": "/h"}, {})
+    assert from_example.node.data_dir in ("/var/lib/cube", "/h/.local/share/cube")
+    assert msgspec.structs.replace(from_example, node=DEFAULT.node) == DEFAULT
 
 
 def test_the_example_has_every_key_and_no_other() -> None:

@@ -586,6 +586,12 @@ def test_byte_order_mark_and_windows_line_ends() -> None:
     parse_toml(b"\xef\xbb\xbf" + MINIMAL.replace("\n", "\r\n").encode())
 
 
+@pytest.mark.parametrize("name", ["node.kernel", "node.cores", "driver.docker", "node.labels.a/b"])
+def test_attributes_beyond_the_listed_ones(name: str) -> None:
+    text = PLACE + f"constraints = [ {{ attribute = '{name}', operator = 'exists' }} ]"
+    parse_toml(text.encode())
+
+
 def test_diff_names_each_changed_path() -> None:
     old = render(parse_toml(MINIMAL.encode()))
     new = render(parse_toml((MINIMAL + "count = 3\nenv.A = 'b'\ncommand = ['x']\n").encode()))
