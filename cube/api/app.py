@@ -14,6 +14,7 @@ from cube.api.routes import ROUTES
 from cube.ports.clock import Clock
 from cube.ports.cluster import Cluster, LocalTasks, Peers
 
+KEEPALIVE_S = 60.0  # an idle connection; clients open a new one without noticing
 NODE_CONNECTIONS_MAX = 64  # to other nodes at once: followed logs hold one each
 
 
@@ -36,7 +37,15 @@ def make_app(
         new_id=new_id,
         version=cube.__version__,
     )
-    app = web.Application(middlewares=[boundary], client_max_size=api.settings.body_bytes_max)
+    app = web.Application(
+        middlewares=[boundary],
+        client_max_size=api.settings.body_bytes_max,
+        handler_args={
+            # A compressed body is refused by its header; inflating it first would be the attack.
+            "auto_decompress": False,
+            "keepalive_timeout": KEEPALIVE_S,
+        },
+    )
     app[API] = api
     for route in ROUTES:
         app.router.add_route(route.method, route.path, answering(route))

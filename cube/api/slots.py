@@ -14,8 +14,10 @@ import msgspec
 from cube.model.cluster import ClusterState, Job, Node, Task
 from cube.model.ids import JobId, NodeId, TaskId, task_name
 from cube.model.lifecycle import Desired, Health, TaskState
-from cube.model.spec import JobType
+from cube.model.spec import GroupSpec, JobType
 from cube.model.views import GroupCounts
+from cube.scheduler import filters
+from cube.scheduler.restart import past_of, up_to_date
 
 JOBS_REMEMBERED_MAX = 256  # whose slots are kept between requests: more are not watched at once
 _LAST = (1 << 63) - 1  # an unplaced slot comes after the tasks that were in it
@@ -116,14 +118,11 @@ _Nodes = immutables.Map[NodeId, Node]
 
 def slots_of_job(state: ClusterState, job: Job) -> JobSlots:
     tasks = state.tasks_of_job(job.id)
-    by_group: dict[str, dict[int, list[Task]]] = {group: {} for group in job.spec.groups}
-    for task in tasks:
-        by_group.setdefault(task.group, {}).setdefault(task.slot, []).append(task)
     rows: list[tuple[Place, Task | Unplaced]] = [(place_of(task), task) for task in tasks]
     tallies: dict[str, Tally] = {}
     for group in job.spec.groups:
-        tally, unplaced = tally_group(job, group, by_group[group], _accepting(state))
-        tallies[group] = tally
+        mine = [task for task in tasks if task.group == group]
+        tallies[group], unplaced = tally_group(state, job, group, mine)
         rows.extend((row.place, row) for row in unplaced)
     rows.sort(key=lambda row: row[0])
     orphans = sum(task.group not in job.spec.groups and not task.ended for task in tasks)
@@ -134,43 +133,35 @@ def slots_of_job(state: ClusterState, job: Job) -> JobSlots:
     )
 
 
-def _accepting(state: ClusterState) -> int:
-    return sum(node.accepts_tasks for node in state.nodes.values())
-
-
 def tally_group(
-    job: Job, group: str, by_slot: dict[int, list[Task]], nodes_accepting: int
+    state: ClusterState, job: Job, group: str, tasks: list[Task]
 ) -> tuple[Tally, list[Unplaced]]:
-    """`by_slot`: the group's tasks, each slot's by age."""
-    active = sum(not task.ended for tasks in by_slot.values() for task in tasks)
-    running = sum(
-        any(task.state is TaskState.RUNNING for task in tasks) for tasks in by_slot.values()
-    )
+    """`tasks` of the group, each slot's by age."""
     spec = job.spec.groups[group]
-    wanted = _wanted_slots(job, group, by_slot)
+    by_slot: dict[int, list[Task]] = {}
+    for task in tasks:
+        by_slot.setdefault(task.slot, []).append(task)
+    active = sum(not task.ended for task in tasks)
+    running = sum(
+        any(task.state is TaskState.RUNNING for task in found) for found in by_slot.values()
+    )
     if job.stopped or job.deleted:
-        counts = GroupCounts(count=spec.count, running=running)
-        return Tally(counts, active=active), []
+        return Tally(GroupCounts(count=spec.count, running=running), active=active), []
     found = dict.fromkeys(SlotState, 0)
     unplaced: list[Unplaced] = []
     healthy = given_up = troubled = 0
-    for slot in wanted:
-        tasks = by_slot.get(slot, [])
-        state = slot_state(job, tasks)
-        found[state] += 1
-        healthy += any(task.live and task.serving for task in tasks)
-        troubled += bool(tasks) and _is_troubled(tasks[-1])
-        if state is SlotState.PENDING and not any(task.live for task in tasks):
+    wanted = _wanted_slots(state, job, spec, by_slot)
+    for slot, slot_tasks in wanted:
+        slot_state, is_over = state_of_slot(state, job, spec, slot_tasks)
+        found[slot_state] += 1
+        given_up += is_over
+        healthy += any(task.live and task.serving for task in slot_tasks)
+        troubled += bool(slot_tasks) and _is_troubled(slot_tasks[-1])
+        is_placed = any(task.live for task in slot_tasks)
+        if slot_state is SlotState.PENDING and not is_placed and slot is not None:
             unplaced.append(Unplaced(job, group, slot))
-        if state is SlotState.FAILED:
-            given_up += 0 < spec.reschedule.attempts <= tasks[-1].reschedules
-    count = len(wanted)
-    if job.spec.type is JobType.SYSTEM and not spec.placement.constraints:
-        missing = max(0, nodes_accepting - count)
-        count += missing
-        found[SlotState.PENDING] += missing
     counts = GroupCounts(
-        count=count,
+        count=len(wanted),
         running=running,
         healthy=healthy,
         pending=found[SlotState.PENDING],
@@ -180,35 +171,60 @@ def tally_group(
     return Tally(counts, given_up, troubled, active), unplaced
 
 
-def _wanted_slots(job: Job, group: str, by_slot: dict[int, list[Task]]) -> list[int]:
-    """System and cron jobs have no count: what is there is what is wanted."""
-    if job.spec.type in (JobType.SERVICE, JobType.BATCH):
-        return list(range(job.spec.groups[group].count))
-    return sorted(
-        slot
-        for slot, tasks in by_slot.items()
-        if any(task.live for task in tasks) or slot_state(job, tasks) is not SlotState.PENDING
-    )
+def _wanted_slots(
+    state: ClusterState, job: Job, spec: GroupSpec, by_slot: dict[int, list[Task]]
+) -> list[tuple[int | None, list[Task]]]:
+    """With their tasks. A slot without a number (None) was never placed and is nobody's yet."""
+    match job.spec.type:
+        case JobType.SERVICE | JobType.BATCH:
+            return [(slot, by_slot.get(slot, [])) for slot in range(spec.count)]
+        case JobType.CRON:  # its runs are what is there
+            return sorted(by_slot.items())
+        case JobType.SYSTEM:
+            return _system_slots(state, spec, by_slot)
 
 
-def slot_state(job: Job, tasks: list[Task]) -> SlotState:
-    """Of a wanted slot with these tasks, by age."""
+def _system_slots(
+    state: ClusterState, spec: GroupSpec, by_slot: dict[int, list[Task]]
+) -> list[tuple[int | None, list[Task]]]:
+    """One for each node of the right kind that takes tasks or has one."""
+    by_node: dict[NodeId, tuple[int, list[Task]]] = {}
+    for slot, tasks in sorted(by_slot.items()):
+        by_node[tasks[-1].node_id] = (slot, tasks)
+    wanted: list[tuple[int | None, list[Task]]] = []
+    context = filters.Context(state, spec, state.now_ms)
+    for node in sorted(state.nodes.values(), key=lambda node: (node.name, node.id)):
+        is_right = (
+            spec.driver.value in node.facts.drivers and filters.constraints(context, node) is None
+        )
+        here = by_node.get(node.id)
+        if is_right and here is not None and (node.accepts_tasks or any(t.live for t in here[1])):
+            wanted.append(here)
+        elif is_right and here is None and node.accepts_tasks:
+            wanted.append((None, []))
+    return wanted
+
+
+def state_of_slot(
+    state: ClusterState, job: Job, spec: GroupSpec, tasks: list[Task]
+) -> tuple[SlotState, bool]:
+    """Of a wanted slot with these tasks, by age; and whether it was given up."""
     live = [task for task in tasks if task.live]
     if live:
         is_running = any(task.state is TaskState.RUNNING for task in live)
-        return SlotState.RUNNING if is_running else SlotState.PENDING
-    if not tasks:
-        return SlotState.PENDING
+        return (SlotState.RUNNING if is_running else SlotState.PENDING), False
+    if not tasks or not all(task.ended for task in tasks):
+        return SlotState.PENDING, False
+    past = past_of(job, spec, tasks, state.nodes, state.now_ms)
+    if past.verdict == "done":
+        return SlotState.COMPLETED, False
+    if past.verdict == "over":
+        return SlotState.FAILED, True
     newest = tasks[-1]
-    if newest.state is TaskState.FAILED and newest.desired is Desired.RUN:
-        return SlotState.FAILED
-    if (
-        newest.state is TaskState.COMPLETED
-        and newest.desired is Desired.RUN
-        and job.spec.type in (JobType.BATCH, JobType.CRON)
-    ):
-        return SlotState.COMPLETED
-    return SlotState.PENDING
+    has_failed = newest.state is TaskState.FAILED and newest.desired is Desired.RUN
+    if has_failed and up_to_date(job, spec, newest):
+        return SlotState.FAILED, False
+    return SlotState.PENDING, False
 
 
 def _is_troubled(newest: Task) -> bool:
@@ -223,8 +239,9 @@ def _is_troubled(newest: Task) -> bool:
 def job_status(job: Job, tallies: Iterable[Tally], orphans: int = 0) -> JobStatus:
     """One word for a whole job. `orphans`: unfinished tasks of groups that it has no more.
 
-    A service or system job is `running` when every slot serves, `pending` when none does and
-    nothing went wrong, `failed` when every slot was given up, else `degraded`.
+    A service or system job is `running` when every slot serves (or was done and is not restarted),
+    `pending` when none does and nothing went wrong, `failed` when every slot was given up, else
+    `degraded`.
     """
     found = list(tallies)
     if job.stopped:
@@ -237,7 +254,10 @@ def job_status(job: Job, tallies: Iterable[Tally], orphans: int = 0) -> JobStatu
         is_running = any(tally.counts.running for tally in found)
         return JobStatus.RUNNING if is_running else JobStatus.PENDING
     healthy = sum(tally.counts.healthy for tally in found)
-    if healthy >= count and (count or job.spec.type is JobType.SERVICE):
+    completed = sum(tally.counts.completed for tally in found)
+    if count and completed == count:
+        return JobStatus.COMPLETED
+    if healthy + completed >= count and (count or job.spec.type is JobType.SERVICE):
         return JobStatus.RUNNING
     if count and sum(tally.given_up for tally in found) == count:
         return JobStatus.FAILED

@@ -61,7 +61,8 @@ class Served:
             found
         )
         assert found["status"] == status
-        assert self.world.state.jobs is before.jobs and self.world.state.tasks is before.tasks
+        now = self.world.state
+        assert (now.jobs, now.tasks, now.nodes) == (before.jobs, before.tasks, before.nodes)
         return found
 
 
@@ -84,7 +85,8 @@ async def served(
         cluster, local_tasks, peers, settings, clock=clock,
         new_id=lambda: f"{node}-id-{next(numbers)}",
     )  # fmt: skip
-    async with TestServer(app) as server, TestClient(server) as client:
+    server = TestServer(app)
+    async with TestClient(server) as client:
         found = Served(world, cluster, local_tasks, peers, clock, server, client)
         # Others reach this node where it really listens.
         known = world.state.nodes[cluster.node_id()].facts
