@@ -88,6 +88,7 @@ class Mirror:
         self._scans: OrderedDict[Ask, Scan] = OrderedDict()
         self._touched: list[int] = []  # rows that differ from the state, in order, with repeats
         self._active: Ints | None = None
+        self._taken: list[tuple[Ints, Ints]] = []  # rows, counts: since sync
         self._allocate(0)
 
     def _allocate(self, size: int) -> None:
@@ -112,6 +113,7 @@ class Mirror:
         """The columns say what `state` says; whatever was taken is forgotten."""
         last = self._state
         self._active = None
+        self._taken = []
         rows: set[int] = set()
         if last is None or not self._same_nodes(state):
             self._rebuild(state)
@@ -231,6 +233,7 @@ class Mirror:
         self._powers(rows)
         if self._active is not None:
             self._active[rows] += counts
+        self._taken.append((rows, counts))
         self._touched.extend(rows.tolist())
 
     # Asking
@@ -306,6 +309,8 @@ class Mirror:
                     row = self._index.get(state.tasks[task_id].node_id)
                     if row is not None:
                         counted[row] -= 1
+            for rows, counts in self._taken:
+                counted[rows] += counts
             self._active = counted
         return self._active
 
