@@ -1,0 +1,119 @@
+"""Commands about the cluster itself: services, events, raft, the dashboard's address."""
+
+from __future__ import annotations
+
+import json
+
+import click
+
+from cube.cli.context import Settings, command
+from cube.cli.output import Style, clean, note, now, out, raw, table
+
+
+@click.group("service")
+def service() -> None:
+    """Where healthy tasks can be reached."""
+
+
+@command("ls")
+def service_ls(settings: Settings) -> None:
+    """All services: job.group.port."""
+    client = settings.client
+    if settings.output == "json":
+        raw(client.read_raw("/v1/services", limit="1000"))
+        return
+    services = client.services()
+    if settings.output == "name":
+        for found in services:
+            out(found.name)
+        return
+    rows = [[s.name, s.protocol, " ".join(e.address for e in s.endpoints) or "–"] for s in services]
+    table(["SERVICE", "PROTOCOL", "ENDPOINTS"], rows)
+
+
+@command("resolve")
+@click.argument("name", metavar="JOB.GROUP.PORT")
+def service_resolve(settings: Settings, name: str) -> None:
+    """The addresses of one service, a line each."""
+    if settings.output == "json":
+        raw(settings.client.read_raw(f"/v1/services/{name}"))
+        return
+    for endpoint in settings.client.service(name).endpoints:
+        out(endpoint.address)
+
+
+@command("events")
+@click.option("-f", "--follow", is_flag=True, help="The default; here for habit.")
+@click.option("--topic", multiple=True, help="node, job, task or cluster.")
+@click.option("--since", default="", help="Go on after this event id (index.n).")
+def events(settings: Settings, follow: bool, topic: tuple[str, ...], since: str) -> None:
+    """What happens, as it happens, until Ctrl-C."""
+    del follow
+    style = Style(settings)
+    for event in settings.client.events(topic, since):
+        if settings.output == "json":
+            out(json.dumps({"id": event.id, "event": event.name, "data": event.data}))
+            continue
+        if event.name == "reset":
+            note("some events are missing; what follows is new")
+            continue
+        told = event.data
+        what = str(told.get("task") or told.get("job") or told.get("node") or "")
+        word = str(told.get("state") or told.get("status") or "")
+        why = clean(str(told.get("message") or told.get("reason") or ""))
+        out(
+            f"{now():%H:%M:%S}  {event.name:<5} {what:<28} {told.get('kind', ''):<10} "
+            f"{style.state(word)}  {why}".rstrip()
+        )
+
+
+@click.group("raft")
+def raft() -> None:
+    """The replicated log."""
+
+
+@command("members")
+def raft_members(settings: Settings) -> None:
+    """Who votes, and who leads."""
+    client = settings.client
+    if settings.output == "json":
+        raw(client.read_raw("/v1/raft"))
+        return
+    seen = client.raft()
+    rows = [[m.name, m.address, "leader" if m.leader else "voter"] for m in seen.voters]
+    table(["NODE", "ADDRESS", "ROLE"], rows)
+    note(f"term {seen.term}, commit {seen.commit_index}, applied here {seen.applied_index}")
+
+
+@command("transfer")
+def raft_transfer(settings: Settings) -> None:
+    """Another node leads."""
+    seen = settings.client.transfer_leadership()
+    leader = seen.leader.name if seen.leader else "nobody yet"
+    note(f"leader: {leader}")
+
+
+@command("ui")
+def ui(settings: Settings) -> None:
+    """Where the dashboard is."""
+    seen = settings.client.status()
+    http = seen.leader.http if seen.leader and seen.leader.http else None
+    out(f"http://{http}/ui/" if http else "no leader; try any node's /ui/")
+
+
+@command("version")
+def version(settings: Settings) -> None:
+    """The version of this program."""
+    from cube import __version__
+
+    out(
+        json.dumps({"version": __version__}) if settings.output == "json" else f"cube {__version__}"
+    )
+
+
+for group, items in (
+    (service, (service_ls, service_resolve)),
+    (raft, (raft_members, raft_transfer)),
+):
+    for item in items:
+        group.add_command(item)

@@ -1,0 +1,114 @@
+"""What every command has: the global options, a client, and the ways to print."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from cube.cli.exits import USAGE, CommandError
+
+if TYPE_CHECKING:
+    from cube.client.client import Client
+
+ADDRESS_DEFAULT = "http://127.0.0.1:7700"
+FORMATS = ("table", "wide", "json", "name")
+
+
+class Settings:
+    """Global options, given before or after the command; the later one wins."""
+
+    def __init__(self) -> None:
+        self.addr: str | None = None
+        self.token: str | None = None
+        self.output = "table"
+        self.no_color = False
+        self.timeout: str | None = None
+        self._client: Client | None = None
+
+    def take(self, **given: Any) -> None:
+        for name, value in given.items():
+            if value not in (None, False):
+                setattr(self, name, value)
+
+    @property
+    def client(self) -> Client:
+        """Connected lazily; the addresses are --addr, CUBE_ADDR, or this machine's agent."""
+        if self._client is None:
+            self._client = self.another_client()
+        return self._client
+
+    def another_client(self) -> Client:
+        """One of its own, for a thread."""
+        from cube.client.client import Client
+
+        text = self.addr or os.environ.get("CUBE_ADDR") or ADDRESS_DEFAULT
+        addresses = [part.strip() for part in text.split(",") if part.strip()]
+        try:
+            return Client(addresses, self.token or os.environ.get("CUBE_TOKEN"))
+        except ValueError as error:
+            raise CommandError(USAGE, f"--addr: {error}") from None
+
+    @property
+    def timeout_s(self) -> float | None:
+        """None: as long as it takes."""
+        if self.timeout is None:
+            return None
+        from cube.model.units import parse_duration_ms
+
+        text: str | float = self.timeout
+        with contextlib.suppress(ValueError):
+            text = float(self.timeout)  # a plain number is seconds
+        try:
+            return parse_duration_ms(text) / 1000
+        except ValueError as error:
+            raise CommandError(USAGE, f"--timeout: {error}") from None
+
+    @property
+    def colored(self) -> bool:
+        """Standard output is a terminal that wants colours."""
+        return (
+            not self.no_color
+            and not os.environ.get("NO_COLOR")
+            and not os.environ.get("CUBE_NO_COLOR")
+            and os.environ.get("TERM") != "dumb"
+            and sys.stdout.isatty()
+        )
+
+
+GLOBAL_OPTIONS: list[tuple[tuple[str, ...], dict[str, Any]]] = [
+    (("--addr",), {"metavar": "URL", "help": "Agent to talk to; several, comma-separated."}),
+    (("--token",), {"metavar": "TOKEN", "help": "API token (CUBE_TOKEN)."}),
+    (("-o", "--output"), {"type": click.Choice(FORMATS), "help": "How to print."}),
+    (("--no-color",), {"is_flag": True, "help": "No colours (NO_COLOR)."}),
+    (("--timeout",), {"metavar": "TIME", "help": "How long to wait, such as 30s."}),
+]
+GLOBAL_NAMES = ("addr", "token", "output", "no_color", "timeout")
+
+
+class Command(click.Command):
+    """A command that takes the global options too. Its function gets Settings as first argument."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        own = {option for parameter in self.params for option in parameter.opts}
+        for names, values in GLOBAL_OPTIONS:
+            if not own & set(names):
+                self.params.append(click.Option(list(names), **values))
+
+    def invoke(self, ctx: click.Context) -> Any:
+        settings = ctx.find_object(Settings)
+        assert settings is not None
+        taken = {name: ctx.params.pop(name) for name in GLOBAL_NAMES if name in ctx.params}
+        settings.take(**taken)
+        ctx.params["settings"] = settings
+        return super().invoke(ctx)
+
+
+def command(name: str, **kwargs: Any) -> Callable[[Callable[..., Any]], click.Command]:
+    """Decorator: a Command of this name. The function's keyword `settings` is the Settings."""
+    return click.command(name, cls=Command, **kwargs)

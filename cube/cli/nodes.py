@@ -1,0 +1,174 @@
+"""`cube node`."""
+
+from __future__ import annotations
+
+import click
+
+from cube.cli.context import Settings, command
+from cube.cli.exits import FAILED, USAGE, CommandError
+from cube.cli.output import Style, age, clean, note, out, raw, table
+from cube.model.units import format_size
+from cube.model.views import NodeView
+
+
+@click.group("node", invoke_without_command=True)
+@click.pass_context
+def node(ctx: click.Context) -> None:
+    """Nodes: the hosts of this cluster."""
+    if ctx.invoked_subcommand is None:  # the book's `cube node` lists them
+        ctx.invoke(node_ls)
+
+
+@command("ls")
+def node_ls(settings: Settings) -> None:
+    """All nodes."""
+    client = settings.client
+    if settings.output == "json":
+        raw(client.read_raw("/v1/nodes", limit="1000"))
+        return
+    nodes = client.nodes()
+    if settings.output == "name":
+        for found in nodes:
+            out(found.name)
+        return
+    print_nodes(settings, nodes)
+
+
+def print_nodes(settings: Settings, nodes: list[NodeView]) -> None:
+    """A line per node."""
+    style = Style(settings)
+    wide = settings.output == "wide"
+    header = [
+        "NODE",
+        "ADDRESS",
+        "STATUS",
+        "ROLE",
+        "CPU",
+        "MEMORY",
+        "TASKS",
+        "DRIVERS",
+        "AGE",
+        "LABELS",
+    ]
+    header += ["ID", "VERSION"] if wide else []
+    rows = []
+    for found in nodes:
+        status = style.state(found.status)
+        if found.draining:
+            status += ",draining"
+        elif not found.eligible:
+            status += ",cordoned"
+        drivers = ",".join(name for name, info in sorted(found.drivers.items()) if info.healthy)
+        memory = f"{format_size(found.reserved.memory)} / {format_size(found.capacity.memory)}"
+        row = [
+            found.name,
+            found.http_address,
+            status,
+            style.paint(found.role, "cyan") if found.role == "leader" else found.role,
+            f"{found.reserved.cpu:g}/{found.capacity.cpu:g}",
+            memory,
+            str(found.tasks),
+            drivers or "–",
+            age(found.joined_at),
+            " ".join(f"{k}={v}" for k, v in sorted(found.labels.items())) or "–",
+        ]
+        rows.append(row + ([found.id, found.version] if wide else []))
+    table(header, rows)
+
+
+@command("show")
+@click.argument("name", metavar="NODE")
+def node_show(settings: Settings, name: str) -> None:
+    """One node: what it has, what is reserved, its drivers and its tasks."""
+    from cube.cli.tasks import present, print_tasks
+
+    client = settings.client
+    found = client.node(name)
+    if settings.output == "json":
+        raw(client.read_raw(f"/v1/nodes/{found.id}"))
+        return
+    print_nodes(settings, [found])
+    for driver, info in sorted(found.drivers.items()):
+        facts = " ".join(f"{k}={clean(v)}" for k, v in sorted(info.attributes.items()))
+        out(f"  {driver}: {'healthy' if info.healthy else clean(info.reason)}  {facts}".rstrip())
+    tasks = present(client.tasks(node=found.id))
+    if tasks:
+        out()
+        print_tasks(settings, tasks)
+
+
+@command("drain")
+@click.argument("name", metavar="NODE")
+@click.option("--deadline", default="5m", help="After this, what is left is stopped.")
+def node_drain(settings: Settings, name: str, deadline: str) -> None:
+    """Move a node's tasks elsewhere, and place none there."""
+    changed = settings.client.drain(name, deadline)
+    note(
+        f"{changed.name} drains. next: cube node show {changed.name}   cube node undrain {changed.name}"
+    )
+
+
+@command("undrain")
+@click.argument("name", metavar="NODE")
+def node_undrain(settings: Settings, name: str) -> None:
+    """End a drain."""
+    changed = settings.client.end_drain(name)
+    note(
+        f"{changed.name} takes tasks again" if changed.changed else f"{changed.name} did not drain"
+    )
+
+
+@command("cordon")
+@click.argument("name", metavar="NODE")
+def node_cordon(settings: Settings, name: str) -> None:
+    """Place no new tasks on a node; those it has stay."""
+    changed = settings.client.set_eligible(name, False)
+    note(f"{changed.name} is cordoned. next: cube node uncordon {changed.name}")
+
+
+@command("uncordon")
+@click.argument("name", metavar="NODE")
+def node_uncordon(settings: Settings, name: str) -> None:
+    """A node takes new tasks again."""
+    changed = settings.client.set_eligible(name, True)
+    note(f"{changed.name} takes tasks again")
+
+
+@command("label")
+@click.argument("name", metavar="NODE")
+@click.argument("labels", nargs=-1, required=True, metavar="K=V... K-")
+def node_label(settings: Settings, name: str, labels: tuple[str, ...]) -> None:
+    """Set labels (K=V) or take them away (K-)."""
+    client = settings.client
+    wanted = dict(client.node(name).labels)
+    for text in labels:
+        key, equals, value = text.partition("=")
+        if equals and key:
+            wanted[key] = value
+        elif text.endswith("-") and len(text) > 1:
+            wanted.pop(text[:-1], None)
+        else:
+            raise CommandError(
+                USAGE, f"{text!r} is neither K=V nor K-", hint=f"cube node label {name} zone=a"
+            )
+    changed = client.set_labels(name, wanted)
+    note(
+        f"{changed.name}: "
+        + (" ".join(f"{k}={v}" for k, v in sorted(wanted.items())) or "no labels")
+    )
+
+
+@command("rm")
+@click.argument("name", metavar="NODE")
+def node_rm(settings: Settings, name: str) -> None:
+    """Forget a node that is down for good."""
+    changed = settings.client.remove_node(name)
+    if not changed.changed:
+        raise CommandError(FAILED, f"{name} was not removed")
+    note(f"{changed.name} is removed")
+
+
+for item in (
+    node_ls, node_show, node_drain, node_undrain, node_cordon, node_uncordon, node_label, node_rm,
+):  # fmt: skip
+    node.add_command(item)

@@ -1,0 +1,92 @@
+"""Tables, colours and times for people; bodies of the API for programs."""
+
+from __future__ import annotations
+
+import datetime
+import re
+import sys
+from collections.abc import Iterable, Sequence
+
+from cube.cli.context import Settings
+from cube.model.units import format_duration
+
+COLORS = {"green": "32", "yellow": "33", "red": "31", "grey": "90", "bold": "1", "cyan": "36"}
+STATE_COLORS = {
+    "running": "green", "healthy": "green", "ready": "green", "completed": "grey", "alive": "green",
+    "pending": "yellow", "scheduled": "yellow", "preparing": "yellow", "starting": "yellow",
+    "stopping": "yellow", "suspect": "yellow", "degraded": "yellow", "unknown": "grey",
+    "stopped": "grey", "failed": "red", "rejected": "red", "lost": "red", "down": "red",
+    "unhealthy": "red", "dead": "red", "left": "grey",
+}  # fmt: skip
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+_ANSI = re.compile(r"\x1b\[[0-9;]*m")
+
+
+def out(text: str = "") -> None:
+    """A line of data."""
+    sys.stdout.write(text + "\n")
+
+
+def note(text: str = "") -> None:
+    """A line of progress or advice: stderr, so that data can be piped."""
+    sys.stderr.write(text + "\n")
+    sys.stderr.flush()
+
+
+def clean(text: str) -> str:
+    """Without control characters: what tasks and files say must not drive a terminal."""
+    return _CONTROL.sub("?", text)
+
+
+class Style:
+    """Colours, or not."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._on = settings.colored
+
+    def paint(self, text: str, color: str) -> str:
+        return f"\x1b[{COLORS[color]}m{text}\x1b[0m" if self._on and text else text
+
+    def state(self, word: str) -> str:
+        color = STATE_COLORS.get(word)
+        return self.paint(word, color) if color else word
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Columns as wide as their widest cell, two spaces between, nothing at line ends."""
+    lines = [list(header), *(list(row) for row in rows)]
+    widths = [max(len(_plain(line[i])) for line in lines) for i in range(len(header))]
+    for line in lines:
+        cells = [
+            cell + " " * (width - len(_plain(cell)))
+            for cell, width in zip(line, widths, strict=True)
+        ]
+        out("  ".join(cells).rstrip())
+
+
+def _plain(cell: str) -> str:
+    return _ANSI.sub("", cell)
+
+
+def now() -> datetime.datetime:
+    return datetime.datetime.now(datetime.UTC)  # noqa: TID251 - a client shows its own user's time
+
+
+def age(at: str | None, until: datetime.datetime | None = None) -> str:
+    """`5m` since an RFC 3339 time; `–` for none."""
+    if at is None:
+        return "–"
+    then = datetime.datetime.fromisoformat(at)
+    return format_duration(max(0, int(((until or now()) - then).total_seconds())) * 1000)
+
+
+def raw(body: bytes) -> None:
+    """The API's answer, unmodified, with a line end."""
+    sys.stdout.buffer.write(body)
+    if not body.endswith(b"\n"):
+        sys.stdout.buffer.write(b"\n")
+    sys.stdout.flush()
+
+
+def plural(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

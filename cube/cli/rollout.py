@@ -1,0 +1,233 @@
+"""Waiting for a job to be what its spec says, and showing its tasks on their way."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Sequence
+
+from cube.cli.exits import FAILED, TIMED_OUT, UNPLACED, CommandError
+from cube.cli.output import clean, note, plural
+from cube.cli.why import print_explanations
+from cube.client.client import Client
+from cube.client.errors import ApiProblem
+from cube.model.views import JobView, TaskView
+
+POLL_S = 0.1
+WHY_AFTER_S = 5.0  # a place is usually found at once: after this, say why it is not
+NO_PROGRESS_S = 300.0  # update.deadline's default: nothing has become healthier for that long
+BAR_WIDTH = 10
+_STEPS = {
+    "pending": 0, "scheduled": 1, "preparing": 2, "starting": 4, "running": 6, "healthy": BAR_WIDTH,
+    "completed": BAR_WIDTH,
+}  # fmt: skip
+
+
+class Watch:
+    """One wait. `deadline_s` None: as long as there is progress."""
+
+    def __init__(self, client: Client, job: str, version: int, timeout_s: float | None) -> None:
+        self._client = client
+        self._job = job
+        self._version = version
+        self._timeout_s = timeout_s
+        self._began = time.monotonic()
+        self._shown = _Bars() if sys.stderr.isatty() else _Lines()
+        self._best = -1
+        self._best_at = self._began
+        self._explained = False
+
+    def until_done(self) -> JobView:
+        """Every group healthy, or the batch complete. Raises CommandError when that cannot be or
+        takes too long."""
+        while True:
+            job = self._client.job(self._job)
+            tasks = self._current(job, self._client.tasks(self._job))
+            self._shown.update(tasks)
+            if is_done(job, tasks):
+                self._shown.close()
+                return job
+            if job.status == "failed":
+                self._shown.close()
+                raise self._failed(f"{self._job} v{job.version} failed", tasks)
+            self._note_progress(tasks)
+            self._check_time(job, tasks)
+            time.sleep(POLL_S)
+
+    def _current(self, job: JobView, tasks: Sequence[TaskView]) -> list[TaskView]:
+        """The newest task of each slot."""
+        newest: dict[str, TaskView] = {}
+        for task in tasks:
+            if task.desired != "run" and task.state != "completed":
+                continue
+            known = newest.get(task.name)
+            if known is None or _rank(task) >= _rank(known):
+                newest[task.name] = task
+        return sorted(newest.values(), key=lambda task: (task.group, task.slot))
+
+    def _note_progress(self, tasks: Sequence[TaskView]) -> None:
+        score = sum(_STEPS.get(word_of(task), 0) for task in tasks)
+        if score > self._best:
+            self._best, self._best_at = score, time.monotonic()
+
+    def _check_time(self, job: JobView, tasks: Sequence[TaskView]) -> None:
+        now = time.monotonic()
+        unplaced = [task for task in tasks if task.node_id is None]
+        if unplaced and not self._explained and now - self._began > WHY_AFTER_S:
+            self._explained = True
+            self._shown.pause()
+            note(f"{plural(len(unplaced), 'task')} of {self._job} cannot be placed yet:")
+            print_explanations(self._client.why(self._job).explanations, note)
+            note("still trying; Ctrl-C leaves it running")
+        if self._timeout_s is not None and now - self._began > self._timeout_s:
+            self._shown.close()
+            if unplaced:
+                if not self._explained:
+                    print_explanations(self._client.why(self._job).explanations, note)
+                raise CommandError(
+                    UNPLACED,
+                    f"{plural(len(unplaced), 'task')} of {self._job} could not be placed in time",
+                    hint=f"cube why {self._job}",
+                )
+            raise CommandError(
+                TIMED_OUT, f"{self._job} is not healthy after {self._timeout_s:g} s",
+                _trouble(tasks), f"cube why {self._job}",
+            )  # fmt: skip
+        if now - self._best_at > NO_PROGRESS_S:
+            self._shown.close()
+            raise self._failed(f"{self._job} v{job.version} makes no progress", tasks)
+
+    def _failed(self, what: str, tasks: Sequence[TaskView]) -> CommandError:
+        return CommandError(
+            FAILED, what, _trouble(tasks), f"cube why {self._job}\ncube logs {self._job}"
+        )
+
+
+def _rank(task: TaskView) -> tuple[bool, str]:
+    ended = task.state in ("failed", "rejected", "lost")
+    return (not ended, task.created_at or "")
+
+
+def _trouble(tasks: Sequence[TaskView]) -> str:
+    lines = [
+        f"{task.name}: {word_of(task)}" + (f", {clean(task.message)}" if task.message else "")
+        for task in tasks
+        if not serves(task) and task.state != "completed"
+    ]
+    return "\n".join(lines[:10])
+
+
+def serves(task: TaskView) -> bool:
+    return task.state == "running" and task.health in (None, "healthy")
+
+
+def word_of(task: TaskView) -> str:
+    """One word for how far a task is."""
+    if task.state == "running" and task.health is not None:
+        return "healthy" if task.health == "healthy" else "running"
+    return "healthy" if task.state == "running" else task.state
+
+
+def is_done(job: JobView, tasks: Sequence[TaskView]) -> bool:
+    """What `cube run` waits for. A system job is done when all its tasks serve, one at least."""
+    if job.type == "batch":
+        return job.status == "completed"
+    if job.type == "cron":
+        return True
+    serving = {
+        (task.group, task.slot) for task in tasks if serves(task) and task.version == job.version
+    }
+    if job.type == "system":
+        return bool(tasks) and all((task.group, task.slot) in serving for task in tasks)
+    for name, counts in job.groups.items():
+        if sum(1 for group, _ in serving if group == name) < counts.count:
+            return False
+    return True
+
+
+class _Lines:
+    """One line per transition."""
+
+    def __init__(self) -> None:
+        self._last: dict[str, str] = {}
+
+    def update(self, tasks: Sequence[TaskView]) -> None:
+        for task in tasks:
+            word = word_of(task)
+            if word == "running" and task.health is not None:
+                word = "running, not healthy yet"
+            line = f"  {task.name}  {task.node_name or '–'}  {word}{_why(task)}"
+            if self._last.get(task.name) != line:
+                self._last[task.name] = line
+                note(line)
+
+    def pause(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+class _Bars:
+    """One bar per task, redrawn in place."""
+
+    ROWS_MAX = 30  # above it, a summary line: more would scroll
+
+    def __init__(self) -> None:
+        self._rows = 0
+        self._last: list[str] = []
+
+    def update(self, tasks: Sequence[TaskView]) -> None:
+        lines = [self._row(task) for task in tasks[: self.ROWS_MAX]]
+        serving = sum(1 for task in tasks if serves(task) or task.state == "completed")
+        lines.append(f" overall {serving}/{len(tasks)}")
+        if lines == self._last:
+            return
+        if self._rows:
+            sys.stderr.write(f"\x1b[{self._rows}A")
+        sys.stderr.write("".join(f"\x1b[2K{line}\n" for line in lines))
+        if self._rows > len(lines):
+            sys.stderr.write("\x1b[J")
+        sys.stderr.flush()
+        self._rows, self._last = len(lines), lines
+
+    @staticmethod
+    def _row(task: TaskView) -> str:
+        word = word_of(task)
+        done = _STEPS.get(word, 0)
+        bar = "#" * done + "-" * (BAR_WIDTH - done)
+        return f"  {task.name:<24} {task.node_name or '–':<8} [{bar}] {word}{_why(task)}"[:120]
+
+    def pause(self) -> None:
+        self._rows, self._last = 0, []
+
+    def close(self) -> None:
+        self.pause()
+
+
+def _why(task: TaskView) -> str:
+    if task.state in ("pending", "failed", "rejected", "lost") or task.health == "unhealthy":
+        return f": {clean(task.message or task.reason)}" if task.message or task.reason else ""
+    return ""
+
+
+def wait_until(condition: Callable[[], bool], timeout_s: float | None) -> bool:
+    """False when `timeout_s` has passed without it."""
+    deadline = None if timeout_s is None else time.monotonic() + timeout_s
+    while not condition():
+        if deadline is not None and time.monotonic() > deadline:
+            return False
+        time.sleep(POLL_S)
+    return True
+
+
+def tasks_gone(client: Client, job: str) -> bool:
+    """No task of the job is left that has not ended."""
+    try:
+        tasks = client.tasks(job)
+    except ApiProblem as problem:
+        if problem.status == 404:
+            return True
+        raise
+    ended = ("completed", "failed", "rejected", "lost")
+    return all(task.state in ended or task.node_id is None for task in tasks)

@@ -1,0 +1,197 @@
+"""`cube run`."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+
+import click
+
+from cube.cli.context import Settings, command
+from cube.cli.exits import NOT_FOUND, USAGE, CommandError
+from cube.cli.output import note, out, raw
+from cube.cli.rollout import Watch, serves
+from cube.client.client import Client
+from cube.model.views import JobChanged, JobView
+
+JOB_BYTES_MAX = 1 << 20  # the API's own bound
+FORMATS = {"toml": "application/toml", "json": "application/json", "compose": "application/yaml"}
+_BY_SUFFIX = {".toml": "toml", ".json": "json", ".yaml": "compose", ".yml": "compose"}
+
+
+@command("run", context_settings={"ignore_unknown_options": False})
+@click.argument("words", nargs=-1, metavar="[FILE|-] [-- CMD...]")
+@click.option("-f", "--filename", metavar="FILE", help="The same as FILE (the book's way).")
+@click.option("--format", "format_", type=click.Choice(list(FORMATS)), help="Of standard input.")
+@click.option("--image", metavar="IMAGE", help="Run this image, without a file.")
+@click.option("--name", metavar="N", help="Name of the job that is made from --image or CMD.")
+@click.option("--count", type=int, default=1, help="How many tasks.")
+@click.option("-p", "--publish", multiple=True, metavar="HOST:TARGET", help="Publish a port.")
+@click.option("-e", "--env", multiple=True, metavar="K=V", help="An environment variable.")
+@click.option("--detach", is_flag=True, help="Do not wait until it is healthy.")
+@click.option("--check-version", type=int, metavar="N", help="Only if the job is at version N.")
+def run_command(
+    settings: Settings,
+    words: tuple[str, ...],
+    filename: str | None,
+    format_: str | None,
+    image: str | None,
+    name: str | None,
+    count: int,
+    publish: tuple[str, ...],
+    env: tuple[str, ...],
+    detach: bool,
+    check_version: int | None,
+) -> None:
+    """Submit a job file (or compose file, or - for standard input) and watch it become healthy.
+
+    Without a file: cube run --image IMAGE [-- CMD...], or cube run -- CMD... for a process.
+    """
+    client = settings.client
+    file, words = _file_and_command(words, filename, image, name)
+    if file is None:
+        data, content_type = _made(image, words, name, count, publish, env), FORMATS["json"]
+    else:
+        if image or name or publish or env or count != 1:
+            raise CommandError(USAGE, "--image, --name, --count, -p and -e go without a file")
+        data, content_type = read_job(file, format_)
+        if content_type == FORMATS["json"] and _is_book_task(data):
+            _run_book_task(settings, client, data)
+            return
+    began = time.monotonic()
+    changed = client.submit(data, content_type, check_version)
+    follow(settings, client, changed, "submitted", began=began, detach=detach)
+
+
+def _file_and_command(
+    words: tuple[str, ...], filename: str | None, image: str | None, name: str | None
+) -> tuple[str | None, tuple[str, ...]]:
+    """What is the file, what the command. click has taken the `--` away; the command line has it."""
+    if filename is not None:
+        return filename, words
+    arguments = sys.argv[1:]
+    after = arguments[arguments.index("--") + 1 :] if "--" in arguments else []
+    before = words[: len(words) - len(after)]
+    if len(before) > 1:
+        raise CommandError(
+            USAGE, f"one file at a time, not {' '.join(before)}",
+            hint="cube run FILE\ncube run -- CMD...",
+        )  # fmt: skip
+    if before:
+        return before[0], tuple(after)
+    if not after and not image:
+        raise CommandError(
+            USAGE, "what should run?",
+            hint="cube run FILE\ncube run --image IMAGE\ncube run -- CMD...\ncube job init > job.toml",
+        )  # fmt: skip
+    return None, tuple(after)
+
+
+def read_job(file: str, format_: str | None) -> tuple[bytes, str]:
+    """The bytes of a job file and their content type. Raises CommandError."""
+    if file == "-":
+        return sys.stdin.buffer.read(JOB_BYTES_MAX + 1), FORMATS[format_ or "toml"]
+    path = Path(file)
+    try:
+        with path.open("rb") as opened:
+            data = opened.read(JOB_BYTES_MAX + 1)
+    except FileNotFoundError:
+        near = sorted(str(p) for p in path.parent.glob("*.toml"))[:5]
+        hint = "\n".join(f"cube run {p}" for p in near) or "cube job init > job.toml"
+        raise CommandError(NOT_FOUND, f"there is no file {file}", hint=hint) from None
+    except OSError as error:
+        raise CommandError(USAGE, f"cannot read {file}: {error.strerror}") from None
+    if len(data) > JOB_BYTES_MAX:
+        raise CommandError(USAGE, f"{file} is larger than 1 MiB: is it a job file?")
+    return data, FORMATS[format_ or _BY_SUFFIX.get(path.suffix.lower(), "toml")]
+
+
+def _made(
+    image: str | None, words: tuple[str, ...], name: str | None, count: int,
+    publish: tuple[str, ...], env: tuple[str, ...],
+) -> bytes:  # fmt: skip
+    from cube.model.bookapi import simple_job
+    from cube.model.errors import BadConfig
+    from cube.model.jobrender import render
+
+    try:
+        spec = simple_job(
+            image=image or "", command=words, name=name or "", count=count, publish=publish, env=env
+        )
+    except BadConfig as bad:
+        raise CommandError(
+            USAGE,
+            "this is no job",
+            "\n".join(str(error) for error in bad.errors),
+            "cube run --help",
+        ) from None
+    return json.dumps(render(spec)).encode()
+
+
+def follow(
+    settings: Settings,
+    client: Client,
+    changed: JobChanged,
+    verb: str,
+    *,
+    began: float,
+    detach: bool,
+) -> None:
+    """The job is as its new version says, its way there shown; or the wait is over and says why."""
+    for warning in changed.warnings:
+        note(f"warning: {warning}")
+    if not changed.changed:
+        note(f"{changed.name} v{changed.version}: nothing has changed")
+    else:
+        note(f"{changed.name} v{changed.version} {verb}. Ctrl-C leaves it running.")
+    if detach:
+        _end(settings, client, changed.name)
+        note(f"next: cube status {changed.name}")
+        return
+    try:
+        job = Watch(client, changed.name, changed.version, settings.timeout_s).until_done()
+    except KeyboardInterrupt:
+        note(f"\n{changed.name} goes on without us. next: cube status {changed.name}")
+        raise
+    took = time.monotonic() - began
+    word = "complete" if job.type == "batch" else "live"
+    if job.type == "cron":
+        word = "known"
+    note(f"{job.name} v{job.version} is {word} in {took:.1f}s")
+    _end(settings, client, job.name)
+    note(f"next: cube ps {job.name}   cube logs {job.name}   cube status {job.name}")
+
+
+def _end(settings: Settings, client: Client, name: str) -> None:
+    if settings.output == "json":
+        raw(client.read_raw(f"/v1/jobs/{name}"))
+    elif settings.output == "name":
+        out(name)
+    else:
+        _addresses(client, client.job(name))
+
+
+def _addresses(client: Client, job: JobView) -> None:
+    """Where what serves can be reached: standard output, for pipes."""
+    for task in client.tasks(job.name):
+        if serves(task):
+            for port in task.ports.values():
+                scheme = "http://" if port.protocol == "tcp" else "udp://"
+                out(f"  {task.name}  {scheme}{task.address}:{port.host}")
+
+
+def _is_book_task(data: bytes) -> bool:
+    try:
+        tree = json.loads(data)
+    except ValueError:
+        return False
+    return isinstance(tree, dict) and "Task" in tree and "groups" not in tree
+
+
+def _run_book_task(settings: Settings, client: Client, data: bytes) -> None:
+    answer = client.submit_book_task(data)
+    if settings.output == "json":
+        raw(answer)
+    note("the task is a job of its own. next: cube ps")
