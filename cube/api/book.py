@@ -9,15 +9,17 @@ from aiohttp import web
 
 from cube.api.bodies import check_media_type, read_body, read_nothing
 from cube.api.call import JSON, Call
-from cube.api.errors import Problem
+from cube.api.errors import Problem, job_problem
 from cube.api.lookup import shown
 from cube.api.render import rfc3339
 from cube.api.slots import Unplaced
 from cube.model import commands
 from cube.model.bookapi import BOOK_ID, BOOK_STATES, book_state, book_task
 from cube.model.cluster import ClusterState, Job, Task
+from cube.model.errors import BadConfig
 from cube.model.ids import JobId
 from cube.model.spec import CheckType
+from cube.model.treetext import json_tree
 
 Json = dict[str, object]
 
@@ -26,7 +28,11 @@ async def add_task(call: Call) -> web.Response:
     """201 with the book's task. The same ID again is an update of its job: 201 too."""
     check_media_type(call, JSON)
     data = await read_body(call)
-    spec = book_task(data)
+    try:
+        tree = json_tree(data)
+    except BadConfig as error:
+        raise job_problem(error, "bad_body") from None
+    spec = book_task(tree)
     _refuse_foreign_name(call.state, spec.name, spec.meta.get(BOOK_ID, ""))
     await call.propose(commands.SubmitJob(spec, JobId(call.api.new_id())), data)
     job = call.state.job_named(spec.name)

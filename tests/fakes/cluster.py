@@ -85,7 +85,7 @@ class World:
         self.forgotten_index = 0
         self.changed = asyncio.Event()
         self._number = 0
-        self._port = 20_000
+        self.next_port = 20_000
         self.apply(c.InitCluster(ClusterId("cluster-1"), "test"))
         for facts in nodes or (node_facts("n1", 1), node_facts("n2", 2)):
             self.apply(c.RegisterNode(facts))
@@ -120,8 +120,8 @@ class World:
         ports = sorted(found.spec.groups[group].ports)
         rows = []
         for _ in slots:
-            rows.append(tuple(range(self._port, self._port + len(ports))))
-            self._port += len(ports)
+            rows.append(tuple(range(self.next_port, self.next_port + len(ports))))
+            self.next_port += len(ports)
         node_id = self.state.node_names[node]
         placement = c.GroupPlacement(
             found.id, found.version, group, tuple(slots), (0,) * len(slots), tuple(rows)

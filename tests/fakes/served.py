@@ -13,7 +13,8 @@ from aiohttp.test_utils import TestClient, TestServer
 from aiohttp.web import Application, Request
 
 from cube.api.app import make_app
-from cube.api.call import ApiSettings
+from cube.api.boundary import API
+from cube.api.call import Api, ApiSettings
 from cube.model import commands as c
 from tests.fakes.cluster import FakeClock, FakeCluster, FakeLocalTasks, FakePeers, World
 
@@ -38,6 +39,7 @@ class Served:
     clock: FakeClock
     server: TestServer
     client: TestClient[Request, Application]
+    shared: Api
 
     @property
     def address(self) -> str:
@@ -87,7 +89,7 @@ async def served(
     )  # fmt: skip
     server = TestServer(app)
     async with TestClient(server) as client:
-        found = Served(world, cluster, local_tasks, peers, clock, server, client)
+        found = Served(world, cluster, local_tasks, peers, clock, server, client, app[API])
         # Others reach this node where it really listens.
         known = world.state.nodes[cluster.node_id()].facts
         facts = msgspec.structs.replace(known, http_address=found.address)

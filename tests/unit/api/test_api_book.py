@@ -1,0 +1,141 @@
+"""The book's curl lines, and what nodes ask of each other."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from cube.model.lifecycle import TaskState
+from tests.fakes.cluster import job_spec
+from tests.fakes.served import read, served
+
+Json = Any
+
+TASK_ID = "266592cd-960d-4091-981c-8c25c44b1018"
+EVENT: Json = {
+    "ID": "6be4cb6b-61d1-40cb-bc7b-9cacefefa60c",
+    "State": 2,
+    "Task": {
+        "ID": TASK_ID,
+        "Name": "test-chapter-9",
+        "State": 1,
+        "Image": "sun4ikmh/echo:v2",
+        "Cpu": 0.1,
+        "Memory": 64 << 20,
+        "Disk": 0,
+        "ExposedPorts": {"7777/tcp": {}},
+        "PortBindings": {"7777/tcp": "7777"},
+        "RestartPolicy": "always",
+        "HealthCheck": "/health",
+    },
+}
+STATES = {"pending": 0, "scheduled": 1, "running": 2, "completed": 3, "failed": 4}
+
+
+async def test_a_task_of_the_book_lives_and_is_deleted() -> None:
+    async with served() as api:
+        async with api.client.post("/tasks", json=EVENT) as response:
+            made: Json = await read(response, 201)
+        assert (made["ID"], made["State"], made["Image"]) == (TASK_ID, 0, "sun4ikmh/echo:v2")
+        async with api.client.post("/tasks", json=EVENT) as response:
+            await read(response, 201)
+        assert len(api.world.state.jobs) == 1
+        api.world.next_port = 7777  # what the task asks for
+        [task] = api.world.place("test-chapter-9", "main", [0])
+        listed: Json = None
+        for state, number in ((TaskState.SCHEDULED, 1), (TaskState.RUNNING, 2)):
+            api.world.report(task, state)
+            [listed] = _list(await api.get("/tasks"))
+            assert (listed["ID"], listed["State"]) == (TASK_ID, number)
+        assert listed["PortBindings"] == {"7777/tcp": "7777"} and listed["ContainerID"] == "4242"
+        async with api.client.delete(f"/tasks/{TASK_ID}") as response:
+            assert response.status == 204 and await response.read() == b""
+        assert await api.get("/tasks") == []
+        await api.problem("DELETE", f"/tasks/{TASK_ID}", 404)
+
+
+def _list(value: object) -> list[Json]:
+    assert isinstance(value, list)
+    return value
+
+
+async def test_the_book_sees_every_task_and_stops_any() -> None:
+    async with served() as api:
+        first, second = api.world.running(job_spec(web={"count": 2}))
+        api.world.report(second, TaskState.FAILED)
+        found = {row["Name"]: (row["ID"], row["State"]) for row in _list(await api.get("/tasks"))}
+        assert found == {"shop.web.0": (first.id, 2), "shop.web.1": (second.id, 4)}
+        async with api.client.delete(f"/tasks/{first.id}") as response:
+            assert response.status == 204
+        assert api.world.state.tasks[first.id].desired.value == "stop"
+
+
+async def test_bad_tasks_of_the_book_are_refused_in_its_words() -> None:
+    async with served() as api:
+        api.world.run(job_spec("taken"))
+        for task, status, word in (
+            ({"Image": 3}, 422, "Image"),
+            ({"Imge": "x"}, 422, "Imge"),
+            ({"Cpu": -1}, 422, "Cpu"),
+            ({"PortBindings": {"7777/tcp": "x"}}, 422, "7777"),
+            ({"Name": "taken"}, 409, "taken"),
+        ):
+            sent = {**EVENT, "Task": {**EVENT["Task"], **task}}
+            problem = await api.problem("POST", "/tasks", status, json=sent)
+            assert word in str(problem), problem
+        await api.problem("POST", "/tasks", 415, data=b"{}")
+        await api.problem("POST", "/tasks", 422, json=[])
+        json = {"Content-Type": "application/json"}
+        await api.problem("POST", "/tasks", 400, data=b"{", headers=json)
+
+
+async def test_nodes_and_stats_in_the_spelling_of_the_book() -> None:
+    async with served() as api:
+        api.world.running(job_spec())
+        nodes = _list(await api.get("/nodes"))
+        assert [(node["Name"], node["TaskCount"]) for node in nodes] == [("n1", 1), ("n2", 0)]
+        assert nodes[0]["Memory"] == 8 << 30 and nodes[0]["MemoryAllocated"] == 64 << 20
+        stats: Json = await api.get("/stats")
+        assert stats["MemStats"]["MemTotal"] == 8 << 20 and stats["TaskCount"] == 1
+
+
+JOINER = {
+    "node_id": "n9", "name": "n9", "raft_address": "127.0.0.1:1", "gossip_address": "127.0.0.1:2",
+    "http_address": "127.0.0.1:3", "version": "0.1.0",
+}  # fmt: skip
+
+
+async def test_a_node_joins_through_the_leader() -> None:
+    async with served() as api:
+        async with api.client.post("/v1/internal/join", json=JOINER) as response:
+            grant: Json = await read(response)
+        assert grant["cluster_id"] == "cluster-1" and grant["voters"] == ["127.0.0.1:8701"]
+        async with api.client.post("/v1/internal/admit", json=JOINER) as response:
+            await read(response)
+        assert [request.node_id for request in api.peers.admitted] == ["n9"]
+        async with api.client.post("/v1/internal/heartbeat", json={"node_id": "n9"}) as response:
+            await read(response)
+        assert api.peers.heartbeats == ["n9"]
+        bootstrap: Json = await api.get("/v1/internal/bootstrap")
+        assert bootstrap["cluster_id"] == "cluster-1"
+        await api.problem("POST", "/v1/internal/join", 422, json={"node_id": "n9"})
+        await api.problem("POST", "/v1/internal/heartbeat", 422, json={"node": "n9"})
+
+
+async def test_another_node_says_who_leads_when_it_knows() -> None:
+    async with served() as api:
+        api.cluster.leader, api.peers.leads = "n2", False
+        for path, body in (
+            ("join", JOINER), ("admit", JOINER), ("heartbeat", {"node_id": "n9"}),
+        ):  # fmt: skip
+            api.peers.leader = "127.0.0.1:7702"
+            problem = await api.problem("POST", f"/v1/internal/{path}", 409, json=body)
+            assert (problem["code"], problem["leader"]) == ("not_leader", "127.0.0.1:7702")
+            api.peers.leader = None
+            problem = await api.problem("POST", f"/v1/internal/{path}", 503, json=body)
+            assert "leader" not in problem
+
+
+async def test_nodes_are_answered_before_this_one_has_joined() -> None:
+    async with served() as api:
+        api.cluster.not_joined = "waiting for 3 nodes"
+        await api.get("/v1/internal/bootstrap")
