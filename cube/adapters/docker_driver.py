@@ -132,8 +132,7 @@ class DockerDriver:
                 seen = await self._start(launch)
             finally:
                 self._starting.discard(identity)
-            for other in [key for key in self._told if key[0] == launch.task_id]:
-                del self._told[other]
+            self._forget_told(launch.task_id)
             self._told[identity] = seen.state
             self._attempts[launch.task_id] = launch.attempt
         return seen
@@ -212,13 +211,27 @@ class DockerDriver:
 
     async def remove(self, task_id: TaskId, *, keep_logs: bool) -> None:
         async with self._lock(task_id):
-            await self._engine.call(
-                partial(containers.remove, marks=self._marks, task_id=task_id, keep_logs=keep_logs)
-            )
-            for identity in [key for key in self._told if key[0] == task_id]:
-                del self._told[identity]
+            # Before the engine is asked: its news of what we remove is no news.
+            told = self._forget_told(task_id)
+            try:
+                await self._engine.call(
+                    partial(
+                        containers.remove, marks=self._marks, task_id=task_id, keep_logs=keep_logs
+                    )
+                )
+            except BaseException:
+                self._told = told | self._told
+                self._look_soon()
+                raise
             if not keep_logs:
                 self._attempts.pop(task_id, None)
+
+    def _forget_told(self, task_id: TaskId) -> dict[Identity, RunState]:
+        """Nothing more is told of the task's attempts. Returns what was known of them."""
+        told = {key: state for key, state in self._told.items() if key[0] == task_id}
+        for identity in told:
+            del self._told[identity]
+        return told
 
     # -- beside the task --------------------------------------------------------------------------
 
@@ -245,6 +258,9 @@ class DockerDriver:
         """The event stream is open. Whatever happened before it was is unknown."""
         self._listens.set()
         self._images.forget_all()  # perhaps it is another engine, with other images
+        self._look_soon()
+
+    def _look_soon(self) -> None:
         self._must_look = True
         self._news.set()
 
@@ -295,10 +311,14 @@ class DockerDriver:
         self._is_listed = True
 
     def _tell(self, seen: Observation) -> None:
+        """Of attempts that were told before, or are being started; others are nobody's concern:
+        removed meanwhile, or not yet asked for by recover()."""
         identity = (seen.task_id, seen.attempt)
+        if identity not in self._told and identity not in self._starting:
+            return
         if seen.state is RunState.GONE:
             if self._told.pop(identity, None) is None:
-                return  # we removed it ourselves
+                return  # created, could not start, removed again
         else:
             self._told[identity] = seen.state
         self._on_change(seen)

@@ -7,6 +7,7 @@ SDK's own errors pass to Engine, which maps them.
 from __future__ import annotations
 
 import logging
+import time
 
 import docker.errors
 
@@ -28,6 +29,8 @@ from cube.model.launch import Launch, Observation, RunState
 log = logging.getLogger(__name__)
 
 CONFLICT = 409
+NAME_TRIES = 20  # 2 s: a creation takes a tenth of it
+NAME_RETRY_S = 0.1
 
 
 def find(client: Client, marks: Marks, task_id: TaskId, attempt: int) -> Raw | None:
@@ -56,16 +59,38 @@ def start(
 ) -> Observation:
     """It runs, or ran already. Three requests when `is_first`: nothing of the task is here yet."""
     older = [] if is_first else _replaced_by(client, marks, launch)
-    name = container_name(launch.task_id, launch.attempt)
-    try:
-        made: Raw = client.create_container_from_config(config, name)  # type: ignore[no-untyped-call]
-    except docker.errors.APIError as error:
-        if error.response is None or error.response.status_code != CONFLICT:
-            raise
-        return _adopt(client, marks, launch)
-    _retire(client, older)
-    _start_created(client, made["Id"])
+    container_id, status = _create(client, marks, launch, config)
+    if status == "created":
+        _retire(client, older)
+        _start_created(client, container_id)
     return look(client, marks, launch.task_id, launch.attempt)
+
+
+def _create(
+    client: Client, marks: Marks, launch: Launch, config: dict[str, object]
+) -> tuple[str, str]:
+    """Id and status of the attempt's container: a new one, or the one that has its name already."""
+    name = container_name(launch.task_id, launch.attempt)
+    for _ in range(NAME_TRIES):
+        try:
+            made: Raw = client.create_container_from_config(config, name)  # type: ignore[no-untyped-call]
+        except docker.errors.APIError as error:
+            if error.response is None or error.response.status_code != CONFLICT:
+                raise
+        else:
+            return made["Id"], "created"
+        try:
+            there: Raw = client.inspect_container(name)
+        except docker.errors.NotFound:
+            # A creation, whose answer we did not wait for, or a removal is under way.
+            time.sleep(NAME_RETRY_S)
+            continue
+        if not marks.are_on(there["Config"]["Labels"]):
+            raise DriverFailed(
+                "name_taken", f"a container {name} is there that is not ours", transient=False
+            )
+        return there["Id"], there["State"]["Status"]
+    raise DriverFailed("engine_busy", f"the engine is still at work on {name}", transient=True)
 
 
 def _replaced_by(client: Client, marks: Marks, launch: Launch) -> list[Found]:
@@ -91,20 +116,6 @@ def _retire(client: Client, older: list[Found]) -> None:
             delete(client, one.id)
         elif not one.is_kept:
             client.rename(one.id, kept_name(one.task_id, one.attempt))
-
-
-def _adopt(client: Client, marks: Marks, launch: Launch) -> Observation:
-    """The name is taken: by this attempt, created before, or by a container that is not ours."""
-    inspected = find(client, marks, launch.task_id, launch.attempt)
-    if inspected is None:
-        name = container_name(launch.task_id, launch.attempt)
-        raise DriverFailed(
-            "name_taken", f"there is a container {name} that is not this node's", transient=False
-        )
-    if inspected["State"]["Status"] != "created":
-        return observe(inspected, launch.task_id, launch.attempt)
-    _start_created(client, inspected["Id"])  # somebody died, or timed out, between the two
-    return look(client, marks, launch.task_id, launch.attempt)
 
 
 def _start_created(client: Client, container_id: str) -> None:

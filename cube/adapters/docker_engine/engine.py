@@ -82,6 +82,8 @@ class Engine:
             async with asyncio.timeout(timeout_s + 1):
                 return await asyncio.wrap_future(future)
         except TimeoutError:
+            if future.done() and not future.cancelled():  # it was this loop that was late
+                return future.result()
             raise self._failed(None, f"no answer within {timeout_s:g} s") from None
 
     async def check(self) -> None:
@@ -185,27 +187,29 @@ class Engine:
         self.lose(client)
         return engine_down(reason)
 
-    def _ping_blocking(self) -> None:
-        client = self.client()
+    def _ping_blocking(self) -> str:
+        """Empty, or why not."""
+        client: Client | None = None
         try:
+            client = self.client()
             answer = client.get(
                 f"{client.base_url}/_ping", timeout=self._settings.ping_timeout_ms / 1000
             )
             answer.raise_for_status()
-        except WEATHER:
+        except WEATHER as error:
             self.lose(client)
-            raise
+            return describe(error)
+        return ""
 
     async def _ping(self) -> str:
+        future = self._prober.submit(self._ping_blocking)
         timeout_s = self._settings.ping_timeout_ms / 1000
         try:
-            async with asyncio.timeout(timeout_s + 1):
-                await asyncio.wrap_future(self._prober.submit(self._ping_blocking))
-            reason = ""
+            async with asyncio.timeout(2 * timeout_s + 1):  # connecting is a request of its own
+                reason = await asyncio.wrap_future(future)
         except TimeoutError:
-            reason = f"no answer within {timeout_s:g} s"
-        except WEATHER as error:
-            reason = describe(error)
+            is_done = future.done() and not future.cancelled()  # it was this loop that was late
+            reason = future.result() if is_done else "it does not answer"
         self._probed_at = self._loop.time()
         if reason:
             self._failed(None, reason)

@@ -109,7 +109,7 @@ class EventStream:
             is_kept = attributes["name"] != container_name(task_id, attempt)
         except (ValueError, KeyError, TypeError):
             if line.strip():
-                log.warning("docker_event_unread line=%r", line[:200])
+                log.debug("docker_event_unread line=%r", line[:200])
             return
         if not is_kept and not self._closing.is_set():
             soon(self._loop, self._on_event, task_id, attempt)

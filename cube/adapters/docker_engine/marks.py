@@ -127,6 +127,7 @@ def observe(inspected: Raw, task_id: TaskId, attempt: int) -> Observation:
     exit_code = int(state["ExitCode"])
     # The engine also sets it when only a child of a task that ended well was killed.
     oom_killed = bool(state["OOMKilled"]) and exit_code != 0
+    started_at_ms = time_ms(state["StartedAt"])
     return Observation(
         task_id=task_id,
         attempt=attempt,
@@ -135,8 +136,9 @@ def observe(inspected: Raw, task_id: TaskId, attempt: int) -> Observation:
         exit_code=exit_code,
         oom_killed=oom_killed,
         reason="oom_killed" if oom_killed else state.get("Error", "")[:REASON_CHARS_MAX],
-        started_at_ms=time_ms(state["StartedAt"]),
-        finished_at_ms=time_ms(state["FinishedAt"]),
+        started_at_ms=started_at_ms,
+        # The engine stamps a start when it has heard of it: a short task may have ended before.
+        finished_at_ms=max(started_at_ms, time_ms(state["FinishedAt"])),
     )
 
 
