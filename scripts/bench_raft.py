@@ -222,13 +222,18 @@ class Process:
         assert self._process is not None
         assert self._reader is not None
         process, self._process = self._process, None
+        assert process.stdin is not None
         await asyncio.wait_for(process.wait(), 20)
         await self._reader
+        process.stdin.close()
+        with contextlib.suppress(OSError):
+            await process.stdin.wait_closed()
 
     async def _read(self) -> None:
         assert self._process is not None
-        assert self._process.stdout is not None
-        while line := await self._process.stdout.readline():
+        stdout = self._process.stdout
+        assert stdout is not None
+        while line := await stdout.readline():
             try:
                 message = json.loads(line)
             except ValueError:

@@ -133,6 +133,21 @@ async def test_voters_come_and_go(cluster: Cluster) -> None:
     assert await cluster.agree() == [b"1", b"2", b"3"]
 
 
+async def test_changes_asked_for_at_once_are_made_one_after_the_other(cluster: Cluster) -> None:
+    leader = await cluster.found(1)
+    for number in (1, 2, 3):
+        await cluster.start(number, (cluster.addresses[0],), joining=True)
+    await asyncio.gather(*(leader.add_voter(cluster.addresses[n], PROPOSE_MS) for n in (1, 2, 3)))
+    assert {v.address for v in leader.status().voters} == set(cluster.addresses.values())
+    await cluster.logs[3].propose(b"x", PROPOSE_MS)
+    await asyncio.gather(*(leader.remove_voter(cluster.addresses[n], PROPOSE_MS) for n in (1, 3)))
+    assert {v.address for v in leader.status().voters} == {
+        cluster.addresses[0],
+        cluster.addresses[2],
+    }
+    await leader.propose(b"y", PROPOSE_MS)
+
+
 async def test_only_the_leader_changes_voters_and_not_itself(cluster: Cluster) -> None:
     leader = await cluster.found(2)
     with pytest.raises(Unavailable):

@@ -55,7 +55,7 @@ def decode_members(command: bytes) -> frozenset[str]:
     """Raises BadPacket."""
     try:
         members = msgspec.msgpack.decode(command[1:], type=list[str])
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, ValueError) as error:
         raise BadPacket(f"a membership entry cannot be read: {error}") from None
     if not 0 < len(members) <= MEMBERS_MAX or any(len(m) > ADDRESS_CHARS_MAX for m in members):
         raise BadPacket("a membership entry is out of bounds")

@@ -229,21 +229,29 @@ def _record(kind: int, index: int, term: int, data: bytes) -> bytes:
 def _read_record(data: bytes, offset: int) -> tuple[bytes | None, int]:
     """The record at `offset` and where it ends; (None, offset) for a torn tail.
 
-    A tail is torn when the write that made it was cut short: its record reaches the end of the file
-    or beyond, or nothing but zeros follows. Raises BadPacket for any other damage (D3): behind it
-    may lie entries that were acknowledged, so cutting there would be a silent loss.
+    A tail is torn when the write that made it was cut short: no whole record follows. Raises
+    BadPacket when one does (D3): entries that were acknowledged may lie there, so cutting would be
+    a silent loss.
     """
+    body = _body_at(data, offset)
+    if body is not None:
+        return body, offset + _HEAD.size + len(body)
+    for later in range(offset + 1, len(data) - _HEAD.size - _BODY.size + 1):
+        if _body_at(data, later) is not None:
+            raise BadPacket(f"the journal is damaged at byte {offset}, before its end")
+    return None, offset
+
+
+def _body_at(data: bytes, offset: int) -> bytes | None:
+    """The body of a whole record that starts here, if one does."""
     if len(data) - offset < _HEAD.size:
-        return None, offset
+        return None
     length, checksum = _HEAD.unpack_from(data, offset)
     start = offset + _HEAD.size
+    if not _BODY.size <= length <= min(RECORD_BYTES_MAX, len(data) - start):
+        return None
     body = data[start : start + length]
-    if length >= _BODY.size and len(body) == length and zlib.crc32(body) == checksum:
-        return body, start + length
-    reaches_end = start + length >= len(data) and length <= RECORD_BYTES_MAX
-    if reaches_end or not any(data[offset:]):
-        return None, offset
-    raise BadPacket(f"the journal is damaged at byte {offset}, before its end")
+    return body if zlib.crc32(body) == checksum else None
 
 
 def _write_all(fd: int, data: bytes) -> None:

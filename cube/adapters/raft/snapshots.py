@@ -215,6 +215,6 @@ def _read(path: Path) -> tuple[SnapshotHeader, bytes]:
         raise BadPacket(f"{path} is damaged")
     try:
         header = msgspec.msgpack.decode(raw[start : start + head_bytes], type=SnapshotHeader)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, ValueError) as error:
         raise BadPacket(f"{path} has no readable header: {error}") from None
     return header, raw[start + head_bytes :]

@@ -53,7 +53,8 @@ def decode(body: bytes | bytearray | memoryview) -> Message:
     """The message in a frame's body. Raises BadPacket for all that encode() would not make."""
     try:
         message: Any = _decoder.decode(body)
-    except (msgspec.MsgspecError, RecursionError) as error:
+    except (msgspec.MsgspecError, ValueError, TypeError, RecursionError) as error:
+        # Besides its own errors the decoder raises those of bad UTF-8 and of keys that do not hash.
         raise BadPacket(f"a frame is no msgpack: {error}") from None
     if not isinstance(message, dict):
         raise BadPacket("a frame is no message")
