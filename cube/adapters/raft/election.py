@@ -137,7 +137,7 @@ class Election(Applying):
         return self.leader is not None and silence < self.settings.election_min_ms / 1000
 
     def on_peer_silent(self, peer: Peer) -> None:
-        """A connection with `peer` closed."""
+        """The connection that `peer` dialled closed."""
         if peer != self.leader or self.is_leader or self._SyncObj__raftState == CANDIDATE:
             return
         self._lose_leader()

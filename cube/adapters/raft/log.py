@@ -150,6 +150,9 @@ class PySyncObjLog:
             self._is_stopping = True
             self._wake()
         await asyncio.to_thread(thread.join)
+        node, self._node = self._node, None
+        if node is not None:
+            node.close_pipe()  # here, because wake() is called on this thread
         for task in (self._barrier_current, self._barrier_next):
             if task is not None:
                 await asyncio.gather(task, return_exceptions=True)
@@ -265,7 +268,7 @@ class PySyncObjLog:
         return pending
 
     def _wake(self) -> None:
-        if self._node is not None and not self._is_dead:
+        if self._node is not None:
             self._node.wake()
 
     def _on_outcomes(self, outcomes: list[tuple[_Pending, object, int]]) -> None:
@@ -311,7 +314,12 @@ class PySyncObjLog:
                 joining=self._joining,
                 cluster=self._cluster,
             )
-            node.listen()
+            try:
+                node.listen()
+            except BaseException:
+                node.close()
+                node.close_pipe()
+                raise
         except BaseException as error:  # noqa: BLE001 - start() raises it on the caller's side
             self._is_dead = True
             self._post(_set_exception, started, error)

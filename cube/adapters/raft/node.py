@@ -17,7 +17,7 @@ from cube.adapters.raft.library import monotonic
 from cube.adapters.raft.membership import STEP_S, Membership
 from cube.adapters.raft.proposing import SubmissionQueue
 from cube.adapters.raft.settings import RaftSettings
-from cube.adapters.raft.snapshots import SnapshotStore
+from cube.adapters.raft.snapshots import SnapshotHeader, SnapshotStore
 from cube.adapters.raft.transport import PeerTransport
 from cube.model.errors import BadConfig, BadPacket, ConfigError, Unavailable
 from cube.ports.log import Replica
@@ -63,17 +63,6 @@ class RaftNode(Membership):
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._lock_fd = _lock(directory / "lock")
         self._member_path = directory / "member"
-        member = _open_member(self._member_path, address, members, joining=joining)
-        self.snapshots = SnapshotStore(directory, self.wake)
-        data = self.snapshots.load()
-        journal_path = directory / "journal"
-        journal = FileJournal(journal_path, fsync=settings.fsync)
-        header = self.snapshots.header
-        if header is not None:
-            align_journal(journal, header)
-            journal.setRaftCommitIndex(max(journal.getRaftCommitIndex(), header.index))
-        elif journal.first_index != 1:
-            raise BadPacket(f"{journal_path} continues a snapshot that is not there")
         self.replica = replica
         self.stamp = stamp
         self.queue = SubmissionQueue()
@@ -82,19 +71,27 @@ class RaftNode(Membership):
         self._forwarded = deque()
         self._changes = deque()
         self._handovers = []
-        founders = frozenset(member.founders)
-        super().__init__(
-            address,
-            journal,
-            open_configuration(journal, header, founders),
-            PeerTransport(address, cluster),
-            settings,
-            joining=member.joining,
-        )
-        self.transport.on_peer_silent = self.on_peer_silent
-        self._SyncObj__commandsWaitingCommit = defaultdict(list)
-        self.recovered_index = self.commit_index
-        self.load(data)
+        try:
+            member = _open_member(self._member_path, address, members, joining=joining)
+            self.snapshots = SnapshotStore(directory, self.wake)
+            data = self.snapshots.load()
+            journal = _open_journal(directory / "journal", self.snapshots.header, settings.fsync)
+            founders = frozenset(member.founders)
+            super().__init__(
+                address,
+                journal,
+                open_configuration(journal, self.snapshots.header, founders),
+                PeerTransport(address, cluster),
+                settings,
+                joining=member.joining,
+            )
+            self._SyncObj__commandsWaitingCommit = defaultdict(list)
+            self.transport.on_peer_silent = self.on_peer_silent
+            self.recovered_index = self.commit_index
+            self.load(data)
+        except BaseException:
+            os.close(self._lock_fd)
+            raise
 
     def listen(self) -> None:
         """Peers are dialled and can connect. Raises BadConfig, Unavailable."""
@@ -163,9 +160,12 @@ class RaftNode(Membership):
         self.transport.destroy()
         self.snapshots.close()
         self.journal._destroy()
+        os.close(self._lock_fd)
+
+    def close_pipe(self) -> None:
+        """Last of all, once nobody can call wake() any more: its descriptors may be given out again."""
         for descriptor in library.notifier_descriptors(self):
             os.close(descriptor)
-        os.close(self._lock_fd)
 
 
 def _lock(path: Path) -> int:
@@ -176,6 +176,17 @@ def _lock(path: Path) -> int:
         os.close(fd)
         raise Unavailable(f"{path.parent} is in use by another process") from None
     return fd
+
+
+def _open_journal(path: Path, header: SnapshotHeader | None, fsync: bool) -> FileJournal:
+    """The journal, continuing the snapshot. Raises BadPacket when the two do not meet."""
+    journal = FileJournal(path, fsync=fsync)
+    if header is not None:
+        align_journal(journal, header)
+        journal.setRaftCommitIndex(max(journal.getRaftCommitIndex(), header.index))
+    elif journal.first_index != 1:
+        raise BadPacket(f"{path} continues a snapshot that is not there")
+    return journal
 
 
 def _open_member(

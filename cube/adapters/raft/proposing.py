@@ -148,6 +148,12 @@ class Proposing(Election):
                 settle(None, REASON_UNKNOWN_OUTCOME)
         super()._onTick(timeToWait)
 
+    def _SyncObj__onNodeDisconnected(self, node: Peer) -> None:  # noqa: N802
+        """What was forwarded over this connection may be in the log or not, and no reply will say."""
+        super()._SyncObj__onNodeDisconnected(node)
+        if node == self.leader:
+            self._SyncObj__onLeaderChanged()
+
     def _checkCommandsToApply(self) -> None:  # noqa: N802
         """Waiting commands are in the log or on their way to the leader; then what this tick has to
         say (entries, a new commit index, a heartbeat) is said to each peer once."""

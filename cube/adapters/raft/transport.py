@@ -260,8 +260,8 @@ class _Link:
 class PeerTransport:
     """The library's transport interface (camelCase) and what our overrides need besides.
 
-    `on_peer_silent(peer)` is called when either connection with a peer closes: the quickest sign
-    of a dead process.
+    `on_peer_silent(peer)` is called when the connection that a peer dialled closes: the quickest
+    sign of a dead process.
     """
 
     ready = True
@@ -447,7 +447,6 @@ class PeerTransport:
     def on_link_down(self, link: _Link) -> None:
         if self._on_down is not None:
             self._on_down(link.peer)
-        self.on_peer_silent(link.peer)
 
     def _drop(self, link: _Link) -> None:
         if self._links.get(link.peer.id) is link:

@@ -122,6 +122,7 @@ def ours(tmp_path: Path) -> Iterator[RaftNode]:
     yield node
     node.transport._links.clear()  # none was dialled: there is no poller yet
     node.close()
+    node.close_pipe()
 
 
 @pytest.fixture
