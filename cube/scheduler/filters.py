@@ -14,7 +14,7 @@ from cube.model.cluster import ClusterState, Node, port_key
 from cube.model.explain import Reason
 from cube.model.ids import NodeId
 from cube.model.lifecycle import NodeStatus
-from cube.model.spec import GroupSpec
+from cube.model.spec import GroupSpec, Protocol
 from cube.model.units import format_cores, format_duration, format_size
 from cube.scheduler.attributes import attribute, satisfies, wording
 
@@ -131,24 +131,22 @@ def static_ports(context: Context, node: Node) -> Reason | None:
 
 
 def dynamic_ports(context: Context, node: Node) -> Reason | None:
-    wanted = [port.protocol for port in context.group.ports.values() if port.host == 0]
-    if not wanted:
-        return None
-    facts = node.facts
-    size = max(0, facts.port_last - facts.port_first + 1)
-    used = context.state.ports.get(facts.advertise)
-    if used is None or size - len(used) >= len(wanted):
-        free = size
-    else:  # rare: count exactly
+    facts, used = node.facts, context.state.ports.get(node.facts.advertise)
+    span = range(facts.port_first, facts.port_last + 1)
+    for protocol in Protocol:
+        ports = [port for port in context.group.ports.values() if port.protocol is protocol]
+        wanted = sum(port.host == 0 for port in ports)
+        own = {port.host for port in ports if port.host in span}  # static ones in the same range
+        if wanted == 0 or len(span) - len(own) - len(used or ()) >= wanted:
+            continue
         free = sum(
-            1
-            for port in range(facts.port_first, facts.port_last + 1)
-            if all(port_key(port, protocol) not in used for protocol in set(wanted))
+            port not in own and (used is None or port_key(port, protocol) not in used)
+            for port in span
         )
-    if free >= len(wanted):
-        return None
-    where = f"{facts.port_first}-{facts.port_last}"
-    return Reason("port_range", f"{where} has too few free ports", str(len(wanted)), str(free))
+        if free < wanted:
+            where = f"{facts.port_first}-{facts.port_last}"
+            return Reason("port_range", f"{where} has too few free ports", str(wanted), str(free))
+    return None
 
 
 # What a node is: it changes only when somebody changes the node.

@@ -1,0 +1,222 @@
+"""Placements per second of the scheduler beside the naive loop, and what the mirror weighs.
+
+Workload: services of 1–1,000 tasks of twenty shapes, a third with a constraint, one in eight spread
+over three zones, all spread over nodes by the default policy; nodes of three sizes, a third loaded.
+A run is timed from the state to all plans made; each plan is applied (not timed) before the next.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import random
+import statistics
+import time
+import tracemalloc
+from collections.abc import Callable
+from typing import Any
+
+import immutables
+import msgspec
+
+from cube.model import commands as c
+from cube.model.cluster import ClusterState, Job, JobVersion, Node
+from cube.model.ids import CommandId, JobId, NodeId
+from cube.model.lifecycle import NodeStatus
+from cube.model.resources import Resources
+from cube.model.spec import Constraint, GroupSpec, JobSpec, JobType, Operator, Placement
+from cube.scheduler.plan import Scheduler
+from cube.scheduler.reconcile import reconcile
+from cube.statemachine.apply import apply
+from tests.builders import facts, group
+from tests.naive_placement import NaiveCluster
+
+GIB = 1 << 30
+NOW_MS = 1_700_000_000_000
+SIZES = (Resources(32_000, 64 * GIB), Resources(64_000, 128 * GIB), Resources(64_000, 256 * GIB))
+
+
+def cluster(count: int, seed: int = 1) -> ClusterState:
+    """`count` ready nodes, a third of them part used."""
+    dice = random.Random(seed)
+    nodes: dict[NodeId, Node] = {}
+    reserved: dict[NodeId, Resources] = {}
+    for number in range(count):
+        capacity = SIZES[number % 3]
+        one = facts(
+            f"node-{number:05}",
+            id=NodeId(f"{dice.getrandbits(128):032x}"),
+            capacity=capacity,
+            labels={"zone": "abc"[number % 3], "disk": dice.choice(("ssd", "hdd"))},
+        )
+        nodes[one.id] = Node(id=one.id, name=one.name, facts=one, status=NodeStatus.READY)
+        if number % 3 == 0:
+            reserved[one.id] = Resources(
+                capacity.cpu_milli * dice.randrange(50) // 100,
+                capacity.memory_bytes * dice.randrange(50) // 100,
+            )
+    return ClusterState(
+        nodes=immutables.Map(nodes),
+        node_names=immutables.Map({node.name: node.id for node in nodes.values()}),
+        reserved=immutables.Map(reserved),
+        term=1,
+    )
+
+
+def shapes(dice: random.Random) -> list[GroupSpec]:
+    found = []
+    for number in range(20):
+        constraints = ()
+        if number % 3 == 0:
+            constraints = (Constraint("node.labels.disk", Operator.EQ, "ssd"),)
+        spread = ("node.labels.zone",) if number % 8 == 1 else ()
+        found.append(
+            group(
+                resources=Resources(dice.randrange(10, 200), dice.randrange(16, 400) << 20),
+                placement=Placement(constraints=constraints, spread_over=spread),
+            )
+        )
+    return found
+
+
+def with_jobs(state: ClusterState, counts: list[int], seed: int) -> ClusterState:
+    """A job of one group for each count, none of it placed."""
+    dice = random.Random(seed)
+    templates = shapes(dice)
+    jobs: dict[JobId, Job] = {}
+    for number, count in enumerate(counts):
+        template = templates[number % len(templates)]
+        spec = JobSpec(
+            f"job-{number:05}",
+            JobType.SERVICE,
+            {"g": msgspec.structs.replace(template, count=count)},
+        )
+        job = Job(
+            id=JobId(f"{number:08}"),
+            name=spec.name,
+            versions=(JobVersion(1, spec, NOW_MS),),
+            created_at_ms=NOW_MS + number,
+        )
+        jobs[job.id] = job
+    return msgspec.structs.replace(
+        state,
+        jobs=immutables.Map(jobs),
+        job_names=immutables.Map({job.name: job.id for job in jobs.values()}),
+    )
+
+
+def applied(state: ClusterState, plan: c.ApplyPlan, number: int) -> ClusterState:
+    command = c.Command(CommandId(f"plan-{number}"), plan)
+    return apply(state, c.Entry(state.index + 1, 1, NOW_MS, command)).state
+
+
+def planned(state: ClusterState) -> tuple[int, float, int]:
+    """(placements, seconds in plan(), plans) until nothing is left to place."""
+    scheduler = Scheduler()
+    scheduler.plan(
+        msgspec.structs.replace(state, jobs=immutables.Map()), NOW_MS, 1, "warm"
+    )  # numpy's import is not the algorithm's
+    total, spent, plans = 0, 0.0, 0
+    while True:
+        gc.collect()
+        begun = time.perf_counter()
+        plan = scheduler.plan(state, NOW_MS, 1, f"seed-{plans}")
+        spent += time.perf_counter() - begun
+        if plan.command is not None:
+            total += sum(len(one.slots) for one in plan.command.placements)
+            state = applied(state, plan.command, plans)
+            plans += 1
+        if not plan.more:
+            return total, spent, plans
+
+
+def naive(state: ClusterState, most: int) -> float:
+    """Placements per second of the loop over all nodes for each task."""
+    slow = NaiveCluster(state)
+    jobs = sorted(state.jobs.values(), key=lambda job: job.name)
+    done, begun = 0, time.perf_counter()
+    for job in jobs:
+        for want in reconcile(state, job, NOW_MS).wants:
+            for _ in want.slots:
+                node_id = slow.best(want)
+                if node_id is None:
+                    break
+                slow.take(want, node_id, ())
+                done += 1
+                if done >= most:
+                    return done / (time.perf_counter() - begun)
+    return done / (time.perf_counter() - begun)
+
+
+def counts_for(nodes: int, tasks: int, seed: int) -> list[int]:
+    """Group sizes 1–1,000, log-uniform, `tasks` in all."""
+    dice = random.Random(seed)
+    counts: list[int] = []
+    while sum(counts) < tasks:
+        counts.append(min(round(10 ** dice.uniform(0, 3)), tasks - sum(counts)))
+    return counts
+
+
+def rates(make: Callable[[int], ClusterState], runs: int) -> dict[str, Any]:
+    found = []
+    tasks = plans = 0
+    for run in range(runs):
+        tasks, seconds, plans = planned(make(run))
+        found.append(tasks / seconds)
+    return {
+        "placements_per_s": round(statistics.median(found)),
+        "min": round(min(found)),
+        "max": round(max(found)),
+        "runs": runs,
+        "tasks": tasks,
+        "plans": plans,
+    }
+
+
+def weight(nodes: int) -> dict[str, Any]:
+    """Bytes the scheduler holds per node, the state not counted."""
+    state = with_jobs(cluster(nodes), counts_for(nodes, nodes, 3), 3)
+    tracemalloc.start()
+    scheduler = Scheduler()
+    scheduler.plan(state, NOW_MS, 1, "seed")
+    gc.collect()
+    held = sum(
+        one.size
+        for one in tracemalloc.take_snapshot()
+        .filter_traces([tracemalloc.Filter(True, "*/cube/scheduler/*")])
+        .statistics("filename")
+    )
+    tracemalloc.stop()
+    return {"nodes": nodes, "bytes": held, "bytes_per_node": round(held / nodes)}
+
+
+def main(args: list[str]) -> dict[str, Any]:
+    parser = argparse.ArgumentParser(prog="bench scheduler")
+    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--quick", action="store_true", help="fewer nodes and runs, for tests")
+    given = parser.parse_args(args)
+    sizes = (100, 1_000) if given.quick else (100, 1_000, 10_000)
+    runs = 2 if given.quick else given.runs
+    tasks = {100: 5_000, 1_000: 50_000, 10_000: 100_000}
+    naive_tasks = {100: 2_000, 1_000: 200, 10_000: 20}
+    grouped = {}
+    for nodes in sizes:
+        base = cluster(nodes)
+
+        def make(run: int, base: ClusterState = base, nodes: int = nodes) -> ClusterState:
+            return with_jobs(base, counts_for(nodes, tasks[nodes], run), run)
+
+        figures = rates(make, runs)
+        figures["naive_per_s"] = round(naive(make(0), naive_tasks[nodes]))
+        figures["ratio"] = round(figures["placements_per_s"] / figures["naive_per_s"], 1)
+        grouped[str(nodes)] = figures
+    largest = sizes[-1]
+    base = cluster(largest)
+    single = rates(lambda run: with_jobs(base, [1] * 4_000, run), runs)
+    single["nodes"] = largest
+    return {
+        "grouped": grouped,
+        "single_replicas": single,
+        "mirror": weight(largest),
+        "targets": {"grouped_1000": 300_000, "grouped_10000": 100_000, "single_10000": 8_000},
+    }
