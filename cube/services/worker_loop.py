@@ -280,7 +280,7 @@ class WorkerLoop:
             _log.warning("report_failed reports=%d %s", len(report.reports), error)
             self._inputs.put_nowait(i.ReportFailed(report.token, str(error)))
             return
-        self._inputs.put_nowait(i.Reported(report.token))
+        self._inputs.put_nowait(i.Reported(report.token, self._states.state.index))
 
 
 def wanted_of(

@@ -69,6 +69,8 @@ def _do(local: LocalTask, step: Step) -> bool:
             return True
         case Phase.FAILING | Phase.STOPPING:
             step.give(local, functools.partial(_stop, local, local.attempt))
+        case Phase.REMOVING if _is_evidence(local):
+            pass  # the state's showing its end brings us here again
         case Phase.REMOVING:
             keeps = local.task is not None
             local.logs_removed = not keeps
@@ -80,6 +82,15 @@ def _do(local: LocalTask, step: Step) -> bool:
         case Phase.HELD:
             raise AssertionError("held tasks are left alone")
     return False
+
+
+def _is_evidence(local: LocalTask) -> bool:
+    """What is left of the task is the only trace of how it ended: were it removed, and this process
+    to die before the state knows, a batch task that is done would be run again."""
+    task = local.task
+    if task is None or not local.is_wanted or local.end is None:
+        return False
+    return not task.ended or task.state is TaskState.LOST
 
 
 def say_starting(local: LocalTask) -> None:

@@ -110,8 +110,8 @@ def _on_start_failed(local: LocalTask, failure: InstructionFailed, step: Step) -
         local.is_cancelling = False
         return
     local.is_cancelling = False
-    if not failure.transient:
-        local.may_run = False
+    if not failure.transient and local.tries == 0:
+        local.may_run = False  # a try before this one may have done it all the same
     if not local.is_wanted:
         return
     settings = step.settings

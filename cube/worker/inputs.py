@@ -69,9 +69,10 @@ class ProbeResult(msgspec.Struct, frozen=True):
 
 
 class Reported(msgspec.Struct, frozen=True):
-    """The reports are committed."""
+    """The reports are committed and applied here; a Wanted of `index` or later shows them."""
 
     token: int
+    index: int
 
 
 class ReportFailed(msgspec.Struct, frozen=True):

@@ -90,6 +90,7 @@ class LocalTask:
     checks: dict[str, CheckState] = field(default_factory=dict)
     armed_ms: int | None = None  # the earliest timer that is set
     reports_ms: list[int] = field(default_factory=list)  # when, over the last minute
+    told_index: int = 0  # a state of this index has `told` in it
     again_ms: int = 0
     again_tries: int = 0
 

@@ -106,7 +106,8 @@ class Worker:
             case i.ProbeResult():
                 self._on_probe(item)
             case i.Reported():
-                self._outbox.on_reported(self._tasks, item.token, self._context.now_ms)
+                now_ms = self._context.now_ms
+                self._outbox.on_reported(self._tasks, item.token, item.index, now_ms)
             case i.ReportFailed():
                 self._outbox.on_failed(item.token, self._context.now_ms)
 
@@ -115,7 +116,7 @@ class Worker:
     def _on_wanted(self, wanted: i.Wanted) -> None:
         if not wanted.complete or wanted.index < self._index:
             return
-        self._index = wanted.index
+        self._index = self._outbox.state_index = wanted.index
         self._leader_now_ms = wanted.leader_now_ms
         node = self._context.node
         if wanted.node_name and wanted.node_name != node.name:

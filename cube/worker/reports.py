@@ -25,6 +25,7 @@ class Outbox:
     """
 
     def __init__(self, settings: WorkerSettings) -> None:
+        self.state_index = 0  # of the newest state that the tasks were compared with
         self._settings = settings
         self._dirty: dict[TaskId, None] = {}  # to be looked at; ordered
         self._token = 0  # of the batch under way, 0: none
@@ -61,7 +62,7 @@ class Outbox:
         reports: list[TaskReport] = []
         for task_id in list(self._dirty):
             local = locals_.get(task_id)
-            if local is None or not _is_owed(local):
+            if local is None or not _is_owed(local, self.state_index):
                 del self._dirty[task_id]
             elif _may_go(local, self._settings, now_ms) <= now_ms:
                 reports.append(local.view)
@@ -81,7 +82,9 @@ class Outbox:
         ]
         return min(waits, default=None)
 
-    def on_reported(self, locals_: dict[TaskId, LocalTask], token: int, now_ms: int) -> None:
+    def on_reported(
+        self, locals_: dict[TaskId, LocalTask], token: int, index: int, now_ms: int
+    ) -> None:
         if token != self._token:
             return
         self._token = self._failures = 0
@@ -90,6 +93,7 @@ class Outbox:
             if local is None:
                 continue
             local.told = report
+            local.told_index = index
             local.again_tries += 1
             local.again_ms = now_ms + doubling_ms(
                 local.again_tries,
@@ -110,7 +114,7 @@ class Outbox:
         )
 
 
-def _is_owed(local: LocalTask) -> bool:
+def _is_owed(local: LocalTask, state_index: int) -> bool:
     """The state does not say what the task is, and may be told."""
     task = local.task
     if task is None or task.released:
@@ -120,12 +124,9 @@ def _is_owed(local: LocalTask) -> bool:
         local.again_tries = 0
         if local.view == local.told:
             return False
-    if local.is_stopping_quietly and local.view.state not in (
-        TaskState.COMPLETED,
-        TaskState.FAILED,
-    ):
+    if local.is_stopping_quietly and not _is_real_end(local.view.state):
         return False
-    return _is_legal(task, local)
+    return _is_legal(task, local, state_index)
 
 
 def _shorten(local: LocalTask) -> None:
@@ -145,12 +146,13 @@ def shows(task: Task, view: TaskReport) -> bool:
     return task.state is not TaskState.RUNNING or task.handle == view.handle
 
 
-def _is_legal(task: Task, local: LocalTask) -> bool:
-    """From what the state says, or will say once the last report is applied, this is a move. A
+def _is_legal(task: Task, local: LocalTask, state_index: int) -> bool:
+    """From what the state says, or will say once we see the last report applied, this is a move. A
     rejection that comes too late to be one is a failure."""
     state, attempt = task.state, task.attempt
     told = local.told
-    if may_move(state, attempt, told.state, told.attempt) and not _is_overtaken(task, told):
+    is_ahead = state_index < local.told_index
+    if is_ahead and may_move(state, attempt, told.state, told.attempt):
         state, attempt = told.state, told.attempt
     view = local.view
     if (state, attempt) == (view.state, view.attempt):
@@ -160,17 +162,23 @@ def _is_legal(task: Task, local: LocalTask) -> bool:
     if view.state is TaskState.REJECTED and may_move(
         state, attempt, TaskState.FAILED, view.attempt
     ):
+        local.end = TaskState.FAILED
         local.view = msgspec.structs.replace(view, state=TaskState.FAILED)
         return True
     return False
 
 
 def _is_overtaken(task: Task, report: TaskReport) -> bool:
+    """A lost task that was replaced meanwhile may only end."""
     return (
         task.state is TaskState.LOST
         and task.desired is not Desired.RUN
-        and report.state not in (TaskState.COMPLETED, TaskState.FAILED)
+        and not _is_real_end(report.state)
     )
+
+
+def _is_real_end(state: TaskState) -> bool:
+    return state in ENDED and state is not TaskState.LOST
 
 
 def _may_go(local: LocalTask, settings: WorkerSettings, now_ms: int) -> int:
