@@ -14,11 +14,13 @@ OnExchange = Callable[[str, bytes], Awaitable[bytes]]
 
 
 class MemoryNet:
-    """`cut` holds addresses that nothing reaches and that reach nothing."""
+    """`cut` holds addresses that nothing reaches and that reach nothing; `is_deaf`: no datagram
+    arrives anywhere, exchanges do."""
 
     def __init__(self) -> None:
         self.open: dict[str, MemoryDatagrams] = {}
         self.cut: set[str] = set()
+        self.is_deaf = False
         self._ports = itertools.count(10_001)
 
     def datagrams(self, address: str | None = None) -> MemoryDatagrams:
@@ -61,5 +63,5 @@ class MemoryDatagrams:
 
     def _deliver(self, address: str, data: bytes) -> None:
         peer = self._net.reached(self.address, address)
-        if peer is not None and peer._on_packet is not None:
+        if not self._net.is_deaf and peer is not None and peer._on_packet is not None:
             peer._on_packet(self.address, data)

@@ -127,9 +127,10 @@ class Roster:
         if state is not None:
             after = msgspec.structs.replace(after, state=state)
         if meta is not None and meta != before.meta:
-            after = msgspec.structs.replace(after, meta=meta, meta_version=before.meta_version + 1)
+            version = _above(before.meta_version)
+            after = msgspec.structs.replace(after, meta=meta, meta_version=version)
         if stats is not None and stats != before.stats:
-            version = before.stats_version + 1
+            version = _above(before.stats_version)
             after = msgspec.structs.replace(after, stats=stats, stats_version=version)
         self._announce(before, after)
 

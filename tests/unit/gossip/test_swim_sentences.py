@@ -306,9 +306,10 @@ def test_who_hears_itself_accused_says_with_a_new_incarnation_that_it_lives(
     assert [(m.state, m.incarnation, m.meta) for m in mine] == [(ALIVE, BOOT + 1, b"mine")]
 
 
-def test_an_earlier_life_with_higher_versions_is_outbid() -> None:
+@pytest.mark.parametrize("state", [ALIVE, SUSPECT, DEAD])
+def test_an_earlier_life_with_higher_versions_is_outbid(state: MemberState) -> None:
     desk = Desk("a")
-    old = Member(nid("me"), "old:1", BOOT + 50, ALIVE, BOOT + 60, b"old", BOOT + 70, b"old")
+    old = Member(nid("me"), "old:1", BOOT + 50, state, BOOT + 60, b"old", BOOT + 70, b"old")
     desk.hear(Rumour(old))
     me = desk.swim.me
     assert (me.incarnation, me.address) == (BOOT + 51, "me:1")
@@ -415,6 +416,32 @@ def test_the_dead_are_tried_again_until_they_are_forgotten() -> None:
     desk.did.clear()
     desk.go(60_000)
     assert desk.did == []
+
+
+def test_the_newly_dead_still_get_news_and_hear_what_is_said_of_them() -> None:
+    desk = Desk("a", "b")
+    desk.hear(claim("a", DEAD))
+
+    def hears_news(news: bytes) -> bool:
+        desk.did = desk.swim.set_meta(desk.now_ms, news)
+        desk.go(2_000, silent="a")
+        to_a = [e.packet for e in desk.did if isinstance(e, Send) and e.address == "a:1"]
+        return any(isinstance(p, Gossip) and claim("a", DEAD) in p.rumours for p in to_a)
+
+    assert hears_news(b"1")
+    desk.go(S.dead_gossip_ms, silent="a")
+    assert not hears_news(b"2")
+
+
+def test_only_a_few_of_those_who_hear_of_a_suspect_look_at_it_next() -> None:
+    others = [f"o{i:02}" for i in range(40)]
+    looked = 0
+    for seed in range(100):
+        desk = Desk(*others, seed=seed)
+        desk.until_ping()
+        desk.hear(claim("o20", SUSPECT, accuser="o01"), source="o01")
+        looked += desk.until_ping()[1].target == "o20"
+    assert 3 <= looked <= 30  # 100 × (4 wanted of 39 witnesses), and 100 / 40 by chance
 
 
 def test_seeds_are_asked_until_they_answer_once_and_never_oneself() -> None:
