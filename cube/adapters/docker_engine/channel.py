@@ -57,7 +57,7 @@ class Channel(Generic[T]):
         return True
 
     def finish(self, error: DriverFailed | None = None) -> None:
-        """Nothing follows. The last thing the thread does here."""
+        """Nothing follows: the last thing the thread does here."""
         with self._changed:
             self._is_done, self._error = True, error
         soon(self._loop, self._wake.set)
