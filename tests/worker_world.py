@@ -157,19 +157,19 @@ class World:
         *,
         count: int = 1,
         type: JobType = JobType.SERVICE,  # noqa: A002
-        ports: tuple[int, ...] = (),
+        host_ports: tuple[int, ...] = (),
         **group: Any,
     ) -> list[TaskId]:
         """A job with `count` tasks, all placed here. `env` values say how the fake misbehaves."""
         spec = builders.job(
             name,
-            {"g": builders.group(driver=DriverName.FAKE, count=count, **group)},
+            {"g": builders.group(**({"driver": DriverName.FAKE, "count": count} | group))},
             type=type,
         )
         before = set(self.states.state.tasks)
         self.states.machine.now_ms = VirtualClock().now_ms()
         self.states.machine.submit(spec)
-        self.states.machine.place(name, "g", *((slot, "a", ports) for slot in range(count)))
+        self.states.machine.place(name, "g", *((slot, "a", host_ports) for slot in range(count)))
         self.states.wake()
         found = set(self.states.state.tasks) - before
         assert len(found) == count

@@ -1,0 +1,726 @@
+"""Whole lives of tasks on one node: real apply, worker and loop, the fake driver, virtual time."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+import msgspec
+import pytest
+
+from cube.model import commands as c
+from cube.model.cluster import ClusterState
+from cube.model.ids import TaskId
+from cube.model.launch import RunState
+from cube.model.lifecycle import Health, NodeStatus, TaskState
+from cube.model.resources import Resources
+from cube.model.spec import (
+    CheckSpec,
+    CheckType,
+    JobType,
+    OnCheckFailure,
+    PortSpec,
+    RestartCondition,
+    RestartPolicy,
+)
+from cube.statemachine.draft import Draft
+from cube.worker.local_task import Phase
+from tests.virtual_time import VirtualClock, run_virtual
+from tests.worker_world import NODE, World
+
+S = TaskState
+PORTS = {"http": PortSpec(80)}
+
+
+def tcp_check(**changes: object) -> CheckSpec:
+    return CheckSpec("c", CheckType.TCP, port="http", **changes)  # type: ignore[arg-type]
+
+
+def in_world(scenario: Callable[[World], Awaitable[None]]) -> None:
+    async def main() -> None:
+        async with World() as world:
+            await scenario(world)
+
+    run_virtual(main())
+
+
+def history(world: World, task_id: TaskId) -> list[str]:
+    return [f"{entry.state}/{entry.attempt}" for entry in world.task(task_id).history]
+
+
+# Attempts
+
+
+def test_a_service_that_ends_is_restarted_in_place_and_given_up_after_its_restarts() -> None:
+    async def scenario(world: World) -> None:
+        [id_] = world.run(env={"FAKE_RUN_FOR_MS": "50", "FAKE_EXIT_CODE": "3"})
+        task = await world.until_state(id_, S.FAILED)
+        assert (task.attempt, task.restarts, task.exit_code) == (4, 3, 3)
+        assert task.message == "exited with code 3; 3 restarts within 600 s are used up"
+        assert world.starts(id_) == 4
+        at_ms = {e.attempt: e.at_ms for e in task.history if e.state is S.RUNNING}
+        gaps = [at_ms[n + 1] - at_ms[n] for n in (1, 2, 3)]
+        for gap, delay in zip(gaps, (1000, 2000, 4000), strict=True):
+            assert delay <= gap <= delay * 1.1 + 150
+        await world.until(lambda: world.task(id_).released, 1000)
+        assert not world.host.attempts
+        assert world.skipped == []
+
+    in_world(scenario)
+
+
+@pytest.mark.parametrize(
+    ("job_type", "policy", "code", "end", "starts"),
+    [
+        (JobType.BATCH, RestartCondition.ON_FAILURE, 0, S.COMPLETED, 1),
+        (JobType.BATCH, RestartCondition.ALWAYS, 0, S.COMPLETED, 1),
+        (JobType.BATCH, RestartCondition.ON_FAILURE, 1, S.FAILED, 3),
+        (JobType.SERVICE, RestartCondition.ALWAYS, 0, S.FAILED, 3),
+        (JobType.SERVICE, RestartCondition.ON_FAILURE, 0, S.COMPLETED, 1),
+        (JobType.SERVICE, RestartCondition.NEVER, 0, S.COMPLETED, 1),
+        (JobType.SERVICE, RestartCondition.NEVER, 1, S.FAILED, 1),
+        (JobType.SYSTEM, RestartCondition.ALWAYS, 1, S.FAILED, 3),
+    ],
+)
+def test_what_follows_an_end(
+    job_type: JobType, policy: RestartCondition, code: int, end: TaskState, starts: int
+) -> None:
+    async def scenario(world: World) -> None:
+        [id_] = world.run(
+            type=job_type,
+            restart=RestartPolicy(policy, attempts=2),
+            env={"FAKE_RUN_FOR_MS": "50", "FAKE_EXIT_CODE": str(code)},
+        )
+        task = await world.until_state(id_, end)
+        assert (world.starts(id_), task.exit_code) == (starts, code)
+        await world.until(lambda: world.task(id_).released, 1000)
+
+    in_world(scenario)
+
+
+def test_old_restarts_are_forgotten_after_the_window() -> None:
+    async def scenario(world: World) -> None:
+        restart = RestartPolicy(attempts=1, window_ms=10_000)
+        [id_] = world.run(restart=restart, env={"FAKE_RUN_FOR_MS": "12000", "FAKE_EXIT_CODE": "1"})
+        await world.until_state(id_, S.RUNNING, attempt=5)
+
+    in_world(scenario)
+
+
+def test_restarts_of_before_an_agents_death_count() -> None:
+    async def scenario(world: World) -> None:
+        env = {"FAKE_RUN_FOR_MS": "3000", "FAKE_EXIT_CODE": "1"}
+        [id_] = world.run(restart=RestartPolicy(attempts=2), env=env)
+        await world.until_state(id_, S.RUNNING, attempt=2)
+        await world.restart_agent()
+        task = await world.until_state(id_, S.FAILED)
+        assert task.attempt == 3
+
+    in_world(scenario)
+
+
+def test_out_of_memory_is_said() -> None:
+    async def scenario(world: World) -> None:
+        [id_] = world.run(
+            restart=RestartPolicy(RestartCondition.NEVER),
+            env={"FAKE_RUN_FOR_MS": "50", "FAKE_OOM": "1"},
+        )
+        task = await world.until_state(id_, S.FAILED)
+        assert (task.oom_killed, task.exit_code, task.reason) == (True, 137, "oom_killed")
+
+    in_world(scenario)
+
+
+def test_a_crash_loop_makes_a_bounded_number_of_reports() -> None:
+    async def scenario(world: World) -> None:
+        [id_] = world.run(
+            restart=RestartPolicy(attempts=1_000_000, delay_ms=1, max_delay_ms=1),
+            env={"FAKE_RUN_FOR_MS": "1", "FAKE_EXIT_CODE": "1"},
+        )
+        await world.pass_ms(300_000)
+        assert world.starts(id_) > 1000
+        assert len(world.reports) <= 5 * 30 + 30
+        assert world.task(id_).attempt > 1000
+
+    in_world(scenario)
+
+
+# Starting
+
+
+def test_a_taken_port_is_a_rejection_and_nothing_was_begun() -> None:
+    async def scenario(world: World) -> None:
+        world.taken_ports.add(20_001)
+        [id_] = world.run(host_ports=(20_001,), ports=PORTS)
+        task = await world.until_state(id_, S.REJECTED)
+        assert task.reason == "port_taken"
+        assert "20001" in task.message
+        await world.until(lambda: world.task(id_).released, 1000)
+        assert world.starts(id_) == 0
+
+    in_world(scenario)
+
+
+def test_ports_are_not_tested_again_when_a_start_may_have_happened() -> None:
+    """The second try finds the port in use: by the task itself."""
+
+    async def scenario(world: World) -> None:
+        [id_] = world.run(
+            host_ports=(20_001,),
+            ports=PORTS,
+            env={"FAKE_START_BLOCK_MS": "100", "FAKE_START_ERROR": "engine_down:transient"},
+        )
+        await world.until(lambda: "trying again" in world.task(id_).message)
+        world.taken_ports.add(20_001)
+        task = await world.until_state(id_, S.REJECTED)
+        assert task.reason == "engine_down"
+
+    in_world(scenario)
+
+
+@pytest.mark.parametrize("step", ["PREPARE", "START"])
+def test_a_passing_failure_is_tried_again_and_then_left_to_another_node(step: str) -> None:
+    async def scenario(world: World) -> None:
+        [id_] = world.run(env={f"FAKE_{step}_ERROR": "image_busy:transient"})
+        await world.until(lambda: "trying again" in world.task(id_).message)
+        assert world.task(id_).state in (S.PREPARING, S.STARTING)
+        assert world.task(id_).reason == "image_busy"
+        task = await world.until_state(id_, S.REJECTED)
+        assert VirtualClock().monotonic_ms() >= 1000 + 2000 + 4000
+        assert task.attempt == 1
+        await world.until(lambda: world.task(id_).released, 5000)
+
+    in_world(scenario)
+
+
+@pytest.mark.parametrize("step", ["PREPARE", "START"])
+def test_a_lasting_failure_is_an_attempt_that_failed(step: str) -> None:
+    async def scenario(world: World) -> None:
+        [id_] = world.run(
+            restart=RestartPolicy(attempts=1), env={f"FAKE_{step}_ERROR": "image_missing"}
+        )
+        task = await world.until_state(id_, S.FAILED)
+        assert (task.attempt, task.reason) == (2, "image_missing")
+
+    in_world(scenario)
+
+
+def test_not_allowed_here_is_a_rejection() -> None:
+    async def scenario(world: World) -> None:
+        [id_] = world.run(env={"FAKE_START_ERROR": "not_allowed"})
+        await world.until_state(id_, S.REJECTED)
+
+    in_world(scenario)
+
+
+def test_a_driver_that_the_node_does_not_have_is_a_rejection() -> None:
+    async def scenario(world: World) -> None:
+        [id_] = world.run(driver="docker")
+        task = await world.until_state(id_, S.REJECTED)
+        assert (task.reason, task.released) == ("no_driver", True)
+
+    in_world(scenario)
+
+
+def test_stopping_a_task_that_is_being_prepared_cancels_that() -> None:
+    async def scenario(world: World) -> None:
+        [id_] = world.run(env={"FAKE_PREPARE_BLOCK_MS": "600000"})
+        await world.until_state(id_, S.PREPARING)
+        world.stop(id_)
+        task = await world.until_state(id_, S.COMPLETED)
+        assert task.released
+        assert VirtualClock().monotonic_ms() < 1000
+        assert world.starts(id_) == 0
+
+    in_world(scenario)
+
+
+def test_stopping_a_task_that_is_starting_waits_for_that_and_ends_it() -> None:
+    async def scenario(world: World) -> None:
+        [id_] = world.run(env={"FAKE_START_BLOCK_MS": "5000"})
+        await world.until_state(id_, S.STARTING)
+        world.stop(id_)
+        task = await world.until_state(id_, S.COMPLETED)
+        assert task.released
+        assert world.starts(id_) == 1
+        assert not world.host.attempts
+        assert S.RUNNING not in {entry.state for entry in task.history}
+
+    in_world(scenario)
+
+
+# Planned endings
+
+
+@pytest.mark.parametrize(
+    ("reason", "waits"),
+    [
+        ("scale_down", True),
+        ("drain", True),
+        ("update", True),
+        ("rebalance", True),
+        ("job_stopped", False),
+        ("task_stopped", False),
+        ("drain_deadline", False),
+    ],
+)
+def test_the_signal_waits_for_shutdown_delay_when_others_may_still_be_on_their_way(
+    reason: str, waits: bool
+) -> None:
+    async def scenario(world: World) -> None:
+        [id_] = world.run(shutdown_delay_ms=2000)
+        await world.until_state(id_, S.RUNNING)
+        at_ms = VirtualClock().monotonic_ms()
+        world.stop(id_, reason)
+        if waits:
+            task = await world.until_state(id_, S.STOPPING)
+            assert world.host.attempts[NODE, id_].seen.state is RunState.RUNNING
+        task = await world.until_state(id_, S.COMPLETED)
+        passed_ms = VirtualClock().monotonic_ms() - at_ms
+        assert (passed_ms >= 2000) == waits
+        assert passed_ms < 2200
+        assert task.released
+        assert task.exit_code == 143
+
+    in_world(scenario)
+
+
+def test_a_removal_cuts_the_delay_short() -> None:
+    async def scenario(world: World) -> None:
+        [id_] = world.run(shutdown_delay_ms=60_000)
+        await world.until_state(id_, S.RUNNING)
+        world.stop(id_, "scale_down")
+        await world.until_state(id_, S.STOPPING)
+        world.states.do(c.DeleteJob("web"))
+        await world.until(lambda: id_ not in world.states.state.tasks, 1000)
+        assert not world.host.attempts
+
+    in_world(scenario)
+
+
+def test_a_deaf_task_is_killed_after_stop_timeout_and_is_completed_all_the_same() -> None:
+    async def scenario(world: World) -> None:
+        [id_] = world.run(stop_timeout_ms=3000, env={"FAKE_IGNORE_SIGTERM": "1"})
+        await world.until_state(id_, S.RUNNING)
+        world.stop(id_)
+        task = await world.until_state(id_, S.COMPLETED)
+        assert task.exit_code == 137
+        assert 3000 <= VirtualClock().monotonic_ms() < 3500
+
+    in_world(scenario)
+
+
+def test_output_is_kept_until_the_task_is_forgotten() -> None:
+    async def scenario(world: World) -> None:
+        [id_] = world.run(env={"FAKE_STDOUT": "hello\n"})
+        await world.until_state(id_, S.RUNNING)
+        world.stop(id_)
+        await world.until_state(id_, S.COMPLETED)
+        assert world.host.output[NODE, id_]
+        await world.restart_agent()
+        await world.pass_ms(1000)
+        assert world.host.output[NODE, id_]
+        world.reap(id_)
+        await world.until(lambda: (NODE, id_) not in world.host.output, 1000)
+        assert not world.worker.tasks
+
+    in_world(scenario)
+
+
+def test_a_stop_that_the_engine_does_not_answer_is_tried_until_it_does() -> None:
+    async def scenario(world: World) -> None:
+        [id_] = world.run()
+        await world.until_state(id_, S.RUNNING)
+        world.host.engine_down = True
+        world.stop(id_)
+        await world.pass_ms(100_000)
+        assert world.task(id_).state is S.STOPPING
+        assert "the fake engine is down" in world.task(id_).message
+        assert not world.task(id_).released
+        world.host.engine_down = False
+        await world.until_state(id_, S.COMPLETED)
+
+    in_world(scenario)
+
+
+# Health
+
+
+def test_healthy_soon_after_it_answers_whatever_the_interval() -> None:
+    async def scenario(world: World) -> None:
+        world.prober.bad.add(20_001)
+        [id_] = world.run(host_ports=(20_001,), ports=PORTS, checks=(tcp_check(),))
+        task = await world.until_state(id_, S.RUNNING)
+        assert task.health is Health.UNKNOWN
+        await world.pass_ms(3000)
+        world.prober.bad.clear()
+        await world.until(lambda: world.task(id_).health is Health.HEALTHY, 600)
+        assert set(world.prober.asked) == {("host-a", 20_001)}
+
+    in_world(scenario)
+
+
+def test_unhealthy_after_so_many_failures_at_its_interval_restarts_it() -> None:
+    async def scenario(world: World) -> None:
+        check = tcp_check(interval_ms=5000, start_period_ms=20_000, unhealthy_after=3)
+        [id_] = world.run(host_ports=(20_001,), ports=PORTS, checks=(check,))
+        await world.until(lambda: world.task(id_).health is Health.HEALTHY)
+        at_ms = VirtualClock().monotonic_ms()
+        world.prober.bad.add(20_001)
+        task = await world.until_state(id_, S.PENDING)
+        assert 10_000 <= VirtualClock().monotonic_ms() - at_ms <= 15_100
+        assert (task.attempt, task.reason) == (2, "unhealthy")
+        assert task.message.startswith("check c: refused")
+        world.prober.bad.clear()
+        await world.until_state(id_, S.RUNNING, attempt=2)
+        await world.until(lambda: world.task(id_).health is Health.HEALTHY)
+        assert world.starts(id_) == 2
+
+    in_world(scenario)
+
+
+def test_a_task_that_never_answers_gets_its_start_period() -> None:
+    async def scenario(world: World) -> None:
+        world.prober.bad.add(20_001)
+        check = tcp_check(interval_ms=1000, start_period_ms=30_000, unhealthy_after=3)
+        [id_] = world.run(host_ports=(20_001,), ports=PORTS, checks=(check,))
+        await world.until_state(id_, S.PENDING)
+        assert 32_000 <= VirtualClock().monotonic_ms() <= 32_200
+
+    in_world(scenario)
+
+
+def test_a_check_that_is_only_watched_restarts_nothing() -> None:
+    async def scenario(world: World) -> None:
+        world.prober.bad.add(20_001)
+        check = tcp_check(interval_ms=1000, on_failure=OnCheckFailure.IGNORE)
+        [id_] = world.run(host_ports=(20_001,), ports=PORTS, checks=(check,))
+        await world.until(lambda: world.task(id_).health is Health.UNHEALTHY)
+        assert world.task(id_).message == "check c: refused"
+        await world.pass_ms(60_000)
+        assert world.starts(id_) == 1
+        world.prober.bad.clear()
+        await world.until(lambda: world.task(id_).health is Health.HEALTHY)
+        assert world.task(id_).message == ""
+
+    in_world(scenario)
+
+
+def test_checks_that_hang_delay_no_other() -> None:
+    async def scenario(world: World) -> None:
+        ports = {f"p{n}": PortSpec(80 + n) for n in range(8)}
+        hanging = tuple(
+            CheckSpec(f"h{n}", CheckType.TCP, port=f"p{n}", timeout_ms=60_000) for n in range(7)
+        )
+        good = CheckSpec("good", CheckType.TCP, port="p7", interval_ms=1000)
+        world.prober.hangs |= {20_000 + n for n in range(7)}
+        world.run(
+            host_ports=tuple(20_000 + n for n in range(8)), ports=ports, checks=(*hanging, good)
+        )
+        await world.pass_ms(20_500)
+        assert world.prober.asked.count(("host-a", 20_007)) >= 20
+        assert world.prober.asked.count(("host-a", 20_000)) == 1
+
+    in_world(scenario)
+
+
+def test_exec_checks_run_in_the_task_and_an_engine_that_is_away_is_not_its_fault() -> None:
+    async def scenario(world: World) -> None:
+        check = CheckSpec("x", CheckType.EXEC, command=("say", "no", "0"), interval_ms=1000)
+        [id_] = world.run(checks=(check,))
+        await world.until(lambda: world.task(id_).health is Health.HEALTHY)
+        world.host.engine_down = True
+        await world.pass_ms(60_000)
+        assert world.task(id_).health is Health.HEALTHY
+        world.host.engine_down = False
+        await world.pass_ms(5000)
+        assert (world.task(id_).health, world.starts(id_)) == (Health.HEALTHY, 1)
+
+    in_world(scenario)
+
+
+def test_an_exec_check_that_says_no_is_quoted() -> None:
+    async def scenario(world: World) -> None:
+        check = CheckSpec(
+            "x",
+            CheckType.EXEC,
+            command=("say", "disk full", "2"),
+            interval_ms=1000,
+            on_failure=OnCheckFailure.IGNORE,
+        )
+        [id_] = world.run(checks=(check,))
+        await world.until(lambda: world.task(id_).health is Health.UNHEALTHY)
+        assert world.task(id_).message == "check x: exit code 2: disk full"
+
+    in_world(scenario)
+
+
+# The agent dies and comes back
+
+
+def test_running_tasks_are_adopted_as_they_are() -> None:
+    async def scenario(world: World) -> None:
+        ids = world.run(
+            count=3,
+            checks=(CheckSpec("x", CheckType.EXEC, command=("say", "", "0")),),
+        )
+        await world.until(lambda: all(world.task(i).health is Health.HEALTHY for i in ids))
+        before = [world.task(id_) for id_ in ids]
+        reports = len(world.reports)
+        await world.kill_agent()
+        await world.pass_ms(60_000)
+        world.start_agent()
+        await world.pass_ms(120_000)
+        assert [world.task(id_) for id_ in ids] == before
+        assert [world.starts(id_) for id_ in ids] == [1, 1, 1]
+        assert len(world.reports) == reports, "nothing changed, so there is nothing to say"
+
+    in_world(scenario)
+
+
+def test_what_ended_while_the_agent_was_away_is_an_end() -> None:
+    async def scenario(world: World) -> None:
+        [service] = world.run("web")
+        [batch] = world.run("sum", type=JobType.BATCH, env={"FAKE_RUN_FOR_MS": "5000"})
+        await world.until_state(service, S.RUNNING)
+        await world.until_state(batch, S.RUNNING)
+        await world.kill_agent()
+        world.host.end(NODE, service, 9, 0)
+        await world.pass_ms(10_000)
+        world.start_agent()
+        task = await world.until_state(service, S.RUNNING, attempt=2)
+        assert (task.restarts, world.starts(service)) == (1, 2)
+        assert (await world.until_state(batch, S.COMPLETED)).exit_code == 0
+        assert world.starts(batch) == 1
+
+    in_world(scenario)
+
+
+def test_what_vanished_while_the_agent_was_away_is_started_again_as_a_new_attempt() -> None:
+    async def scenario(world: World) -> None:
+        [id_] = world.run()
+        await world.until_state(id_, S.RUNNING)
+        await world.kill_agent()
+        world.host.attempts.clear()
+        world.start_agent()
+        task = await world.until_state(id_, S.PENDING)
+        assert (task.attempt, task.reason) == (2, "vanished")
+        await world.until_state(id_, S.RUNNING)
+
+    in_world(scenario)
+
+
+@pytest.mark.parametrize("after_ms", range(0, 60, 3))
+def test_an_agent_killed_at_any_moment_of_a_start_starts_it_once(after_ms: int) -> None:
+    async def scenario(world: World) -> None:
+        env = {"FAKE_PREPARE_BLOCK_MS": "10", "FAKE_START_BLOCK_MS": "10"}
+        [id_] = world.run(env=env)
+        await world.pass_ms(after_ms)
+        await world.restart_agent()
+        task = await world.until_state(id_, S.RUNNING)
+        await world.pass_ms(5000)
+        assert (task.attempt, world.starts(id_)) == (1, 1)
+
+    in_world(scenario)
+
+
+@pytest.mark.parametrize("after_ms", range(0, 60, 3))
+def test_a_batch_task_runs_once_whenever_the_agent_is_killed(after_ms: int) -> None:
+    async def scenario(world: World) -> None:
+        [id_] = world.run(type=JobType.BATCH, env={"FAKE_RUN_FOR_MS": "1000"})
+        await world.until(lambda: world.starts(id_) == 1)
+        await world.pass_ms(1000 + after_ms - 10)
+        await world.restart_agent()
+        task = await world.until_state(id_, S.COMPLETED)
+        await world.until(lambda: world.task(id_).released)
+        assert (task.exit_code, world.starts(id_)) == (0, 1)
+
+    in_world(scenario)
+
+
+def test_what_is_here_and_of_no_task_is_ended_and_removed() -> None:
+    async def scenario(world: World) -> None:
+        [kept] = world.run("kept")
+        [gone] = world.run("gone")
+        await world.until_state(kept, S.RUNNING)
+        await world.until_state(gone, S.RUNNING)
+        await world.kill_agent()
+        world.states.do(c.SetNodeStatus(1, NODE, NodeStatus.DOWN))
+        world.states.machine.state = _without(world, gone)
+        world.start_agent()
+        await world.until(lambda: (NODE, gone) not in world.host.attempts)
+        await world.until_state(kept, S.RUNNING)
+        assert world.starts(kept) == 1
+        await world.until(lambda: set(world.worker.tasks) == {kept})
+
+    in_world(scenario)
+
+
+def _without(world: World, task_id: TaskId) -> ClusterState:
+    state = world.states.state
+    draft = Draft(state, state.index, state.term, state.now_ms)
+    draft.drop_task(state.tasks[task_id])
+    return draft.finish()
+
+
+def test_nothing_is_touched_before_the_replica_has_caught_up() -> None:
+    async def scenario(world: World) -> None:
+        [a, b] = world.run(count=2)
+        await world.until(lambda: world.task(b).state is S.RUNNING)
+        await world.kill_agent()
+        world.host.end(NODE, a, 1, 0)
+        world.caught_up = False
+        world.start_agent()
+        world.run("more")
+        await world.pass_ms(120_000)
+        assert sum(world.host.starts.values()) == 2
+        world.caught_up = True
+        await world.until_state(a, S.RUNNING, attempt=2)
+        assert world.starts(b) == 1
+
+    in_world(scenario)
+
+
+def test_tasks_of_an_engine_that_does_not_answer_at_boot_are_left_alone() -> None:
+    async def scenario(world: World) -> None:
+        [id_] = world.run()
+        await world.until_state(id_, S.RUNNING)
+        await world.kill_agent()
+        world.host.engine_down = True
+        world.start_agent()
+        [new] = world.run("new")
+        await world.pass_ms(9_000)
+        assert world.task(id_).state is S.RUNNING
+        assert "waiting for fake" in world.task(id_).message
+        assert world.task(new).state is S.SCHEDULED
+        await world.pass_ms(2_000)
+        task = world.task(new)
+        assert (task.state, task.reason, task.released) == (S.REJECTED, "engine_down", False)
+        world.host.engine_down = False
+        await world.until(lambda: world.task(new).released)
+        await world.until(lambda: world.task(id_).message == "")
+        assert (world.task(id_).state, world.starts(id_)) == (S.RUNNING, 1)
+        assert world.starts(new) == 0
+
+    in_world(scenario)
+
+
+# The control plane goes away
+
+
+def test_without_a_leader_tasks_go_on_and_are_restarted_and_all_is_told_later() -> None:
+    async def scenario(world: World) -> None:
+        [a, b] = world.run(count=2)
+        await world.until(lambda: world.task(b).state is S.RUNNING)
+        world.leader = False
+        commits = len(world.commits_ms)
+        await world.pass_ms(10_000)
+        world.host.end(NODE, a, 1, 0)
+        await world.pass_ms(600_000)
+        assert world.host.attempts[NODE, a].seen.state is RunState.RUNNING
+        assert (world.starts(a), world.starts(b)) == (2, 1)
+        assert len(world.commits_ms) == commits
+        world.leader = True
+        task = await world.until_state(a, S.RUNNING, attempt=2)
+        assert (task.restarts, world.task(b).restarts) == (1, 0)
+
+    in_world(scenario)
+
+
+def test_reports_whose_fate_is_unknown_are_said_again() -> None:
+    async def scenario(world: World) -> None:
+        world.lose_answers = True
+        [id_] = world.run()
+        await world.until_state(id_, S.RUNNING)
+        world.host.end(NODE, id_, 1, 0)
+        await world.until_state(id_, S.RUNNING, attempt=2)
+        reports = len(world.reports)
+        world.lose_answers = False
+        await world.pass_ms(60_000)
+        assert len(world.reports) <= reports + 1, "and no more once it is to be seen"
+
+    in_world(scenario)
+
+
+def test_a_lost_task_that_still_runs_is_told_to_run() -> None:
+    async def scenario(world: World) -> None:
+        [id_] = world.run()
+        handle = (await world.until_state(id_, S.RUNNING)).handle
+        world.states.do(c.SetNodeStatus(1, NODE, NodeStatus.DOWN))
+        assert world.task(id_).state is S.LOST
+        task = await world.until_state(id_, S.RUNNING)
+        assert (task.handle, task.attempt, world.starts(id_)) == (handle, 1, 1)
+
+    in_world(scenario)
+
+
+def test_a_lost_task_that_was_replaced_is_stopped_without_delay_and_its_end_told() -> None:
+    async def scenario(world: World) -> None:
+        [id_] = world.run(shutdown_delay_ms=60_000)
+        await world.until_state(id_, S.RUNNING)
+        world.states.machine.do(c.SetNodeStatus(1, NODE, NodeStatus.DOWN))
+        world.stop(id_, "replaced")
+        task = await world.until_state(id_, S.COMPLETED)
+        assert task.released
+        assert not world.host.attempts
+        assert history(world, id_)[-2:] == ["lost/1", "completed/1"]
+        assert VirtualClock().monotonic_ms() < 1000
+
+    in_world(scenario)
+
+
+# Many
+
+
+def test_a_thousand_tasks_share_log_entries() -> None:
+    async def scenario(world: World) -> None:
+        ids = world.run(count=1000, resources=Resources(1, 1, 0))
+        await world.until(lambda: all(world.task(id_).state is S.RUNNING for id_ in ids))
+        assert len(world.commits_ms) <= 4
+        commits = len(world.commits_ms)
+        world.states.do(c.DeleteJob("web"))
+        await world.until(lambda: not world.states.state.tasks)
+        assert len(world.commits_ms) - commits <= 4
+
+    in_world(scenario)
+
+
+# Drift
+
+
+def test_a_lost_hint_is_made_up_for() -> None:
+    async def scenario(world: World) -> None:
+        [id_] = world.run()
+        await world.until_state(id_, S.RUNNING)
+        world.host.listeners.clear()
+        world.host.end(NODE, id_, 1, 0)
+        await world.until_state(id_, S.RUNNING, attempt=2)
+        assert VirtualClock().monotonic_ms() < 65_000
+
+    in_world(scenario)
+
+
+def test_a_container_that_somebody_removed_is_replaced() -> None:
+    async def scenario(world: World) -> None:
+        [id_] = world.run()
+        await world.until_state(id_, S.RUNNING)
+        del world.host.attempts[NODE, id_]
+        task = await world.until_state(id_, S.PENDING)
+        assert task.reason == "vanished"
+
+    in_world(scenario)
+
+
+def test_an_update_in_place_changes_the_checks_and_nothing_else() -> None:
+    async def scenario(world: World) -> None:
+        [id_] = world.run(host_ports=(20_001,), ports=PORTS)
+        await world.until_state(id_, S.RUNNING)
+        job = world.states.state.job_named("web")
+        assert job is not None
+        group = msgspec.structs.replace(job.spec.groups["g"], checks=(tcp_check(interval_ms=1000),))
+        world.states.machine.submit(msgspec.structs.replace(job.spec, groups={"g": group}))
+        world.states.do(c.ApplyPlan(1, "", updates=((id_, 2),)))
+        await world.until(lambda: world.task(id_).health is Health.HEALTHY, 2000)
+        assert world.starts(id_) == 1
+        assert world.worker.tasks[id_].phase is Phase.RUNNING
+
+    in_world(scenario)
