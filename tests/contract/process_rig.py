@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import msgspec
+import pytest
 
 from cube.adapters.process.driver import ProcessDriver, ProcessSettings
 from cube.adapters.process.host import all_stats, is_dead, read_text
@@ -19,6 +20,17 @@ from cube.model.launch import Launch, Observation, RunState
 from cube.ports.driver import Driver
 
 CLUSTER = ClusterId("cluster-1")
+
+
+UNIFIED = Path("/sys/fs/cgroup/unified")  # version 2 beside version 1, with no limits, but real
+
+
+def settings_for(kind: str, tmp_path: Path) -> ProcessSettings:
+    """The host's own groups, none, or those of version 2 on a host that has both."""
+    roots = {"no groups": tmp_path / "nothing-mounted-here", "version 2": UNIFIED}
+    if kind == "version 2" and not (UNIFIED / "cgroup.controllers").exists():
+        pytest.skip("no second hierarchy here")
+    return ProcessSettings(cgroup_root=str(roots[kind])) if kind in roots else ProcessSettings()
 
 
 class WallClock:

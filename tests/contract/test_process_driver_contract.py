@@ -7,17 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from cube.adapters.process.driver import ProcessSettings
 from tests.contract.driver_cases import DriverContract, Rig
-from tests.contract.process_rig import ProcessRig, process_rig
+from tests.contract.process_rig import ProcessRig, process_rig, settings_for
 
 
 @pytest.fixture(params=["groups", "no groups"])
 async def rig(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[ProcessRig]:
-    no_groups = ProcessSettings(cgroup_root=str(tmp_path / "nothing-mounted-here"))
-    settings = no_groups if request.param == "no groups" else None
+    settings = settings_for(request.param, tmp_path)
     async with process_rig(tmp_path / "tasks", settings) as rig:
-        if settings is None and rig.process_driver.cgroup_version == "none":
+        if request.param != "no groups" and rig.process_driver.cgroup_version == "none":
             pytest.skip("no writable cgroups here")
         yield rig
 

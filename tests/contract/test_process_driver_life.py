@@ -14,7 +14,6 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from cube.adapters.process.driver import ProcessSettings
 from cube.adapters.process.host import boot_id, start_time, stat_of
 from cube.adapters.process.processes import is_process
 from cube.adapters.process.records import Claim
@@ -23,7 +22,7 @@ from cube.model.errors import DriverFailed
 from cube.model.ids import TaskId
 from cube.model.launch import Launch, Observation, RunState
 from tests.contract.driver_cases import NEVER_MS, ended, new_task_id, read, text, until
-from tests.contract.process_rig import ProcessRig, pids_of, process_rig
+from tests.contract.process_rig import ProcessRig, pids_of, process_rig, settings_for
 
 DAEMON = (
     "import os, time\n"
@@ -35,12 +34,11 @@ DAEMON = (
 )
 
 
-@pytest.fixture(params=["groups", "no groups"])
+@pytest.fixture(params=["groups", "no groups", "version 2"])
 async def rig(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[ProcessRig]:
-    no_groups = ProcessSettings(cgroup_root=str(tmp_path / "nothing-mounted-here"))
-    settings = no_groups if request.param == "no groups" else None
+    settings = settings_for(request.param, tmp_path)
     async with process_rig(tmp_path / "tasks", settings) as rig:
-        if settings is None and rig.process_driver.cgroup_version == "none":
+        if request.param != "no groups" and rig.process_driver.cgroup_version == "none":
             pytest.skip("no writable cgroups here")
         yield rig
 
@@ -330,8 +328,14 @@ async def test_a_stopped_supervisor_and_a_stopped_command_end_all_the_same(
 ) -> None:
     launch = rig.launch(new_task_id())
     seen = await rig.driver.start(launch)
-    os.kill(int(seen.handle), signal.SIGSTOP)
-    os.kill(claim_of(rig, launch.task_id).supervisor_pid, signal.SIGSTOP)
+    pids = (int(seen.handle), claim_of(rig, launch.task_id).supervisor_pid)
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+
+    async def are_stopped() -> bool:
+        return all(stat is not None and stat[0] == "T" for stat in map(stat_of, pids))
+
+    await until(are_stopped, rig.patience_s)
     seen = await rig.driver.stop(launch.task_id, 1, "SIGTERM", NEVER_MS)
     assert (seen.state, seen.exit_code) == (RunState.EXITED, 143)
 

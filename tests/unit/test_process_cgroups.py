@@ -70,6 +70,13 @@ def test_version_2_has_one_group_and_passes_the_controllers_down(tmp_path: Path)
     }
 
 
+def test_version_2_does_with_the_controllers_that_are_offered(tmp_path: Path) -> None:
+    (tmp_path / "cgroup.controllers").write_text("hugetlb pids")
+    groups = detect(tmp_path, "cube", "node-1")
+    assert groups.controllers == ("pids",)
+    assert written(groups.create("task.1", LIMITS)[0]) == {"pids.max": "100"}
+
+
 def test_no_limit_writes_nothing(tmp_path: Path) -> None:
     (tmp_path / "cgroup.controllers").write_text("cpu memory pids")
     made = detect(tmp_path, "cube", "node-1").create("task.1", Limits())

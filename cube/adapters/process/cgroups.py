@@ -80,8 +80,12 @@ class Cgroups:
             directory = home / name
             directory.mkdir(parents=True, exist_ok=True)
             made.append(str(directory))
-            wanted = _settings_v2(limits) if controller == "" else _settings_v1(limits)[controller]
+            wanted = _settings_v1(limits) if controller else _settings_v2(limits)
             for file, value, is_optional in wanted:
+                if file.partition(".")[0] not in (
+                    (controller,) if controller else self.controllers
+                ):
+                    continue
                 _write(directory / file, value, is_optional=is_optional)
         return made
 
@@ -143,22 +147,22 @@ def _detect_v2(root: Path, parent: str, node_id: str) -> Cgroups:
     return Cgroups("2", {"": home}, usable, "")
 
 
-def _settings_v1(limits: Limits) -> dict[str, list[tuple[str, str, bool]]]:
-    """Per controller: file, value, and whether a kernel may lack it (swap accounting is optional)."""
-    cpu, memory, pids = [], [], []
+def _settings_v1(limits: Limits) -> list[tuple[str, str, bool]]:
+    """File, value, and whether a kernel may lack it (accounting of swap is optional)."""
+    wanted = []
     if limits.cpu_milli:
-        cpu.append(("cpu.shares", str(shares(limits.cpu_milli)), False))
+        wanted.append(("cpu.shares", str(shares(limits.cpu_milli)), False))
     if limits.cpu_max_milli:
-        cpu.append(("cpu.cfs_period_us", str(PERIOD_US), False))
-        cpu.append(("cpu.cfs_quota_us", str(quota_us(limits.cpu_max_milli)), False))
+        wanted.append(("cpu.cfs_period_us", str(PERIOD_US), False))
+        wanted.append(("cpu.cfs_quota_us", str(quota_us(limits.cpu_max_milli)), False))
     if limits.memory_bytes:
-        memory.append(("memory.soft_limit_in_bytes", str(limits.memory_bytes), True))
+        wanted.append(("memory.soft_limit_in_bytes", str(limits.memory_bytes), True))
     if limits.memory_limit_bytes:
-        memory.append(("memory.limit_in_bytes", str(limits.memory_limit_bytes), False))
-        memory.append(("memory.memsw.limit_in_bytes", str(limits.memory_limit_bytes), True))
+        wanted.append(("memory.limit_in_bytes", str(limits.memory_limit_bytes), False))
+        wanted.append(("memory.memsw.limit_in_bytes", str(limits.memory_limit_bytes), True))
     if limits.pids:
-        pids.append(("pids.max", str(limits.pids), False))
-    return {"cpu": cpu, "memory": memory, "pids": pids}
+        wanted.append(("pids.max", str(limits.pids), False))
+    return wanted
 
 
 def _settings_v2(limits: Limits) -> list[tuple[str, str, bool]]:

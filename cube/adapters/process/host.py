@@ -82,14 +82,15 @@ def task_pids(supervisor: int, session: int, directories: list[str]) -> set[int]
 
 
 def kill_round(pids: set[int], directories: list[str]) -> None:
-    """KILL to all of them; what is in the cgroups can no longer fork meanwhile."""
+    """KILL to all of them, and from now on nothing in the cgroups can fork. In this order: a command
+    whose fork fails may end with a code of its own before the KILL arrives."""
+    for pid in pids:
+        with ignoring(ProcessLookupError, PermissionError):
+            os.kill(pid, signal.SIGKILL)
     for directory in directories:
         for name, value in (("pids.max", b"0"), ("cgroup.kill", b"1")):
             with ignoring(OSError):
                 write_file(f"{directory}/{name}", value)
-    for pid in pids:
-        with ignoring(ProcessLookupError, PermissionError):
-            os.kill(pid, signal.SIGKILL)
 
 
 def oom_kills(directories: list[str]) -> int:
