@@ -52,6 +52,11 @@ def draining(context: Context, node: Node) -> Reason | None:
     return Reason("draining", "node is being drained", "not draining", "draining")
 
 
+def driver_is_healthy(node: Node, name: str) -> bool:
+    info = node.facts.drivers.get(name)
+    return info is not None and info.healthy
+
+
 def driver(context: Context, node: Node) -> Reason | None:
     name = context.group.driver.value
     info = node.facts.drivers.get(name)
@@ -172,11 +177,6 @@ def reasons(context: Context, node: Node, filters: tuple[Filter, ...] = ALL) -> 
         reason = one(context, node)
         if reason is not None:
             yield reason
-
-
-def stands(context: Context, node: Node) -> bool:
-    """The node is of the right kind, whatever its status and room."""
-    return all(one(context, node) is None for one in STANDING)
 
 
 def fits(context: Context, node: Node) -> bool:

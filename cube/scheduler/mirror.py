@@ -17,9 +17,9 @@ from cube.model.cluster import ClusterState, Node, port_key
 from cube.model.ids import NodeId
 from cube.model.lifecycle import ENDED
 from cube.model.resources import NOTHING, Resources
-from cube.model.spec import GroupSpec, PlacementPolicy
+from cube.model.spec import Affinity, Constraint, GroupSpec, PlacementPolicy
 from cube.scheduler import filters, score
-from cube.scheduler.attributes import attribute, satisfies
+from cube.scheduler.attributes import attribute, matches
 from cube.scheduler.ports import PortBook
 
 Ints = npt.NDArray[np.int64]
@@ -28,6 +28,7 @@ Bools = npt.NDArray[np.bool_]
 
 MASKS_MAX = 1024  # one byte per node each: 10 MB at 10,000 nodes
 SCANS_MAX = 64  # 24 bytes per node each: 15 MB at 10,000 nodes
+ZONES_MAX = 64  # sets of attributes; 8 bytes per node each
 NO_PLACE = (1 << (score.POINT_BITS - 1 + score.COST_BITS)) - 1  # above any points ‖ cost
 _TABLE = np.array(score.TABLE, dtype=np.float64)
 _RELOAD_SHARE = 4  # more than 1/4 of the rows changed: costs are computed anew when asked for
@@ -86,6 +87,8 @@ class Mirror:
         self._reserved: list[Resources] = []
         self._masks: OrderedDict[tuple[str, tuple[Any, ...]], Bools] = OrderedDict()
         self._scans: OrderedDict[Ask, Scan] = OrderedDict()
+        self._zones: OrderedDict[tuple[str, ...], dict[tuple[str, ...], Ints]] = OrderedDict()
+        self._points: OrderedDict[tuple[Affinity, ...], Ints] = OrderedDict()
         self._touched: list[int] = []  # rows that differ from the state, in order, with repeats
         self._active: Ints | None = None
         self._taken: list[tuple[Ints, Ints]] = []  # rows, counts: since sync
@@ -143,13 +146,19 @@ class Mirror:
         self.nodes = [state.nodes[node_id] for node_id in self.ids]
         self._index = {node_id: row for row, node_id in enumerate(self.ids)}
         self._reserved = [state.reserved.get(node_id, NOTHING) for node_id in self.ids]
-        self._masks.clear()
-        self._scans.clear()
+        self._forget_kinds()
         self._touched = []
         self._allocate(len(self.ids))
         self._standing()
         self._fill(range(len(self.ids)))
         self.grew = True
+
+    def _forget_kinds(self) -> None:
+        """Whatever follows from what the nodes are."""
+        self._masks.clear()
+        self._scans.clear()
+        self._zones.clear()
+        self._points.clear()
 
     def _standing(self) -> None:
         """What depends on names and addresses."""
@@ -174,8 +183,7 @@ class Mirror:
                 moved = True
         if moved:
             # Facts change at an agent's start and labels by hand: rare enough to begin anew.
-            self._masks.clear()
-            self._scans.clear()
+            self._forget_kinds()
             self._standing()
             self.grew = True
         return rows
@@ -230,7 +238,13 @@ class Mirror:
         self.used[0, rows] += counts * need.cpu_milli
         self.used[1, rows] += counts * need.memory_bytes
         self.used[2, rows] += counts * need.disk_bytes
-        self._powers(rows)
+        if len(rows) == 1:  # most jobs have one task, and numpy is slow for single numbers
+            row = int(rows[0])
+            used, capacity = self.used[:, row].tolist(), self.capacity[:, row].tolist()
+            self.x[row] = score.power(score.share(used[0], capacity[0]))
+            self.y[row] = score.power(score.share(used[1], capacity[1]))
+        else:
+            self._powers(rows)
         if self._active is not None:
             self._active[rows] += counts
         self._taken.append((rows, counts))
@@ -243,15 +257,29 @@ class Mirror:
         name = (ask.driver, ask.constraints)
         found = self._masks.get(name)
         if found is None:
-            found = np.ones(len(self.ids), dtype=np.bool_)
-            context = filters.Context(state=ClusterState(), group=group, now_ms=0)
-            for row, node in enumerate(self.nodes):
-                found[row] = filters.stands(context, node)
+            found = np.array(
+                [filters.driver_is_healthy(node, ask.driver) for node in self.nodes],
+                dtype=np.bool_,
+            )
+            for wish in group.placement.constraints:
+                found &= self._satisfying(wish)
             self._masks[name] = found
             if len(self._masks) > MASKS_MAX:
                 self._masks.popitem(last=False)
         else:
             self._masks.move_to_end(name)
+        return found
+
+    def _satisfying(self, wish: Constraint | Affinity) -> Bools:
+        """Compared once for each value that occurs."""
+        passes: dict[str | None, bool] = {}
+        found = np.zeros(len(self.ids), dtype=np.bool_)
+        for row, node in enumerate(self.nodes):
+            have = attribute(node, wish.attribute)
+            ok = passes.get(have)
+            if ok is None:
+                ok = passes[have] = matches(have, wish.operator, wish.value)
+            found[row] = ok
         return found
 
     def scan(self, ask: Ask, group: GroupSpec) -> Scan:
@@ -314,19 +342,37 @@ class Mirror:
             self._active = counted
         return self._active
 
-    def values(self, name: str) -> list[str]:
-        """Each node's value of an attribute, empty where it has none."""
-        return [attribute(node, name) or "" for node in self.nodes]
+    def zone_of(self, names: tuple[str, ...], row: int) -> tuple[str, ...]:
+        """The node's values of these attributes, empty where it has none."""
+        return tuple([attribute(self.nodes[row], name) or "" for name in names])
+
+    def zones(self, names: tuple[str, ...]) -> dict[tuple[str, ...], Ints]:
+        """Rows by their values of these attributes, in order of the values."""
+        found = self._zones.get(names)
+        if found is None:
+            rows: dict[tuple[str, ...], list[int]] = {}
+            for row in range(len(self.ids)):
+                rows.setdefault(self.zone_of(names, row), []).append(row)
+            found = {zone: np.array(rows[zone], dtype=np.int64) for zone in sorted(rows)}
+            self._zones[names] = found
+            if len(self._zones) > ZONES_MAX:
+                self._zones.popitem(last=False)
+        return found
 
     def affinity_points(self, group: GroupSpec) -> Ints | None:
         """Minus the weights of the wishes that each node fulfils; None when there are none."""
         wishes = group.placement.affinities
         if not wishes:
             return None
-        points = np.zeros(len(self.ids), dtype=np.int64)
-        for row, node in enumerate(self.nodes):
-            points[row] = -sum(wish.weight for wish in wishes if satisfies(node, wish))
-        return points
+        points = self._points.get(wishes)
+        if points is None:
+            points = np.zeros(len(self.ids), dtype=np.int64)
+            for wish in wishes:
+                points -= wish.weight * self._satisfying(wish).astype(np.int64)
+            self._points[wishes] = points
+            if len(self._points) > ZONES_MAX:
+                self._points.popitem(last=False)
+        return points.copy()
 
     def blocked_by_static_ports(self, group: GroupSpec) -> Bools | None:
         """Nodes one of whose asked host ports is taken; None when the group asks for none."""

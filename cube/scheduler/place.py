@@ -33,15 +33,20 @@ from cube.scheduler.mirror import (
 )
 from cube.scheduler.want import Want
 
+ZONES_MAX = 32  # with more, one scan for each costs more than the heap
 LEVEL_CELLS_MAX = 1 << 20  # of the (node, level) table: 8 MB; beyond it the heap is no slower
 
 
-class Pick(msgspec.Struct, frozen=True, gc=False):
-    """Slot `slot` goes to the mirror's `row`; `ports` as in GroupPlacement."""
+class Picks(msgspec.Struct, frozen=True):
+    """slots[i] goes to the mirror's rows[i]; `ports`, where the group has some, as in
+    GroupPlacement."""
 
-    slot: int
-    row: int
-    ports: tuple[int, ...]
+    slots: tuple[int, ...]
+    rows: list[int]
+    ports: list[tuple[int, ...]]
+
+
+_NOWHERE = Picks((), [], [])
 
 
 class Candidates(msgspec.Struct, frozen=True):
@@ -75,50 +80,56 @@ class Placer:
             score.policy_of(group, self._default),
         )
 
-    def place(self, want: Want, most: int) -> list[Pick]:
+    def place(self, want: Want, most: int) -> Picks:
         """The first slots of the want, `most` at most and as many as fit, in order of choice. The
         mirror holds them afterwards."""
         wanted = min(len(want.slots), most)
         if wanted <= 0 or not len(self._mirror):
-            return []
+            return _NOWHERE
         ask = self.ask_of(want)
         scan = self._mirror.scan(ask, want.spec)
         candidates = self._candidates(want, ask, scan)
         ports = bool(want.spec.ports)
         rows: list[int] | None = None
         given: list[tuple[int, ...]] = []
-        if not want.spec.placement.spread_over and not (ports and self._mirror.domains_shared):
-            rows = self._by_columns(candidates, wanted)
+        if not (ports and self._mirror.domains_shared):
+            if want.spec.placement.spread_over:
+                rows = self._by_zones(candidates, wanted)
+            else:
+                rows = self._by_columns(candidates, wanted)
         if rows is not None and ports:
             rows = self._with_ports(want, rows, given)
         if rows is None:
             rows = self._by_heap(candidates, wanted, given)
         self._take(want, rows)
-        return [
-            Pick(slot, row, given[at] if ports else ())
-            for at, (slot, row) in enumerate(zip(want.slots, rows, strict=False))
-        ]
+        return Picks(want.slots[: len(rows)], rows, given)
 
     @property
     def node_ids(self) -> list[NodeId]:
         """By row."""
         return self._mirror.ids
 
-    def place_only_on(self, want: Want, most: int) -> list[Pick]:
+    def place_only_on(self, want: Want, most: int) -> Picks:
         """Each slot on its own node of `want.only_on`, where that has room."""
         scan = self._mirror.scan(self.ask_of(want), want.spec)
-        picks: list[Pick] = []
+        slots: list[int] = []
+        rows: list[int] = []
+        given: list[tuple[int, ...]] = []
         for slot, node_id in zip(want.slots, want.only_on, strict=True):
             row = self._mirror.row(node_id)
-            if len(picks) >= most or row is None or scan.cost[row] == NO_PLACE:
+            if len(rows) >= most or row is None or scan.cost[row] == NO_PLACE:
                 continue
             hosts: tuple[int, ...] | None = ()
             if want.spec.ports:
                 hosts = self._mirror.ports.give(self._mirror.nodes[row], want.spec)
-            if hosts is not None:
-                picks.append(Pick(slot, row, hosts))
-        self._take(want, [pick.row for pick in picks])
-        return picks
+            if hosts is None:
+                continue
+            slots.append(slot)
+            rows.append(row)
+            if hosts:
+                given.append(hosts)
+        self._take(want, rows)
+        return Picks(tuple(slots), rows, given)
 
     def why_not(self, want: Want) -> tuple[str, ...]:
         """How many nodes lack what, for a want that found no place: `2 of 3 memory`. In order of
@@ -173,13 +184,13 @@ class Placer:
             return
         counted = self._placed.setdefault((want.job.id, want.group), {})
         ids = self._mirror.ids
-        for row in rows:
-            counted[ids[row]] = counted.get(ids[row], 0) + 1
         if len(rows) == 1:
-            self._mirror.take(np.array(rows), np.ones(1, dtype=np.int64), want.spec.resources)
+            distinct, counts = np.array(rows, dtype=np.int64), np.ones(1, dtype=np.int64)
         else:
             distinct, counts = np.unique(np.array(rows, dtype=np.int64), return_counts=True)
-            self._mirror.take(distinct, counts.astype(np.int64), want.spec.resources)
+        for row, count in zip(distinct.tolist(), counts.tolist(), strict=True):
+            counted[ids[row]] = counted.get(ids[row], 0) + count
+        self._mirror.take(distinct, counts, want.spec.resources)
 
     # What each node costs for this want
 
@@ -256,33 +267,71 @@ class Placer:
     def _by_columns(self, candidates: Candidates, wanted: int) -> list[int] | None:
         """Rows in order of choice; None when only the heap can tell."""
         combined = candidates.combined
-        if wanted == 1:
-            least = int(combined.min())
+        if wanted == 1:  # most jobs: spare the list of all that fit
+            least = combined.min()
             if least == NO_PLACE:
                 return []
-            equal = np.flatnonzero(combined == least)
-            if len(equal) == 1:
-                return [int(equal[0])]
-            return [int(equal[self._ranks(candidates, equal).argmin()])]
-        rows = np.flatnonzero(combined != NO_PLACE)
+            rows = np.flatnonzero(combined == least)
+        else:
+            rows = np.flatnonzero(combined != NO_PLACE)
+        chosen = self._best_of(candidates, rows, wanted)
+        if chosen is None:
+            return None
+        found: list[int] = chosen[0].tolist()
+        return found
+
+    def _best_of(self, candidates: Candidates, rows: Ints, wanted: int) -> tuple[Ints, Ints] | None:
+        """(rows, keys) in order of choice among these rows, all of which fit one task; None when
+        only the heap can tell."""
         if not len(rows):
-            return []
-        keys = (combined[rows] << score.RANK_BITS) + self._ranks(candidates, rows)
+            return rows, rows
+        if wanted == 1:
+            combined = candidates.combined[rows]
+            rows = rows[combined == combined.min()]
+        keys = (candidates.combined[rows] << score.RANK_BITS) + self._ranks(candidates, rows)
         if len(rows) > wanted:
             best = np.argpartition(keys, wanted - 1)[:wanted]
             rows, keys = rows[best], keys[best]
         order = np.argsort(keys)
         rows, keys = rows[order], keys[order]
+        if wanted == 1:
+            return rows, keys
         room = room_for(self._mirror, candidates, rows, wanted)
         if candidates.ask.policy is PlacementPolicy.BINPACK:
             used = int(np.searchsorted(np.cumsum(room), wanted)) + 1
-            filled: list[int] = np.repeat(rows[:used], room[:used])[:wanted].tolist()
-            return filled
+            filled = np.repeat(np.arange(len(rows))[:used], room[:used])[:wanted]
+            return rows[filled], keys[filled]
         return self._by_levels(candidates, rows, keys, room, wanted)
+
+    def _by_zones(self, candidates: Candidates, wanted: int) -> list[int] | None:
+        """Rows in order of choice with spread_over; None when only the heap can tell.
+
+        A zone's picks raise its load by one each, so the picks of all zones are a merge of lists
+        that are sorted by (load, key); so are those of zones within a zone."""
+        names = candidates.want.spec.placement.spread_over
+        zones = self._mirror.zones(names)
+        if candidates.ask.policy is PlacementPolicy.BINPACK or len(zones) > ZONES_MAX:
+            return None  # binpack's keys fall while a node fills
+        loads = zone_loads(self._mirror, names, self.on_node(candidates.want))
+        lists: dict[tuple[str, ...], tuple[Ints, list[Ints]]] = {}
+        for zone, members in zones.items():
+            rows = members[candidates.combined[members] != NO_PLACE]
+            best = self._best_of(candidates, rows, wanted)
+            if best is None:
+                return None
+            lists[zone] = (best[0], [best[1]])
+        for depth in range(len(names), 0, -1):
+            joined: dict[tuple[str, ...], list[tuple[Ints, list[Ints]]]] = {}
+            for zone, (rows, columns) in lists.items():
+                load = loads.get(zone, 0) + np.arange(len(rows), dtype=np.int64)
+                joined.setdefault(zone[: depth - 1], []).append((rows, [load, *columns]))
+            lists = {zone: _merge(parts, wanted) for zone, parts in joined.items()}
+        found: list[int] = lists[()][0].tolist()
+        return found
 
     def _by_levels(
         self, candidates: Candidates, rows: Ints, keys: Ints, room: Ints, wanted: int
-    ) -> list[int] | None:
+    ) -> tuple[Ints, Ints] | None:
         levels = min(int(room.max()), -(-wanted // len(rows)) + 1)
         while True:
             if len(rows) * levels > LEVEL_CELLS_MAX:
@@ -300,8 +349,7 @@ class Placer:
             taken = np.bincount(at, minlength=len(rows))
             if not bool(((taken == levels) & (room > levels)).any()):
                 order = np.argsort(flat[chosen], kind="stable")
-                found: list[int] = rows[at[order]].tolist()
-                return found
+                return rows[at[order]], flat[chosen[order]]
             if len(chosen) == wanted:  # rows whose first key was not chosen never will be
                 keep = taken > 0
                 rows, keys, room = rows[keep], keys[keep], room[keep]
@@ -444,21 +492,38 @@ class Rescore:
         return ((points + cost) << score.RANK_BITS) + rank
 
 
+def _merge(parts: list[tuple[Ints, list[Ints]]], most: int) -> tuple[Ints, list[Ints]]:
+    """One list of rows in order of their columns, the first column first."""
+    if len(parts) == 1:
+        return parts[0]
+    rows = np.concatenate([rows for rows, _ in parts])
+    columns = [np.concatenate(column) for column in zip(*(part[1] for part in parts), strict=True)]
+    order = np.lexsort(columns[::-1])[:most]
+    return rows[order], [column[order] for column in columns]
+
+
+def zone_loads(
+    mirror: Mirror, names: tuple[str, ...], on_node: Mapping[NodeId, int]
+) -> dict[tuple[str, ...], int]:
+    """Tasks of the group by zone, and by each outer zone of it."""
+    loads: dict[tuple[str, ...], int] = {}
+    for node_id, count in on_node.items():
+        row = mirror.row(node_id)
+        if row is not None:
+            zone = mirror.zone_of(names, row)
+            for depth in range(1, len(zone) + 1):
+                loads[zone[:depth]] = loads.get(zone[:depth], 0) + count
+    return loads
+
+
 class Zones:
     """The nodes by their values of spread_over: the zone with the fewest tasks of the group goes
     first, then the better key. Counts are compared attribute by attribute, the first one first."""
 
     def __init__(self, mirror: Mirror, group: GroupSpec, on_node: Mapping[NodeId, int]) -> None:
-        names = group.placement.spread_over
-        columns = [mirror.values(name) for name in names]
-        self._zone_of: list[tuple[str, ...]] = (
-            list(zip(*columns, strict=True)) if columns else [()] * len(mirror)
-        )
-        self._counts: dict[tuple[str, ...], int] = {}
-        for node_id, count in on_node.items():
-            row = mirror.row(node_id)
-            if row is not None:
-                self._add(self._zone_of[row], count)
+        self._names = group.placement.spread_over
+        self._mirror = mirror
+        self._counts = zone_loads(mirror, self._names, on_node)
         self._fresh: dict[tuple[str, ...], list[tuple[int, int]]] = {}
         self._touched: dict[tuple[str, ...], list[tuple[int, int]]] = {}
         self._heap: list[tuple[tuple[int, ...], int, tuple[str, ...]]] = []
@@ -473,7 +538,7 @@ class Zones:
     def fill(self, rows: Sequence[int], keys: Sequence[int]) -> None:
         """Untouched rows, best first."""
         for row, key in zip(rows, keys, strict=True):
-            self._fresh.setdefault(self._zone_of[row], []).append((key, row))
+            self._fresh.setdefault(self._mirror.zone_of(self._names, row), []).append((key, row))
         for zone, fresh in self._fresh.items():
             fresh.reverse()
             self._touched[zone] = []

@@ -18,7 +18,7 @@ from cube.scheduler.want import Want
 
 if TYPE_CHECKING:
     from cube.scheduler.mirror import Ask, Mirror
-    from cube.scheduler.place import Pick, Placer
+    from cube.scheduler.place import Picks, Placer
 
 PLAN_BYTES_MAX = 256 * 1024  # of an encoded ApplyPlan: one log entry (performance.md)
 EXPLANATIONS_MAX = 1_000  # in one plan: for logs and metrics; `explain` has no such bound
@@ -69,25 +69,36 @@ class Scheduler:
     def plan(self, state: ClusterState, now_ms: int, term: int, seed: str) -> Plan:
         """What to propose now. `seed` makes the ids of new tasks and where dynamic ports begin; it
         must be new for each plan that is proposed."""
+        self._catch_up(state)
+        draft = _PlanDraft(term, seed)
+        placer: Placer | None = None
+        for job in self._order:
+            if self._idle.get(job.id) is job:
+                continue
+            work = reconcile(state, job, now_ms)
+            if work.idle:
+                self._idle[job.id] = job
+                continue
+            draft.add(job, work)
+            for want in work.wants:
+                if not draft.full:
+                    placer = self._placer(state, seed) if placer is None else placer
+                    self._place(placer, draft, want)
+            if draft.full:  # what is left is for the next plan, which is wanted at once
+                break
+        return draft.done()
+
+    def _placer(self, state: ClusterState, seed: str) -> Placer:
         from cube.scheduler.mirror import Mirror  # numpy: only where a node plans
         from cube.scheduler.place import Placer
 
-        self._catch_up(state)
         if self._mirror is None:
             self._mirror = Mirror()
-        draft = _PlanDraft(term, seed)
-        wants = self._reconcile(state, now_ms, draft)
-        if wants:
-            self._mirror.sync(state)
-            if self._mirror.grew:
-                self._parked.clear()
-                self._mirror.grew = False
-            placer = Placer(self._mirror, state.settings.policy, seed)
-            for want in wants:
-                if draft.full:
-                    break
-                self._place(placer, draft, want)
-        return draft.done()
+        self._mirror.sync(state)
+        if self._mirror.grew:
+            self._parked.clear()
+            self._mirror.grew = False
+        return Placer(self._mirror, state.settings.policy, seed)
 
     # What may have changed
 
@@ -133,28 +144,16 @@ class Scheduler:
                 if drains or job.spec.type is JobType.SYSTEM:
                     del self._idle[job_id]
 
-    def _reconcile(self, state: ClusterState, now_ms: int, draft: _PlanDraft) -> list[Want]:
-        """Everything but the placing is in the draft, as far as it has room."""
-        wants: list[Want] = []
-        for job in self._order:
-            if self._idle.get(job.id) is job:
-                continue
-            work = reconcile(state, job, now_ms)
-            if work.idle:
-                self._idle[job.id] = job
-                continue
-            draft.add(job, work)
-            wants.extend(work.wants)
-        return wants
-
     # Placing
 
     def _place(self, placer: Placer, draft: _PlanDraft, want: Want) -> None:
         if want.only_on:
             picks = placer.place_only_on(want, draft.room_for(want))
             draft.place(want, picks, placer.node_ids)
-            if len(picks) < len(want.slots) and not draft.full:
-                draft.unplaced(want, _left(want, picks), placer.why_not(want))
+            if len(picks.slots) < len(want.slots) and not draft.full:
+                placed = set(picks.slots)
+                left_out = tuple(slot for slot in want.slots if slot not in placed)
+                draft.unplaced(want, left_out, placer.why_not(want))
             return
         ask = placer.ask_of(want)
         parkable = not (want.avoid or want.spec.ports or want.spec.placement.max_per_node)
@@ -166,25 +165,21 @@ class Scheduler:
             most = draft.room_for(left)
             picks = placer.place(left, most)
             draft.place(left, picks, placer.node_ids)
-            if len(picks) < min(most, len(left.slots)):
+            count = len(picks.slots)
+            if count < min(most, len(left.slots)):
                 if parkable:
                     self._parked.add(ask)
                     reasons = draft.reasons(ask, placer, left)
                 else:
                     reasons = placer.why_not(left)
-                draft.unplaced(left, left.slots[len(picks) :], reasons)
+                draft.unplaced(left, left.slots[count:], reasons)
                 return
-            left = msgspec.structs.replace(left, slots=left.slots[len(picks) :])
+            left = msgspec.structs.replace(left, slots=left.slots[count:])
 
 
 def _by_importance(job: Job) -> tuple[int, int, str, str]:
     spec = job.spec
     return (-spec.priority, job.created_at_ms, job.name, job.id)
-
-
-def _left(want: Want, picks: list[Pick]) -> tuple[int, ...]:
-    placed = {pick.slot for pick in picks}
-    return tuple(slot for slot in want.slots if slot not in placed)
 
 
 class _PlanDraft:
@@ -195,7 +190,8 @@ class _PlanDraft:
         self._seed = seed
         self._bytes = PLAN_BYTES_MAX - _HEAD_BYTES - len(seed.encode())
         self._placed = 0
-        self._nodes: dict[NodeId, int] = {}
+        self._nodes: list[NodeId] = []
+        self._number_of: dict[int, int] = {}  # mirror's row → position in _nodes
         self._placements: list[GroupPlacement] = []
         self._stops: list[PlannedStop] = []
         self._updates: list[tuple[TaskId, int]] = []
@@ -251,29 +247,27 @@ class _PlanDraft:
         texts = (want.job.id, want.group, want.reason)
         return _GROUP_BYTES + sum(len(text.encode()) for text in texts)
 
-    def place(self, want: Want, picks: list[Pick], node_ids: list[NodeId]) -> None:
-        if not picks:
+    def place(self, want: Want, picks: Picks, node_ids: list[NodeId]) -> None:
+        if not picks.slots:
             return
-        at: list[int] = []
         size = self._group_bytes(want)
-        for pick in picks:
-            node_id = node_ids[pick.row]
-            number = self._nodes.get(node_id)
-            if number is None:
-                number = self._nodes[node_id] = len(self._nodes)
-                size += _ID_BYTES + len(node_id)
-            at.append(number)
-        size += len(picks) * (_SLOT_BYTES + _PORT_BYTES * len(want.spec.ports))
+        numbers = self._number_of
+        for row in picks.rows:
+            if row not in numbers:
+                numbers[row] = len(self._nodes)
+                self._nodes.append(node_ids[row])
+                size += _ID_BYTES + len(node_ids[row])
+        size += len(picks.slots) * (_SLOT_BYTES + _PORT_BYTES * len(want.spec.ports))
         self._bytes -= size
-        self._placed += len(picks)
+        self._placed += len(picks.slots)
         self._placements.append(
             GroupPlacement(
                 want.job.id,
                 want.job.version,
                 want.group,
-                tuple([pick.slot for pick in picks]),
-                tuple(at),
-                tuple([pick.ports for pick in picks]) if want.spec.ports else (),
+                picks.slots,
+                tuple([numbers[row] for row in picks.rows]),
+                tuple(picks.ports),
                 (),
                 want.reason,
             )

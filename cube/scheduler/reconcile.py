@@ -171,7 +171,8 @@ class _Group:
         self.name = name
         self.group = group
         self.slots = slots
-        self.empty: dict[int, SlotPast] = {}  # slots that may be filled
+        self.fresh: Sequence[int] = []  # slots that never had a task
+        self.empty: dict[int, SlotPast] = {}  # others that may be filled
         self.waiting: dict[tuple[str, int], list[int]] = {}  # (cause, until) → slots
         self.outdated: list[Task] = []
         self.drained: list[Task] = []
@@ -179,11 +180,7 @@ class _Group:
 
     def look_at(self, number: int) -> None:
         """One wanted slot is sorted into what it needs."""
-        draft, slot = self.draft, self.slots.get(number)
-        if slot is None:
-            self.empty[number] = _NEW
-            self.in_transit += 1
-            return
+        draft, slot = self.draft, self.slots[number]
         if len(slot.ended) > reap.ENDED_PER_SLOT_MAX:
             draft.reaps.extend(task.id for task in reap.surplus(slot.ended))
         kept = _keep_one(draft, slot)
@@ -227,7 +224,7 @@ class _Group:
             self.waiting.setdefault((cause, past.until_ms), []).append(number)
             draft.wake(past.until_ms)
 
-    def finish(self, tasks: Sequence[Task]) -> None:
+    def finish(self) -> None:
         """Stops of the next step, and what waits, are in the draft."""
         draft = self.draft
         if draft.job.spec.type is JobType.BATCH:
@@ -250,8 +247,10 @@ class _Group:
             draft.waiting.append(Waiting(self.name, tuple(numbers), cause, until_ms))
 
     def may_start(self, tasks: Sequence[Task]) -> bool:
-        """depends_on and at_most_one allow the empty slots to be filled."""
-        draft, numbers = self.draft, tuple(self.empty)
+        """There are empty slots, and depends_on and at_most_one allow to fill them."""
+        draft, numbers = self.draft, tuple(sorted((*self.fresh, *self.empty)))
+        if not numbers:
+            return False
         if self.group.depends_on and not dependencies.started_before(list(tasks)):
             unmet = dependencies.unmet(draft.state, draft.job, self.group)
             if unmet:
@@ -271,40 +270,49 @@ class _Group:
 
 
 _NEW = SlotPast("place")
+_Kind = tuple[tuple[tuple[NodeId, int], ...], NodeId | None]
 
 
 def _counted(draft: _Draft, name: str, group: GroupSpec, tasks: Sequence[Task]) -> None:
     """service and batch: slots 0..count-1."""
     slots = slots_of(tasks)
+    one = _Group(draft, name, group, slots)
     for number, slot in slots.items():
-        if number >= group.count:
+        if number < group.count:
+            one.look_at(number)
+        else:
             draft.stops.extend((task.id, "scale_down") for task in slot.live)
             _reap_beyond(draft, slot)
-    one = _Group(draft, name, group, slots)
-    for number in range(group.count):
-        one.look_at(number)
-    one.finish(tasks)
-    if one.empty and one.may_start(tasks):
-        on_node = count_by_node(tasks)
-        alike: dict[object, list[int]] = {}
-        for number, past in one.empty.items():
-            alike.setdefault((tuple(past.avoid.items()), past.failed_on), []).append(number)
-        for numbers in alike.values():
-            past = one.empty[numbers[0]]
-            draft.wants.append(
-                Want(
-                    job=draft.job,
-                    group=name,
-                    spec=group,
-                    slots=tuple(numbers),
-                    avoid=past.avoid,
-                    failed_on=() if past.failed_on is None else (past.failed_on,),
-                    on_node=on_node,
-                    reason=placed_reason(past),
-                )
+    one.fresh = range(group.count)
+    if slots:
+        one.fresh = [number for number in one.fresh if number not in slots]
+    one.in_transit += len(one.fresh)
+    one.finish()
+    if not one.may_start(tasks):
+        return
+    on_node = count_by_node(tasks)
+    # Slots that are closed to the same nodes are placed together.
+    alike: dict[_Kind, tuple[SlotPast, list[int]]] = {}
+    if one.fresh:
+        alike[(), None] = (_NEW, list(one.fresh))
+    for number, past in one.empty.items():
+        kind = (tuple(past.avoid.items()), past.failed_on)
+        alike.setdefault(kind, (past, []))[1].append(number)
+    for past, numbers in alike.values():
+        draft.wants.append(
+            Want(
+                job=draft.job,
+                group=name,
+                spec=group,
+                slots=tuple(sorted(numbers)),
+                avoid=past.avoid,
+                failed_on=() if past.failed_on is None else (past.failed_on,),
+                on_node=on_node,
+                reason=placed_reason(past),
             )
-            for until_ms in past.avoid.values():
-                draft.wake(until_ms)
+        )
+        for until_ms in past.avoid.values():
+            draft.wake(until_ms)
 
 
 def count_by_node(tasks: Sequence[Task]) -> dict[NodeId, int]:
@@ -339,15 +347,20 @@ class _System:
         numbers = self._numbers(wanted)
         one = _Group(draft, self.name, self.group, self.slots)
         for node in wanted:
-            if node.accepts_tasks or self._has_live(numbers[node.id]):
-                one.look_at(numbers[node.id])
+            number = numbers[node.id]
+            if number in self.slots:
+                if node.accepts_tasks or self.slots[number].live:
+                    one.look_at(number)
+            elif node.accepts_tasks:
+                one.empty[number] = _NEW
+                one.in_transit += 1
         kept = set(numbers.values())
         for number, slot in self.slots.items():
             if number not in kept:
                 self._not_wanted(slot)
                 _reap_beyond(draft, slot)
-        one.finish(self.tasks)
-        if one.empty and one.may_start(self.tasks):
+        one.finish()
+        if one.may_start(self.tasks):
             self._want(one, {number: node_id for node_id, number in numbers.items()})
 
     def _wanted(self, node: Node) -> bool:
@@ -357,10 +370,6 @@ class _System:
             self.group.driver.value in node.facts.drivers
             and filters.constraints(context, node) is None
         )
-
-    def _has_live(self, number: int) -> bool:
-        slot = self.slots.get(number)
-        return slot is not None and bool(slot.live)
 
     def _numbers(self, wanted: Sequence[Node]) -> dict[NodeId, int]:
         newest: dict[NodeId, Task] = {}
