@@ -41,7 +41,7 @@ install() {
   fi
   [ -z "$extra" ] || want="$ROOT[$extra]"
   echo "Installing Cube and what it needs …" >&2
-  "$BIN/python" -m pip install --quiet --disable-pip-version-check --editable "$want" ||
+  "$BIN/python" -m pip install -qq --disable-pip-version-check --editable "$want" ||
     lack "the packages could not be installed" "look at pip's message above; is the network there?"
   printf '%s\n' "$target" >"$stamp"
 }

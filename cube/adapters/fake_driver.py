@@ -10,6 +10,7 @@ The behaviour is read from the launch's environment, so that a test says it in t
     FAKE_IGNORE_SIGTERM   only KILL ends it
     FAKE_PREPARE_ERROR, FAKE_START_ERROR    "code" (lasting) or "code:transient"
     FAKE_PREPARE_BLOCK_MS, FAKE_START_BLOCK_MS    takes this long first
+    FAKE_START_ANSWER_MS  runs at once, but start() says so only this much later
     FAKE_EXEC_EXIT_CODE   what execute() answers for any other command than `say` and `hang`
 
 `FakeHost.engine_down` makes every call fail, as an engine that hangs does. What was started lives in
@@ -165,7 +166,10 @@ class FakeDriver:
         await self._misbehave(launch, "START")
         if launch.command[:1] == ("/no/such/command",):
             raise DriverFailed("command_not_found", "there is no /no/such/command", transient=False)
-        return self._run(launch).seen
+        seen = self._run(launch).seen
+        if "FAKE_START_ANSWER_MS" in launch.env:
+            await asyncio.sleep(int(launch.env["FAKE_START_ANSWER_MS"]) / 1000)
+        return seen
 
     def _run(self, launch: Launch) -> FakeAttempt:
         host, now_ms = self._host, self._clock.now_ms()

@@ -221,7 +221,9 @@ class Worker:
         local = self._tasks.get(seen.task_id)
         if local is None or local.attempt != seen.attempt or local.driver != item.driver:
             return
-        if local.phase is Phase.RUNNING:
+        if local.phase in (Phase.STARTING, Phase.RUNNING):
+            # While it starts, too: a short command ends before its start has been answered, and
+            # that hint comes once.
             local.is_hinted = True
         elif local.phase is Phase.WITHDRAWING and seen.state is not RunState.RUNNING:
             local.due_ms = None  # nobody is served any more

@@ -50,6 +50,18 @@ def history(world: World, task_id: TaskId) -> list[str]:
 # Attempts
 
 
+def test_a_command_that_ends_before_its_start_is_answered_is_seen_to_end() -> None:
+    # Found end to end: `false` exits while the driver still writes down that it was started. The
+    # hint came before the answer, was dropped, and the task was "running" for ever.
+    async def scenario(world: World) -> None:
+        env = {"FAKE_RUN_FOR_MS": "10", "FAKE_START_ANSWER_MS": "50", "FAKE_EXIT_CODE": "1"}
+        [id_] = world.run(type=JobType.BATCH, restart=RestartPolicy(attempts=0), env=env)
+        task = await world.until_state(id_, S.FAILED)
+        assert task.exit_code == 1
+
+    in_world(scenario)
+
+
 def test_a_service_that_ends_is_restarted_in_place_and_given_up_after_its_restarts() -> None:
     async def scenario(world: World) -> None:
         [id_] = world.run(env={"FAKE_RUN_FOR_MS": "50", "FAKE_EXIT_CODE": "3"})

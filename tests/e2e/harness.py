@@ -1,0 +1,280 @@
+"""Real agents as processes of their own, driven as a user drives them: the CLI, curl and kill."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from cube.agent.cleanup import end_tasks_now
+from cube.config import load
+from cube.model.errors import CubeError
+
+ROOT = Path(__file__).resolve().parents[2]
+EXAMPLES = ROOT / "cube" / "examples"
+WAIT_S = 60.0  # for anything: a loaded machine is slow, a hang is for ever
+
+T = TypeVar("T")
+Json = dict[str, Any]
+
+
+def wait_for(what: str, condition: Callable[[], T], timeout_s: float = WAIT_S) -> T:
+    """The first true value of `condition`; a failure that says what was waited for otherwise."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        value = condition()
+        if value:
+            return value
+        if time.monotonic() > deadline:
+            raise AssertionError(f"not within {timeout_s:g} s: {what}; last seen: {value!r}")
+        time.sleep(0.05)
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that were free just now, for TCP and UDP; below the range that the kernel hands out to
+    outgoing connections and above what the tasks get."""
+    found: list[int] = []
+    port = 10_000 + (os.getpid() * 37) % 9_000
+    while len(found) < count:
+        port = port + 1 if port < 19_900 else 10_000
+        try:
+            for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
+                with socket.socket(socket.AF_INET, kind) as probe:
+                    probe.bind(("127.0.0.1", port))
+        except OSError:
+            continue
+        found.append(port)
+    return found
+
+
+@dataclass
+class Node:
+    """One agent: its ports, data directory and, while it runs, process."""
+
+    name: str
+    directory: Path
+    http: int
+    raft: int
+    gossip: int
+    process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.http}"
+
+    @property
+    def pid(self) -> int:
+        assert self.process is not None
+        return self.process.pid
+
+    @property
+    def log(self) -> Path:
+        return self.directory.with_suffix(".log")
+
+    def get(self, path: str) -> Json:
+        """A GET of the API. Raises OSError (URLError) while it is not there."""
+        with urllib.request.urlopen(f"http://{self.address}{path}", timeout=15) as answer:
+            body: Json = json.load(answer)
+            return body
+
+    def try_get(self, path: str) -> Json | None:
+        try:
+            return self.get(path)
+        except (OSError, ValueError):
+            return None
+
+    def is_ready(self) -> bool:
+        return self.try_get("/v1/readyz") is not None
+
+    def kill(self) -> None:
+        """kill -9, as a power cut would: nothing of it is said or saved any more."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait()
+        self.process = None
+
+    def terminate(self, timeout_s: float = 20.0) -> int:
+        assert self.process is not None
+        self.process.terminate()
+        code = self.process.wait(timeout_s)
+        self.process = None
+        return code
+
+
+@dataclass
+class TestCluster:
+    """Some nodes. `environment` is the agents', beside this process's own."""
+
+    __test__ = False
+
+    directory: Path
+    environment: dict[str, str] = field(default_factory=dict)
+    nodes: list[Node] = field(default_factory=list)
+
+    def add(self, name: str) -> Node:
+        ports = free_ports(3)
+        taken = {p for node in self.nodes for p in (node.http, node.raft, node.gossip)}
+        while taken & set(ports):
+            ports = [p for p in free_ports(12) if p not in taken][:3]
+        node = Node(name, self.directory / name, ports[0], ports[1], ports[2])
+        self.nodes.append(node)
+        return node
+
+    def start(self, node: Node, *join: Node, arguments: Sequence[str] = ()) -> Node:
+        """The agent's process has been started."""
+        assert node.process is None
+        command = [
+            sys.executable, "-m", "cube", "agent", "--insecure", "--data-dir", str(node.directory),
+            "--name", node.name, "--http", str(node.http), "--raft", str(node.raft),
+            "--gossip", str(node.gossip), *arguments,
+        ]  # fmt: skip
+        for other in join:
+            command += ["--join", other.address]
+        with node.log.open("ab") as log:
+            node.process = subprocess.Popen(
+                command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                start_new_session=True, env={**os.environ, **self.environment},
+            )  # fmt: skip
+        return node
+
+    def form(self, count: int) -> None:
+        """`count` ready nodes in one cluster; the first made it, the others joined."""
+        first = self.start(self.add("n1"))
+        wait_for("the first node is ready", first.is_ready)
+        for number in range(2, count + 1):
+            self.start(self.add(f"n{number}"), first)
+        for node in self.nodes:
+            wait_for(f"{node.name} is ready", node.is_ready)
+        wait_for("every node sees every node ready", lambda: self.all_ready(count))
+
+    def all_ready(self, count: int) -> bool:
+        for node in self.running():
+            answer = node.try_get("/v1/nodes")
+            if answer is None:
+                return False
+            items = answer["items"]
+            ready = [
+                n for n in items if n["status"] == "ready" and n["drivers"]["process"]["healthy"]
+            ]
+            if len(items) != count or len(ready) != count:
+                return False
+        return True
+
+    def running(self) -> list[Node]:
+        return [node for node in self.nodes if node.process is not None]
+
+    def leader(self) -> Node:
+        """As the running nodes agree, and it is one of them."""
+
+        def agreed() -> Node | None:
+            seen = {
+                json.dumps((node.try_get("/v1/status") or {}).get("leader"))
+                for node in self.running()
+            }
+            if len(seen) != 1:
+                return None
+            told = json.loads(seen.pop())
+            by_address = {node.address: node for node in self.running()}
+            return by_address.get(told["http"]) if told else None
+
+        found = wait_for("the nodes agree on a leader", agreed)
+        assert found is not None
+        return found
+
+    def follower(self) -> Node:
+        leader = self.leader()
+        return next(node for node in self.running() if node is not leader)
+
+    def stop(self) -> None:
+        """No agent, no task of theirs is left."""
+        for node in self.running():
+            node.kill()
+        for node in self.nodes:
+            if not node.directory.exists():
+                continue
+            flags = {"insecure": True, "data_dir": str(node.directory)}
+            try:
+                end_tasks_now(load(None, self.environment, flags))
+            except CubeError as error:
+                print(f"{node.name}: {error}")
+
+    def logs(self) -> str:
+        """The end of each agent's log, for failures."""
+        parts = []
+        for node in self.nodes:
+            lines = node.log.read_text(errors="replace").splitlines() if node.log.exists() else []
+            parts.append(f"--- {node.name}\n" + "\n".join(lines[-40:]))
+        return "\n".join(parts)
+
+    # As a user
+
+    def cube(
+        self, *arguments: str, at: Node | None = None, code: int | None = 0, stdin: bytes = b"",
+        timeout_s: float = 120,
+    ) -> subprocess.CompletedProcess[str]:  # fmt: skip
+        """`cube ARGUMENTS` against a node; its exit code must be `code` (None: any)."""
+        node = at or self.running()[0]
+        done = subprocess.run(
+            [sys.executable, "-m", "cube", "--addr", node.address, *arguments],
+            cwd=self.directory, input=stdin, capture_output=True, timeout=timeout_s, check=False,
+            env={**os.environ, "PYTHONPATH": str(ROOT), "NO_COLOR": "1"},
+        )  # fmt: skip
+        result = subprocess.CompletedProcess(
+            done.args, done.returncode, done.stdout.decode(), done.stderr.decode()
+        )
+        assert code is None or result.returncode == code, (
+            f"cube {' '.join(arguments)}: exit {result.returncode}, not {code}\n"
+            f"{result.stdout}\n{result.stderr}\n{self.logs()}"
+        )
+        return result
+
+    def cube_json(self, *arguments: str, at: Node | None = None) -> Any:
+        return json.loads(self.cube(*arguments, "-o", "json", at=at).stdout)
+
+    def tasks(self, job: str = "", at: Node | None = None) -> list[Json]:
+        """Tasks that have not ended."""
+        node = at or self.running()[0]
+        query = f"?job={job}&limit=1000" if job else "?limit=1000"
+        ended = ("completed", "failed", "rejected", "lost")
+        items: list[Json] = node.get(f"/v1/tasks{query}")["items"]
+        return [task for task in items if task["state"] not in ended]
+
+    def serving(self, job: str, count: int, at: Node | None = None) -> list[Json]:
+        """`count` tasks of the job, all running and healthy; waits for it."""
+
+        def all_serve() -> list[Json]:
+            try:
+                tasks = self.tasks(job, at)
+            except OSError:
+                return []
+            good = [
+                t for t in tasks if t["state"] == "running" and t["health"] in (None, "healthy")
+            ]
+            return good if len(good) == count == len(tasks) else []
+
+        return wait_for(f"{count} tasks of {job} serve", all_serve)
+
+
+def curl(url: str) -> str:
+    with urllib.request.urlopen(url, timeout=10) as answer:
+        text: str = answer.read().decode()
+        return text
+
+
+def pid_exists(pid: int | str) -> bool:
+    return Path(f"/proc/{pid}").exists()
+
+
+def same(task: Json) -> tuple[str, str, int]:
+    """What must not change about a task that nobody touched."""
+    return task["id"], task["handle"], task["attempt"]
