@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import threading
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -13,7 +15,10 @@ import msgspec
 import pytest
 
 from cube.adapters.docker_driver import DockerSettings
+from cube.adapters.docker_engine import containers
+from cube.adapters.docker_engine.engine import Engine
 from cube.model.errors import DriverFailed
+from cube.model.ids import TaskId
 from cube.model.launch import Launch, LaunchPort, Observation, RunState
 from cube.model.spec import DockerOptions, MountSpec, MountType, Protocol, Ulimit
 from tests.contract.docker_rig import (
@@ -319,6 +324,53 @@ async def test_what_we_remove_ourselves_is_not_told_as_gone(rig: DockerRig) -> N
     await run(rig, other)
     await until_told(rig, other, RunState.EXITED)
     assert {c.state for c in rig.changes if c.task_id == launch.task_id} == {RunState.EXITED}
+
+
+async def test_an_ended_container_removed_behind_our_back_is_told_as_gone(rig: DockerRig) -> None:
+    launch = rig.exits(rig.launch(new_task_id()), 0)
+    await run(rig, launch)
+    seen = await until_told(rig, launch, RunState.EXITED)
+    rig.client.remove_container(seen.handle)
+    await until_told(rig, launch, RunState.GONE)
+
+
+async def test_an_inspection_that_a_removal_overtook_is_not_told(
+    rig: DockerRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launch = rig.launch(new_task_id())
+    seen = await run(rig, launch)
+    is_held, go_on = threading.Event(), threading.Event()
+    real_look = containers.look
+
+    def slow_look(client: Any, marks: Any, task_id: TaskId, attempt: int) -> Observation:
+        result = real_look(client, marks, task_id, attempt)
+        if task_id == launch.task_id:
+            is_held.set()
+            go_on.wait(rig.patience_s)
+        return result
+
+    monkeypatch.setattr(containers, "look", slow_look)
+    rig.client.kill(seen.handle)
+    assert await asyncio.to_thread(is_held.wait, rig.patience_s)
+    await rig.driver.remove(launch.task_id, keep_logs=False)
+    go_on.set()
+    other = rig.exits(rig.launch(new_task_id()), 0)
+    await run(rig, other)
+    await until_told(rig, other, RunState.EXITED)
+    assert [c for c in rig.changes if c.task_id == launch.task_id] == []
+
+
+async def test_an_answer_counts_even_when_our_own_loop_is_late(docker_host: str) -> None:
+    """A stall of the agent must not look like a hung engine."""
+    engine = Engine(DockerSettings(host=docker_host, call_timeout_ms=100, ping_timeout_ms=100))
+    try:
+        assert await engine.call(lambda _: 1, timeout_ms=30_000) == 1  # connected
+        call = asyncio.create_task(engine.call(lambda _: 2))
+        await asyncio.sleep(0)  # it is with the thread now
+        time.sleep(1.5)  # longer than the call's whole deadline
+        assert await call == 2
+    finally:
+        await engine.close()
 
 
 async def test_a_signal_that_does_not_exist_kills(rig: DockerRig) -> None:

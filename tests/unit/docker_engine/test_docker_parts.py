@@ -9,12 +9,15 @@ import threading
 from types import SimpleNamespace
 from typing import Any, cast
 
+import docker
+import docker.errors
 import msgspec
 import pytest
 import requests
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cube.adapters.docker_engine import containers
 from cube.adapters.docker_engine.channel import WAITING_BYTES_MAX, Channel
 from cube.adapters.docker_engine.engine import describe
 from cube.adapters.docker_engine.failures import explain, pull_failed, shorten
@@ -295,6 +298,47 @@ def test_ours_has_our_marks_and_our_name(
     assert (found is not None) == is_ours
     if found is not None:
         assert (found.task_id, found.attempt, found.is_kept) == (TASK, 2, is_kept)
+
+
+# -- names ----------------------------------------------------------------------------------------
+
+
+class NameIsBusy:
+    """An engine that is making, or removing, the container of that name in the background."""
+
+    def __init__(self, busy_for: int) -> None:
+        self.busy_for = busy_for
+        self.started: list[str] = []
+
+    def create_container_from_config(self, config: object, name: str) -> dict[str, str]:
+        if self.busy_for > 0:
+            self.busy_for -= 1
+            conflict = requests.Response()
+            conflict.status_code = 409
+            raise docker.errors.APIError("Conflict", conflict, "the name is already in use")
+        return {"Id": "abc"}
+
+    def inspect_container(self, name: str) -> dict[str, Any]:
+        if not self.started:
+            raise docker.errors.NotFound("No such container")
+        return inspected("running") | {"Config": {"Labels": MARKS.labels(LAUNCH)}}
+
+    def start(self, container_id: str) -> None:
+        self.started.append(container_id)
+
+
+def test_a_name_that_is_being_made_or_removed_is_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(containers, "NAME_RETRY_S", 0.0)
+    engine = NameIsBusy(busy_for=3)
+    client = cast("docker.APIClient", engine)
+    seen = containers.start(client, MARKS, LAUNCH, {}, is_first=True)
+    assert (seen.state, engine.started) == (RunState.RUNNING, ["abc"])
+    client = cast("docker.APIClient", NameIsBusy(busy_for=999))
+    with pytest.raises(DriverFailed) as failed:
+        containers.start(client, MARKS, LAUNCH, {}, is_first=True)
+    assert (failed.value.code, failed.value.transient) == ("engine_busy", True)
 
 
 # -- streams --------------------------------------------------------------------------------------
