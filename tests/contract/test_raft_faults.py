@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -190,6 +191,29 @@ async def test_a_replica_that_raises_ends_the_member_and_applies_nothing_twice(
     assert len(calls) == 1
     assert [type(error) for error in cluster.fatal] == [ZeroDivisionError]
     cluster.fatal.clear()
+
+
+async def test_a_proposal_that_never_left_is_certainly_not_done(cluster: RealCluster) -> None:
+    """L3: the deadline is the caller's own, even when the Raft thread hangs."""
+    leader = await cluster.found(1)
+    apply = cluster.replicas[0].apply
+    entered, release = threading.Event(), threading.Event()
+
+    def hang(index: int, term: int, at_ms: int, data: bytes) -> object:
+        entered.set()
+        release.wait(10)
+        return apply(index, term, at_ms, data)
+
+    cluster.replicas[0].apply = hang  # type: ignore[method-assign]
+    first = asyncio.create_task(leader.propose(b"first", 200))
+    await until(entered.is_set)
+    with pytest.raises(Unavailable):
+        await leader.propose(b"second", 100)
+    with pytest.raises(OutcomeUnknown):
+        await first
+    release.set()
+    await leader.propose(b"third", PROPOSE_MS)
+    assert await cluster.agree() == [b"first", b"third"]
 
 
 async def test_one_directory_serves_one_member(cluster: RealCluster, tmp_path: Path) -> None:

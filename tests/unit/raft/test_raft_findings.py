@@ -18,6 +18,7 @@ from pysyncobj.node import Node
 from cube.adapters.raft import library
 from cube.adapters.raft.commands import NO_OP, stamped, unstamped
 from cube.adapters.raft.library import FOLLOWER, LEADER, Peer, monotonic
+from cube.adapters.raft.membership import Change
 from cube.adapters.raft.node import RaftNode
 from cube.adapters.raft.settings import RaftSettings, library_conf
 from tests.raft_support import ListReplica
@@ -244,6 +245,61 @@ def test_s1_a_committed_entry_is_never_truncated(ours: RaftNode) -> None:
                 "entries": [(bench.make_command(2), 2, 2)],
             }
         )
+
+
+def test_nothing_is_acknowledged_before_it_is_in_the_journal(
+    ours: RaftNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    states: list[bool] = []
+
+    def send(_node: Peer, _message: dict[str, Any]) -> bool:
+        states.append(ours.journal.is_dirty)
+        return True
+
+    monkeypatch.setattr(ours.transport, "send", send)
+    bench = Bench(ours, lambda index: stamped(unstamped(b"%d" % index), 0))
+    bench.append(2, 3)
+    assert ours.journal.is_dirty
+    assert states == []
+    ours.flush_acks()
+    bench.receive({"type": "request_vote", "term": 9, "last_log_index": 9, "last_log_term": 9})
+    ours.on_peer_silent(Peer(OTHER))
+    bench.receive({"type": "request_vote", "term": 9, "last_log_index": 9, "last_log_term": 9})
+    assert states == [False, False]
+    assert ours.journal.getVotedForNodeId() == OTHER
+
+
+def test_s3_a_change_waits_for_the_one_before_it_and_for_the_leaders_own_entry(
+    ours: RaftNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The library accepted four at once, none of them committed."""
+    monkeypatch.setattr(ours, "_has_caught_up", lambda _peer: True)
+    Bench(ours, lambda _index: NO_OP).lead(term=1, last_index=2)
+    ours._SyncObj__noopIDx = 2
+    settled: list[tuple[str, int]] = []
+    for address in ("127.0.0.1:21", "127.0.0.1:22"):
+        ours.request_change(
+            Change(
+                address,
+                monotonic() + 60,
+                lambda _result, reason, address=address: settled.append((address, reason)),  # type: ignore[misc]
+                is_addition=True,
+            )
+        )
+
+    def step(commit_index: int) -> int:
+        ours._SyncObj__raftCommitIndex = commit_index
+        ours._SyncObj__applyLogEntries()
+        ours.step_changes()
+        return ours.journal.last_index
+
+    assert step(1) == 2  # the leader's own first entry is not committed
+    assert step(2) == 3
+    assert step(2) == 3  # the first change is not committed
+    assert len(ours.configuration.current) == 4
+    assert step(3) == 4
+    assert settled == [("127.0.0.1:21", library.REASON_SUCCESS)]
+    assert len(ours.configuration.current) == 5
 
 
 def test_l1_nobody_helps_to_depose_a_leader_that_it_hears(
