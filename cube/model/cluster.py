@@ -54,7 +54,8 @@ class Node(msgspec.Struct, frozen=True, kw_only=True):
     id: NodeId
     name: str  # writer: apply at registration; unique
     facts: NodeFacts  # writer: node
-    status: NodeStatus = NodeStatus.READY  # writer: the leader
+    # Writer: the leader; and apply, when a task of a node that is down is reported to run.
+    status: NodeStatus = NodeStatus.READY
     status_reason: str = ""
     status_at_ms: int = 0
     eligible: bool = True  # writer: manager (cordon)

@@ -47,7 +47,8 @@ class Health(enum.StrEnum):
 
 
 class NodeStatus(enum.StrEnum):
-    """Written by the leader's membership loop only."""
+    """Written by the leader's membership loop; a node that is down is suspect as soon as it reports
+    that a task of its runs."""
 
     READY = "ready"
     SUSPECT = "suspect"

@@ -106,6 +106,9 @@ class Draft:
     def node_named(self, name: str) -> NodeId | None:
         return self._node_names.get(name)
 
+    def node_count(self) -> int:
+        return len(self._nodes)
+
     def put_node(self, node: Node, kind: str) -> None:
         old = self._nodes.get(node.id)
         if old is not None and old.name != node.name:

@@ -6,7 +6,7 @@ from collections import Counter
 
 from cube.model.cluster import HISTORY_MAX, OUTCOMES_MAX, ClusterState, port_key
 from cube.model.ids import NodeId
-from cube.model.lifecycle import TaskState
+from cube.model.lifecycle import NodeStatus, TaskState
 from cube.model.resources import NOTHING, Resources
 
 
@@ -32,8 +32,11 @@ def _tasks(state: ClusterState) -> list[str]:
             found.append(f"task {task.id} is stored under {key}")
         if task.job_id not in state.jobs:
             found.append(f"task {task.id} belongs to no job")
-        if task.node_id not in state.nodes:
+        node = state.nodes.get(task.node_id)
+        if node is None:
             found.append(f"task {task.id} is on no node")
+        elif not task.ended and node.status in (NodeStatus.DOWN, NodeStatus.LEFT):
+            found.append(f"task {task.id} is {task.state}, and its node is {node.status}")
         if task.released and not task.ended:
             found.append(f"task {task.id} is released but {task.state}")
         if len(task.history) > HISTORY_MAX:

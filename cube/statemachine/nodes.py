@@ -6,6 +6,7 @@ import msgspec
 
 from cube.model import commands as c
 from cube.model.cluster import Node
+from cube.model.ids import NodeId
 from cube.model.lifecycle import NodeStatus
 from cube.model.outcome import Done, NodeRegistered, Outcome, Rejected, RejectReason
 from cube.statemachine.draft import Draft
@@ -19,12 +20,11 @@ def register(draft: Draft, body: c.RegisterNode) -> Outcome:
     facts = body.facts
     node = draft.node(facts.id)
     if node is None:
-        name = _free_name(draft, facts.name)
-        if name is None:
+        if draft.node_count() >= NODES_MAX:
             return Rejected(RejectReason.LIMIT, f"the cluster has {NODES_MAX} nodes, its limit")
         node = Node(
             id=facts.id,
-            name=name,
+            name=_free_name(draft, facts.name, facts.id),
             facts=facts,
             status_at_ms=draft.now_ms,
             joined_at_ms=draft.now_ms,
@@ -33,21 +33,19 @@ def register(draft: Draft, body: c.RegisterNode) -> Outcome:
         return NodeRegistered(node.id, node.name)
     if facts != node.facts:
         renamed = facts.name != node.facts.name
-        name = (_free_name(draft, facts.name) if renamed else None) or node.name
+        name = _free_name(draft, facts.name, facts.id) if renamed else node.name
         draft.put_node(msgspec.structs.replace(node, facts=facts, name=name), "facts")
         return NodeRegistered(node.id, name)
     return NodeRegistered(node.id, node.name)
 
 
-def _free_name(draft: Draft, wanted: str) -> str | None:
-    """`wanted`, or with the first number from 2 on that makes it unique."""
-    if draft.node_named(wanted) is None:
-        return wanted
-    for number in range(2, NODES_MAX + 2):
+def _free_name(draft: Draft, wanted: str, node_id: NodeId) -> str:
+    """`wanted`, or with the first number from 2 on that no other node has."""
+    name, number = wanted, 1
+    while draft.node_named(name) not in (None, node_id):  # ends: there are fewer nodes than numbers
+        number += 1
         name = f"{wanted}-{number}"
-        if draft.node_named(name) is None:
-            return name
-    return None
+    return name
 
 
 def set_status(draft: Draft, body: c.SetNodeStatus) -> Outcome:

@@ -6,9 +6,20 @@ import msgspec
 
 from cube.model import commands as c
 from cube.model.cluster import HISTORY_MAX, MESSAGE_CHARS_MAX, HistoryEntry, Task
-from cube.model.lifecycle import ENDED, Desired, Health, TaskState, further, may_move
+from cube.model.ids import NodeId
+from cube.model.lifecycle import (
+    ENDED,
+    Desired,
+    Health,
+    NodeStatus,
+    TaskState,
+    further,
+    may_move,
+)
 from cube.model.outcome import Done, Outcome, Rejected, RejectReason, TaskStopped
 from cube.statemachine.draft import Draft
+
+_ENDED_LATE = {"replaced": "its node is back; another task had replaced it meanwhile"}
 
 
 def want(draft: Draft, task: Task, desired: Desired, reason: str) -> bool:
@@ -71,14 +82,39 @@ def report(draft: Draft, body: c.ReportTasks) -> Outcome:
     return Done(changed=changed)
 
 
+def _revive(draft: Draft, node_id: NodeId) -> None:
+    """A node that is down and runs a task is not down. What it is, the leader will judge; but only
+    of a node that is not down already can it say that it is, and so lose the task once more."""
+    node = draft.node(node_id)
+    if node is not None and node.status in (NodeStatus.DOWN, NodeStatus.LEFT):
+        draft.put_node(
+            msgspec.structs.replace(
+                node,
+                status=NodeStatus.SUSPECT,
+                status_reason="it was down, and its tasks run",
+                status_at_ms=draft.now_ms,
+            ),
+            "status",
+        )
+
+
 def _take(draft: Draft, task: Task, item: c.TaskReport) -> bool:
     moved = (item.state, item.attempt) != (task.state, task.attempt)
     if moved and (
-        not may_move(task.state, task.attempt, item.state, item.attempt) or _overtaken(task, item)
+        item.state is TaskState.LOST  # not for a node to say
+        or not may_move(task.state, task.attempt, item.state, item.attempt)
+        or _overtaken(task, item)
     ):
         return False
     message = item.message[:MESSAGE_CHARS_MAX]
     reason = item.reason[:MESSAGE_CHARS_MAX]
+    if moved and task.state is TaskState.LOST:
+        if item.state not in ENDED:
+            _revive(draft, task.node_id)
+        elif task.desired is not Desired.RUN and reason in ("", task.reason):
+            # The node has no other reason than the one it read here: that the task was lost.
+            reason = task.desired_reason
+            message = _ENDED_LATE.get(reason, "ended when its node was back")
     after = task
     if moved:
         after = enter(draft, task, item.state, reason=reason, message=message, attempt=item.attempt)
@@ -87,7 +123,8 @@ def _take(draft: Draft, task: Task, item: c.TaskReport) -> bool:
     if moved or not task.ended:
         after = msgspec.structs.replace(
             after,
-            health=Health.NONE if task.health is Health.NONE else item.health,
+            # Whether it has checks is the manager's word, how they go the node's.
+            health=task.health if Health.NONE in (task.health, item.health) else item.health,
             handle=item.handle,
             restarts=max(task.restarts, item.attempt - 1),
             exit_code=item.exit_code,
@@ -104,9 +141,7 @@ def _take(draft: Draft, task: Task, item: c.TaskReport) -> bool:
 def _overtaken(task: Task, item: c.TaskReport) -> bool:
     """A lost task that was replaced meanwhile may only end."""
     return (
-        task.state is TaskState.LOST
-        and task.desired is not Desired.RUN
-        and item.state in (TaskState.PENDING, TaskState.RUNNING)
+        task.state is TaskState.LOST and task.desired is not Desired.RUN and item.state not in ENDED
     )
 
 
