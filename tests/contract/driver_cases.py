@@ -282,7 +282,11 @@ class DriverContract:
         launch = rig.forks(rig.launch(new_task_id()))
         await self._prepare_and_start(rig, launch)
         await wait_for_output(rig, launch.task_id, "ready\n")
-        assert await rig.process_count(launch.task_id) >= 3
+
+        async def are_all_there() -> bool:
+            return await rig.process_count(launch.task_id) >= 3
+
+        await until(are_all_there, rig.patience_s)
         seen = await rig.driver.stop(launch.task_id, 1, "SIGTERM", 2000)
         assert seen.state is RunState.EXITED
         assert await rig.process_count(launch.task_id) == 0
