@@ -121,8 +121,8 @@ class PySyncObjLog:
         self._watched: tuple[object, ...] = ()
         self._configuration_seen: object = None
         self._voters: tuple[Voter, ...] = ()
-        self._barrier_next: asyncio.Task[int] | None = None
-        self._barrier_current: asyncio.Task[int] | None = None
+        self._barrier_next: asyncio.Task[int | None] | None = None
+        self._barrier_current: asyncio.Task[int | None] | None = None
 
     # --- life
 
@@ -166,13 +166,20 @@ class PySyncObjLog:
 
     async def barrier(self, timeout_ms: int) -> int:
         """One entry for all who ask while the one before it is on its way."""
-        if self._barrier_next is None:
-            self._barrier_next = asyncio.create_task(self._run_barrier(timeout_ms))
-        try:
-            async with asyncio.timeout(timeout_ms / 1000):
-                return await asyncio.shield(self._barrier_next)
-        except TimeoutError:
-            raise Unavailable("no leader answered a barrier in time") from None
+        deadline = monotonic() + timeout_ms / 1000
+        while (left_s := deadline - monotonic()) > 0:
+            if self._barrier_next is None:
+                self._barrier_next = asyncio.create_task(self._run_barrier(int(left_s * 1000)))
+            waiting = self._barrier_next
+            await asyncio.wait([waiting], timeout=left_s)
+            if not waiting.done():
+                break
+            index = waiting.result()
+            if index is not None:
+                return index
+            if self._node is None or self._is_stopping or self._is_dead:
+                break
+        raise Unavailable("no leader answered a barrier in time")
 
     def status(self) -> LogStatus:
         return self._status
@@ -242,7 +249,9 @@ class PySyncObjLog:
         finally:
             self._pending.discard(pending)
 
-    async def _run_barrier(self, timeout_ms: int) -> int:
+    async def _run_barrier(self, timeout_ms: int) -> int | None:
+        """The index of a barrier entry committed after all who wait for it asked; None when there
+        was no leader to ask. A barrier may be repeated at will: it changes nothing."""
         deadline = monotonic() + timeout_ms / 1000
         if self._barrier_current is not None:
             await asyncio.wait([self._barrier_current])
@@ -252,9 +261,8 @@ class PySyncObjLog:
             try:
                 return (await self._commit(NO_OP, max(left_ms, 1))).index
             except (Unavailable, OutcomeUnknown):
-                # A barrier may be repeated at will: it changes nothing.
-                if left_ms <= BARRIER_RETRY_MS or self._is_dead:
-                    raise Unavailable("no leader answered a barrier in time") from None
+                if left_ms <= BARRIER_RETRY_MS or self._is_stopping or self._is_dead:
+                    return None
             await asyncio.sleep(BARRIER_RETRY_MS / 1000)
 
     def _living_node(self) -> RaftNode:

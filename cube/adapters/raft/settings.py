@@ -23,7 +23,7 @@ class RaftSettings(msgspec.Struct, frozen=True):
     pauses would start elections.
     """
 
-    heartbeat_ms: int = 100
+    heartbeat_ms: int = 150
     election_min_ms: int = 600
     election_max_ms: int = 1_200
     # Entries applied since the last snapshot before the next one is taken; a member adds up to half
