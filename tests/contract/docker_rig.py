@@ -27,7 +27,7 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 ENGINE_ENV = "CUBE_TEST_DOCKER_HOST"
 DEFAULT_HOST = "unix:///var/run/docker.sock"
 IMAGE = "busybox:latest"
-PROBE_S = 5
+PROBE_S = 30
 
 # As the first process of a container a shell ends by SIGTERM only when it says so.
 OBEYS = "trap 'exit 0' TERM; "

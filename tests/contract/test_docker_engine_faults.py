@@ -234,7 +234,8 @@ class TestEngineFaults:
         self, engine: PrivateEngine, rig: DockerRig, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr("cube.adapters.docker_engine.engine.STREAM_WAIT_S", 0.1)
-        launch = rig.prints_for_ever(rig.launch(new_task_id()), "tick")
+        # Silent after its first line: only closing can wake the threads that wait for a second one.
+        launch = shell(rig.launch(new_task_id()), f"{OBEYS}echo tick; {WAITS}")
         await run(rig, launch)
         followers = [
             rig.driver.logs(launch.task_id, streams=BOTH, tail=None, since_ms=0, follow=True)
