@@ -57,7 +57,7 @@ def free_ports(count: int) -> list[int]:
     return found
 
 
-@dataclass
+@dataclass(eq=False)
 class Node:
     """One agent: its ports, data directory and, while it runs, process."""
 
