@@ -22,13 +22,13 @@ MESSAGE_CHARS_MAX = 500  # of a reason shown to people
 JOBS_MAX = 10_000  # per cluster
 
 
-class ClusterSettings(msgspec.Struct, frozen=True):
+class ClusterSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Agreed by all nodes, set when the cluster is made."""
 
     policy: PlacementPolicy = PlacementPolicy.EPVM
 
 
-class NodeFacts(msgspec.Struct, frozen=True, kw_only=True):
+class NodeFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What a node says of itself, at each start and whenever it changes. Writer: the node.
 
     `advertise` is the host others reach it and its tasks at; nodes with the same one share a port
@@ -50,7 +50,7 @@ class NodeFacts(msgspec.Struct, frozen=True, kw_only=True):
     port_last: int = 29999
 
 
-class Node(msgspec.Struct, frozen=True, kw_only=True):
+class Node(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     id: NodeId
     name: str  # writer: apply at registration; unique
     facts: NodeFacts  # writer: node
@@ -75,14 +75,14 @@ class Node(msgspec.Struct, frozen=True, kw_only=True):
         return self.status is NodeStatus.READY and self.eligible and self.drain_deadline_ms is None
 
 
-class TaskPort(msgspec.Struct, frozen=True, gc=False):
+class TaskPort(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False):
     name: str
     host: int
     target: int
     protocol: Protocol
 
 
-class HistoryEntry(msgspec.Struct, frozen=True, gc=False):
+class HistoryEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False):
     """One change of a task's state. `at_ms` is the leader's clock."""
 
     state: TaskState
@@ -92,7 +92,7 @@ class HistoryEntry(msgspec.Struct, frozen=True, gc=False):
     message: str = ""
 
 
-class Task(msgspec.Struct, frozen=True, kw_only=True):
+class Task(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """One placed instance of a group, in a slot, on one node, for ever.
 
     `released`: its node has said that nothing of it is left (or it was never begun): only then are
@@ -150,14 +150,14 @@ class Task(msgspec.Struct, frozen=True, kw_only=True):
         return self.state is TaskState.RUNNING and self.health in (Health.NONE, Health.HEALTHY)
 
 
-class JobVersion(msgspec.Struct, frozen=True):
+class JobVersion(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     version: int
     spec: JobSpec
     created_at_ms: int
     actor: str = ""
 
 
-class Job(msgspec.Struct, frozen=True, kw_only=True):
+class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Writer: manager. `versions` ascend; the last is the wanted one; those that tasks still use
     are kept besides the newest VERSIONS_MAX. A deleted job keeps its id until its last task is
     released; its name is free at once."""
@@ -186,7 +186,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
         return None
 
 
-class RememberedOutcome(msgspec.Struct, frozen=True):
+class RememberedOutcome(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`sequence` orders eviction; `digest` is of the command's body, empty when it had no key."""
 
     sequence: int

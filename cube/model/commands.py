@@ -16,7 +16,7 @@ PLACEMENTS_MAX = 10_000  # in one plan (performance.md, "Plans and log")
 REPORTS_MAX = 1_000  # in one ReportTasks
 
 
-class InitCluster(msgspec.Struct, frozen=True, tag="init"):
+class InitCluster(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="init"):
     """The first command of a cluster. Refused when there is one already."""
 
     cluster_id: ClusterId
@@ -24,13 +24,13 @@ class InitCluster(msgspec.Struct, frozen=True, tag="init"):
     settings: ClusterSettings = ClusterSettings()
 
 
-class RegisterNode(msgspec.Struct, frozen=True, tag="register"):
+class RegisterNode(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="register"):
     """From the node itself: at its join, at each start, when its facts change."""
 
     facts: NodeFacts
 
 
-class SetNodeStatus(msgspec.Struct, frozen=True, tag="node_status"):
+class SetNodeStatus(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="node_status"):
     """From the leader, in its `term`. `down` makes the node's unfinished tasks lost."""
 
     term: int
@@ -39,32 +39,32 @@ class SetNodeStatus(msgspec.Struct, frozen=True, tag="node_status"):
     reason: str = ""
 
 
-class SetEligibility(msgspec.Struct, frozen=True, tag="eligibility"):
+class SetEligibility(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="eligibility"):
     node_id: NodeId
     eligible: bool
 
 
-class SetDrain(msgspec.Struct, frozen=True, tag="drain"):
+class SetDrain(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="drain"):
     """`deadline_ms` after the entry's time; None ends the drain."""
 
     node_id: NodeId
     deadline_ms: int | None
 
 
-class SetLabels(msgspec.Struct, frozen=True, tag="labels"):
+class SetLabels(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="labels"):
     """Replaces the labels that were set by hand."""
 
     node_id: NodeId
     labels: dict[str, str]
 
 
-class RemoveNode(msgspec.Struct, frozen=True, tag="remove_node"):
+class RemoveNode(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="remove_node"):
     """Of a node that is down or has left. Its tasks are gone with it."""
 
     node_id: NodeId
 
 
-class SubmitJob(msgspec.Struct, frozen=True, tag="submit"):
+class SubmitJob(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="submit"):
     """Create or update by name. `new_id` is used when it is created. `expected_version` None: any;
     0: it must not exist; N: it must be at N."""
 
@@ -73,7 +73,7 @@ class SubmitJob(msgspec.Struct, frozen=True, tag="submit"):
     expected_version: int | None = None
 
 
-class ScaleJob(msgspec.Struct, frozen=True, tag="scale"):
+class ScaleJob(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="scale"):
     """A new version that differs in counts only. Shape: group → count."""
 
     job: str
@@ -81,25 +81,27 @@ class ScaleJob(msgspec.Struct, frozen=True, tag="scale"):
     expected_version: int | None = None
 
 
-class StopJob(msgspec.Struct, frozen=True, tag="stop_job"):
+class StopJob(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="stop_job"):
     job: str
 
 
-class StartJob(msgspec.Struct, frozen=True, tag="start_job"):
+class StartJob(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="start_job"):
     job: str
 
 
-class DeleteJob(msgspec.Struct, frozen=True, tag="delete_job"):
+class DeleteJob(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="delete_job"):
     job: str
 
 
-class StopTask(msgspec.Struct, frozen=True, tag="stop_task"):
+class StopTask(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="stop_task"):
     """A user's wish for one task; a service's slot gets a new one."""
 
     task_id: TaskId
 
 
-class GroupPlacement(msgspec.Struct, frozen=True, array_like=True, gc=False):
+class GroupPlacement(
+    msgspec.Struct, frozen=True, forbid_unknown_fields=True, array_like=True, gc=False
+):
     """`slots[i]` of a group goes to `plan.nodes[node_at[i]]` with `ports[i]` (one host port per
     port of the group, in order of port name). `replaces[i]`, when the list is given, is the live
     task that the new one takes over from (start-first); else the slot must be empty."""
@@ -114,12 +116,14 @@ class GroupPlacement(msgspec.Struct, frozen=True, array_like=True, gc=False):
     reason: str = ""
 
 
-class PlannedStop(msgspec.Struct, frozen=True, array_like=True, gc=False):
+class PlannedStop(
+    msgspec.Struct, frozen=True, forbid_unknown_fields=True, array_like=True, gc=False
+):
     task_id: TaskId
     reason: str
 
 
-class ApplyPlan(msgspec.Struct, frozen=True, tag="plan"):
+class ApplyPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="plan"):
     """From the leader, in its `term`: placements, stops, in-place updates, reaping. Each part is
     re-checked on its own; what no longer fits is refused and counted. Order of application: stops,
     updates, placements, reaps. `seed` makes the new tasks' ids (ids.task_id)."""
@@ -135,7 +139,9 @@ class ApplyPlan(msgspec.Struct, frozen=True, tag="plan"):
     reaps: tuple[TaskId, ...] = ()  # ended and released
 
 
-class TaskReport(msgspec.Struct, frozen=True, array_like=True, gc=False):
+class TaskReport(
+    msgspec.Struct, frozen=True, forbid_unknown_fields=True, array_like=True, gc=False
+):
     """What a node says of one of its tasks. `released`: nothing of it is left on the node."""
 
     task_id: TaskId
@@ -150,7 +156,7 @@ class TaskReport(msgspec.Struct, frozen=True, array_like=True, gc=False):
     released: bool = False
 
 
-class ReportTasks(msgspec.Struct, frozen=True, tag="report"):
+class ReportTasks(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="report"):
     """From the tasks' own node. Reports of other nodes' or unknown tasks are skipped, as are moves
     that the transition table does not have."""
 
@@ -158,7 +164,7 @@ class ReportTasks(msgspec.Struct, frozen=True, tag="report"):
     reports: tuple[TaskReport, ...]
 
 
-class Noop(msgspec.Struct, frozen=True, tag="noop"):
+class Noop(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="noop"):
     """Changes nothing: a barrier."""
 
 
@@ -182,7 +188,7 @@ Body = (
 )
 
 
-class Command(msgspec.Struct, frozen=True, array_like=True):
+class Command(msgspec.Struct, frozen=True, forbid_unknown_fields=True, array_like=True):
     """A request to change state. The same id twice happens once: the second gets the first's
     outcome, or a KEY_REUSED refusal when the digests of their bodies differ."""
 

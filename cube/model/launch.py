@@ -77,7 +77,7 @@ class Observation(msgspec.Struct, frozen=True, kw_only=True):
     finished_at_ms: int = 0
 
 
-class DriverInfo(msgspec.Struct, frozen=True):
+class DriverInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`healthy` False with a `reason` means: no new task may be placed here with this driver.
 
     `attributes` are scheduling facts: {"version": "20.10.24", "cgroup": "1", …}.

@@ -20,18 +20,18 @@ class RejectReason(enum.StrEnum):
     INTERNAL = "internal"  # a bug in apply; the state is unchanged
 
 
-class Rejected(msgspec.Struct, frozen=True, tag="rejected"):
+class Rejected(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="rejected"):
     reason: RejectReason
     message: str
 
 
-class Done(msgspec.Struct, frozen=True, tag="done"):
+class Done(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="done"):
     """Applied; nothing more to say. `changed` False: the state was so already."""
 
     changed: bool = True
 
 
-class JobAccepted(msgspec.Struct, frozen=True, tag="job"):
+class JobAccepted(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="job"):
     job_id: JobId
     name: str
     version: int
@@ -39,12 +39,12 @@ class JobAccepted(msgspec.Struct, frozen=True, tag="job"):
     created: bool
 
 
-class NodeRegistered(msgspec.Struct, frozen=True, tag="node"):
+class NodeRegistered(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="node"):
     node_id: NodeId
     name: str
 
 
-class RefusedPlacement(msgspec.Struct, frozen=True):
+class RefusedPlacement(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A placement of a plan that no longer fitted. `code` as in explain.Reason."""
 
     job_id: JobId
@@ -54,7 +54,7 @@ class RefusedPlacement(msgspec.Struct, frozen=True):
     code: str
 
 
-class PlanApplied(msgspec.Struct, frozen=True, tag="plan"):
+class PlanApplied(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="plan"):
     """`placed` tasks were made; `refused` lists at most REFUSED_MAX of `refused_count`."""
 
     placed: int
@@ -62,7 +62,7 @@ class PlanApplied(msgspec.Struct, frozen=True, tag="plan"):
     refused: tuple[RefusedPlacement, ...] = ()
 
 
-class TaskStopped(msgspec.Struct, frozen=True, tag="task"):
+class TaskStopped(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="task"):
     task_id: TaskId
     changed: bool
 

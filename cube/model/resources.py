@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 
-class Resources(msgspec.Struct, frozen=True, gc=False):
+class Resources(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False):
     """Millicores and bytes. Also used for differences, so members may be negative."""
 
     cpu_milli: int = 0

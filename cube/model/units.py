@@ -30,8 +30,10 @@ def parse_duration_ms(value: object) -> int:
     if isinstance(value, bool):
         raise ValueError("must be a duration such as '10s', not true or false")
     if isinstance(value, int | float):
-        if not math.isfinite(value):
+        if isinstance(value, float) and not math.isfinite(value):
             raise ValueError("must be a finite number of seconds")
+        if not 0 <= value <= DURATION_MS_MAX / 1000:  # before arithmetic: 10**400 fits no float
+            raise ValueError("must be between 0 and ten years")
         ms = round(value * 1000)
     elif isinstance(value, str):
         text = value.strip()
@@ -66,7 +68,7 @@ def parse_size_bytes(value: object) -> int:
         number = float(match[1]) * _SIZE_BYTES[match[2]]
     else:
         number = value
-    if not math.isfinite(number) or not 0 <= number <= SIZE_BYTES_MAX:
+    if not 0 <= number <= SIZE_BYTES_MAX:
         raise ValueError("must be between 0 and 1 PiB")
     return round(number)
 
@@ -79,10 +81,10 @@ def parse_cpu_milli(value: object) -> int:
         raise ValueError("must be a number of cores such as 0.25")
     else:
         try:
-            cores = float(value)
+            cores = float(value) if isinstance(value, str) else value
         except ValueError:
             raise ValueError(f"{str(value)[:40]!r} is not a number of cores; write 0.25") from None
-        if not math.isfinite(cores) or abs(cores) > CPU_MILLI_MAX:
+        if not 0 <= cores <= CPU_MILLI_MAX / 1000:
             raise ValueError("must be between 0 and 1000 cores")
         milli = round(cores * 1000)
     if not 0 <= milli <= CPU_MILLI_MAX:
