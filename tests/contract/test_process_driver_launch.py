@@ -236,6 +236,18 @@ async def test_each_impossible_launch_has_its_own_reason(rig: ProcessRig, tmp_pa
         await rig.driver.remove(launch.task_id, keep_logs=False)
 
 
+@needs_root
+@pytest.mark.root
+async def test_a_closed_folder_in_path_is_passed_over(rig: ProcessRig, tmp_path: Path) -> None:
+    (tmp_path / "closed").mkdir(mode=0o700)
+    path = f"{tmp_path / 'closed'}:{os.environ['PATH']}"
+    launch = changed(rig.launch(new_task_id()), env={"PATH": path}, user="nobody")
+    assert await output_of(rig, changed(launch, command=("echo", "found"))) == "found\n"
+    with pytest.raises(DriverFailed) as failed:
+        await rig.driver.start(changed(launch, task_id=new_task_id(), command=("no-such-word",)))
+    assert failed.value.code == "command_not_found"
+
+
 async def test_no_secret_is_on_the_disk(rig: ProcessRig) -> None:
     launch = rig.launch(new_task_id())
     launch = changed(launch, env=launch.env | {"PASSWORD": "canary-7f3a"})

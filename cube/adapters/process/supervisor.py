@@ -323,6 +323,8 @@ def execute(argv: list[bytes], env: dict[bytes, bytes]) -> tuple[str, str, bool]
             elif folder == b"":
                 absent = f"there is no {name}"
         except PermissionError:
+            if folder and not os.path.exists(path):
+                continue  # a folder of PATH that this user may not look into
             denied = f"{os.fsdecode(path)} may not be executed: look at its mode and its folders'"
         except OSError as error:
             may_pass = error.errno in (errno.ENOMEM, errno.EAGAIN, errno.EMFILE, errno.ENFILE)
