@@ -6,11 +6,11 @@ import json
 
 import click
 
-from cube.cli.context import Settings, command
+from cube.cli.context import Settings, command, group
 from cube.cli.output import Style, clean, note, now, out, raw, table
 
 
-@click.group("service")
+@group("service")
 def service() -> None:
     """Where healthy tasks can be reached."""
 
@@ -67,7 +67,7 @@ def events(settings: Settings, follow: bool, topic: tuple[str, ...], since: str)
         )
 
 
-@click.group("raft")
+@group("raft")
 def raft() -> None:
     """The replicated log."""
 
@@ -111,9 +111,9 @@ def version(settings: Settings) -> None:
     )
 
 
-for group, items in (
+for noun, items in (
     (service, (service_ls, service_resolve)),
     (raft, (raft_members, raft_transfer)),
 ):
     for item in items:
-        group.add_command(item)
+        noun.add_command(item)

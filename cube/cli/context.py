@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import os
 import sys
 from collections.abc import Callable
@@ -34,6 +35,7 @@ class Settings:
         for name, value in given.items():
             if value not in (None, False):
                 setattr(self, name, value)
+        _ = self.timeout_s  # a wrong one is told before anything is done
 
     @property
     def client(self) -> Client:
@@ -90,25 +92,61 @@ GLOBAL_OPTIONS: list[tuple[tuple[str, ...], dict[str, Any]]] = [
 GLOBAL_NAMES = ("addr", "token", "output", "no_color", "timeout")
 
 
+def _add_global_options(command: click.Command) -> None:
+    own = {option for parameter in command.params for option in parameter.opts}
+    for names, values in GLOBAL_OPTIONS:
+        if not own & set(names):
+            command.params.append(click.Option(list(names), **values))
+
+
+def _take_global_options(ctx: click.Context) -> Settings:
+    settings = ctx.find_object(Settings)
+    assert settings is not None
+    settings.take(**{name: ctx.params.pop(name) for name in GLOBAL_NAMES if name in ctx.params})
+    return settings
+
+
 class Command(click.Command):
-    """A command that takes the global options too. Its function gets Settings as first argument."""
+    """A command that takes the global options too. Its function gets Settings as `settings`."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        own = {option for parameter in self.params for option in parameter.opts}
-        for names, values in GLOBAL_OPTIONS:
-            if not own & set(names):
-                self.params.append(click.Option(list(names), **values))
+        _add_global_options(self)
 
     def invoke(self, ctx: click.Context) -> Any:
-        settings = ctx.find_object(Settings)
-        assert settings is not None
-        taken = {name: ctx.params.pop(name) for name in GLOBAL_NAMES if name in ctx.params}
-        settings.take(**taken)
-        ctx.params["settings"] = settings
+        ctx.params["settings"] = _take_global_options(ctx)
         return super().invoke(ctx)
+
+
+class Group(click.Group):
+    """Commands about one noun. Global options may stand between the noun and the verb."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        _add_global_options(self)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        _take_global_options(ctx)
+        return super().invoke(ctx)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        word = args[0] if args else ""
+        if word not in self.commands:
+            near = difflib.get_close_matches(word, self.commands, n=1)
+            known = (
+                f"did you mean `{near[0]}`?" if near else f"it knows {', '.join(self.commands)}."
+            )
+            raise click.UsageError(f"`{ctx.command_path} {word}` is no command; {known}", ctx)
+        return super().resolve_command(ctx, args)
 
 
 def command(name: str, **kwargs: Any) -> Callable[[Callable[..., Any]], click.Command]:
     """Decorator: a Command of this name. The function's keyword `settings` is the Settings."""
     return click.command(name, cls=Command, **kwargs)
+
+
+def group(name: str, **kwargs: Any) -> Callable[[Callable[..., Any]], click.Group]:
+    """Decorator: a Group of this name."""
+    return click.group(name, cls=Group, **kwargs)

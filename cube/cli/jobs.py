@@ -7,7 +7,7 @@ import time
 
 import click
 
-from cube.cli.context import Settings, command
+from cube.cli.context import Settings, command, group
 from cube.cli.exits import FAILED, TIMED_OUT, USAGE, CommandError
 from cube.cli.output import Style, age, note, out, raw, table
 from cube.cli.rollout import tasks_gone, wait_until
@@ -26,10 +26,11 @@ def scale(settings: Settings, targets: tuple[str, ...], detach: bool) -> None:
     """Change how many tasks a group has: cube scale shop/web=5. JOB=N when it has one group."""
     client = settings.client
     wanted = [_target(client, text) for text in targets]
-    for job, group, count in wanted:
+    for job_name, group_name, count in wanted:
         began = time.monotonic()
-        changed = client.scale(job, group, count)
-        follow(settings, client, changed, f"scaled, {group} to {count}", began=began, detach=detach)
+        changed = client.scale(job_name, group_name, count)
+        verb = f"scaled, {group_name} to {count}"
+        follow(settings, client, changed, verb, began=began, detach=detach)
 
 
 def _target(client: Client, text: str) -> tuple[str, str, int]:
@@ -101,7 +102,7 @@ def rm(settings: Settings, job_name: str, yes: bool, detach: bool) -> None:
     del detach  # removal does not wait: a node that is down learns it when it returns
 
 
-@click.group("job")
+@group("job")
 def job() -> None:
     """Jobs: what was submitted, and in which versions."""
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import click
 
-from cube.cli.context import Settings, command
+from cube.cli.context import Settings, command, group
 from cube.cli.exits import FAILED, USAGE, CommandError
 from cube.cli.output import Style, age, clean, note, out, raw, table
 from cube.model.units import format_size
 from cube.model.views import NodeView
 
 
-@click.group("node", invoke_without_command=True)
+@group("node", invoke_without_command=True)
 @click.pass_context
 def node(ctx: click.Context) -> None:
     """Nodes: the hosts of this cluster."""

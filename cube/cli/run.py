@@ -98,8 +98,8 @@ def read_job(file: str, format_: str | None) -> tuple[bytes, str]:
         with path.open("rb") as opened:
             data = opened.read(JOB_BYTES_MAX + 1)
     except FileNotFoundError:
-        near = sorted(str(p) for p in path.parent.glob("*.toml"))[:5]
-        hint = "\n".join(f"cube run {p}" for p in near) or "cube job init > job.toml"
+        near = [p for p in sorted(path.parent.glob("*.toml")) if b"[groups." in p.read_bytes()]
+        hint = "\n".join(f"cube run {p}" for p in near[:5]) or "cube job init > job.toml"
         raise CommandError(NOT_FOUND, f"there is no file {file}", hint=hint) from None
     except OSError as error:
         raise CommandError(USAGE, f"cannot read {file}: {error.strerror}") from None

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import click
 
-from cube.cli.context import Settings, command
+from cube.cli.context import Settings, command, group
 from cube.cli.output import Style, age, clean, note, out, raw, table
 from cube.model.views import TaskView
 
@@ -85,7 +85,7 @@ def print_tasks(settings: Settings, tasks: Sequence[TaskView]) -> None:
     table(header, rows)
 
 
-@click.group("task")
+@group("task")
 def task() -> None:
     """Single tasks."""
 
