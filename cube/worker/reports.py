@@ -124,8 +124,6 @@ def _is_owed(local: LocalTask, state_index: int) -> bool:
         local.again_tries = 0
         if local.view == local.told:
             return False
-    if local.is_stopping_quietly and not _is_real_end(local.view.state):
-        return False
     return _is_legal(task, local, state_index)
 
 

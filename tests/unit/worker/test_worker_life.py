@@ -52,7 +52,8 @@ def history(world: World, task_id: TaskId) -> list[str]:
 
 def test_a_command_that_ends_before_its_start_is_answered_is_seen_to_end() -> None:
     # Found end to end: `false` exits while the driver still writes down that it was started. The
-    # hint came before the answer, was dropped, and the task was "running" until the next resync, a minute later.
+    # hint came before the answer, was dropped, and the task was "running" until the next resync,
+    # a minute later.
     async def scenario(world: World) -> None:
         env = {"FAKE_RUN_FOR_MS": "10", "FAKE_START_ANSWER_MS": "50", "FAKE_EXIT_CODE": "1"}
         [id_] = world.run(type=JobType.BATCH, restart=RestartPolicy(attempts=0), env=env)
