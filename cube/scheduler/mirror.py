@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from typing import Any
 
+import immutables
 import msgspec
 import numpy as np
 import numpy.typing as npt
@@ -83,6 +84,7 @@ class Mirror:
         self.ports = PortBook()
         self.grew = True  # some node may take what none could before
         self._state: ClusterState | None = None
+        self._nodes_seen: immutables.Map[NodeId, Node] = immutables.Map()
         self._index: dict[NodeId, int] = {}
         self._reserved: list[Resources] = []
         self._masks: OrderedDict[tuple[str, tuple[Any, ...]], Bools] = OrderedDict()
@@ -123,20 +125,26 @@ class Mirror:
         else:
             rows.update(self._touched)
             self._touched = []
-            if state.nodes is not last.nodes:
+            if state.nodes is not self._nodes_seen:
                 rows.update(self._changed_nodes(state))
             if state.reserved is not last.reserved:
                 rows.update(self._changed_reserved(state))
             if rows:
                 self._fill(sorted(rows))
         self._state = state
+        self._nodes_seen = state.nodes
         self.ports.sync(state)
         self._refresh_scans(rows)
 
+    def same_nodes(
+        self, before: immutables.Map[NodeId, Node], after: immutables.Map[NodeId, Node]
+    ) -> None:
+        """The two maps hold the same: apply makes a new map even where it changes nothing."""
+        if self._nodes_seen is before:
+            self._nodes_seen = after
+
     def _same_nodes(self, state: ClusterState) -> bool:
-        last = self._state
-        assert last is not None
-        if state.nodes is last.nodes:
+        if state.nodes is self._nodes_seen:
             return True
         return len(state.nodes) == len(self.ids) and all(key in self._index for key in state.nodes)
 

@@ -68,7 +68,7 @@ class Placer:
     def __init__(self, mirror: Mirror, default: PlacementPolicy, seed: str) -> None:
         self._mirror = mirror
         self._default = default
-        self._placed: dict[tuple[JobId, str], dict[NodeId, int]] = {}
+        self._placed: dict[tuple[JobId, str], list[tuple[Ints, Ints]]] = {}
         mirror.ports.begin(seed)
 
     def ask_of(self, want: Want) -> Ask:
@@ -182,14 +182,11 @@ class Placer:
     def _take(self, want: Want, rows: list[int]) -> None:
         if not rows:
             return
-        counted = self._placed.setdefault((want.job.id, want.group), {})
-        ids = self._mirror.ids
         if len(rows) == 1:
             distinct, counts = np.array(rows, dtype=np.int64), np.ones(1, dtype=np.int64)
         else:
             distinct, counts = np.unique(np.array(rows, dtype=np.int64), return_counts=True)
-        for row, count in zip(distinct.tolist(), counts.tolist(), strict=True):
-            counted[ids[row]] = counted.get(ids[row], 0) + count
+        self._placed.setdefault((want.job.id, want.group), []).append((distinct, counts))
         self._mirror.take(distinct, counts, want.spec.resources)
 
     # What each node costs for this want
@@ -200,8 +197,10 @@ class Placer:
         if not placed:
             return want.on_node
         both = dict(want.on_node)
-        for node_id, count in placed.items():
-            both[node_id] = both.get(node_id, 0) + count
+        for rows, counts in placed:
+            for row, count in zip(rows.tolist(), counts.tolist(), strict=True):
+                node_id = self._mirror.ids[row]
+                both[node_id] = both.get(node_id, 0) + count
         return both
 
     def _candidates(self, want: Want, ask: Ask, scan: Scan) -> Candidates:
@@ -295,6 +294,8 @@ class Placer:
         order = np.argsort(keys)
         rows, keys = rows[order], keys[order]
         if wanted == 1:
+            return rows, keys
+        if len(rows) == wanted and _one_each_is_best(keys, candidates.step):
             return rows, keys
         room = room_for(self._mirror, candidates, rows, wanted)
         if candidates.ask.policy is PlacementPolicy.BINPACK:
@@ -490,6 +491,13 @@ class Rescore:
         )
         points = base + (taken * candidates.step << score.COST_BITS)
         return ((points + cost) << score.RANK_BITS) + rank
+
+
+def _one_each_is_best(keys: Ints, step: int) -> bool:
+    """The worst of these first keys, in order, is below the second key of even the best: a second
+    task on a node costs `step` points more, and points go before cost and rank."""
+    bits = score.COST_BITS + score.RANK_BITS
+    return step > 0 and int(keys[-1]) < ((int(keys[0]) >> bits) + step) << bits
 
 
 def _merge(parts: list[tuple[Ints, list[Ints]]], most: int) -> tuple[Ints, list[Ints]]:

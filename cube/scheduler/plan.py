@@ -9,11 +9,11 @@ import msgspec
 
 from cube.model.cluster import ClusterState, Job
 from cube.model.commands import PLACEMENTS_MAX, ApplyPlan, GroupPlacement, PlannedStop
-from cube.model.events import Event, JobEvent, TaskEvent
+from cube.model.events import Event, JobEvent, NodeEvent, TaskEvent
 from cube.model.explain import Explanation
 from cube.model.ids import JobId, NodeId, TaskId
 from cube.model.spec import JobType
-from cube.scheduler.reconcile import JobWork, reconcile
+from cube.scheduler.reconcile import JobWork, at_rest, draining_nodes, reconcile
 from cube.scheduler.want import Want
 
 if TYPE_CHECKING:
@@ -51,32 +51,41 @@ class Scheduler:
         self._dirty: set[JobId] = set()  # jobs that `note` named since
         self._idle: dict[JobId, Job] = {}
         self._parked: set[Ask] = set()  # found no place; nothing has become free since
-        self._order: list[Job] = []
+        self._order: list[Job] | None = None  # None: jobs have changed
 
     def note(self, before: ClusterState, after: ClusterState, events: Iterable[Event]) -> None:
-        """`after` came from `before` with these events. Optional, and only a short cut: when the
-        notes make an unbroken chain from the last planned state to the next, the tasks need not
-        be compared."""
+        """`after` came from `before` with these events, all of them. Optional, and only a short
+        cut: while the notes make an unbroken chain from the last planned state to the next one,
+        states need not be compared. Called for each applied entry in order, by plan's caller."""
         if self._state is not before:
             return
+        nodes = False
         for event in events:
-            if isinstance(event, TaskEvent | JobEvent):
+            if isinstance(event, TaskEvent):
                 self._dirty.add(event.job_id)
-        if before.jobs is not after.jobs or before.nodes is not after.nodes:
-            self._look_at_jobs(before, after)
+            elif isinstance(event, JobEvent):
+                self._dirty.add(event.job_id)
+                self._order = None
+            elif isinstance(event, NodeEvent):
+                nodes = True
+        if nodes:
+            self._wake_for_nodes(after)
+        elif self._mirror is not None:
+            self._mirror.same_nodes(before.nodes, after.nodes)
         self._state = after
 
     def plan(self, state: ClusterState, now_ms: int, term: int, seed: str) -> Plan:
         """What to propose now. `seed` makes the ids of new tasks and where dynamic ports begin; it
         must be new for each plan that is proposed."""
-        self._catch_up(state)
+        jobs = self._catch_up(state)
         draft = _PlanDraft(term, seed)
         placer: Placer | None = None
-        for job in self._order:
+        draining = draining_nodes(state)
+        for job in jobs:
             if self._idle.get(job.id) is job:
                 continue
-            work = reconcile(state, job, now_ms)
-            if work.idle:
+            work = None if at_rest(state, job, draining) else reconcile(state, job, now_ms)
+            if work is None or work.idle:
                 self._idle[job.id] = job
                 continue
             draft.add(job, work)
@@ -102,47 +111,49 @@ class Scheduler:
 
     # What may have changed
 
-    def _catch_up(self, state: ClusterState) -> None:
+    def _catch_up(self, state: ClusterState) -> list[Job]:
+        """The caches are about `state`. Returns its jobs in the order of their turns."""
         last = self._state
         if last is None:
             self._idle.clear()
         elif last is not state:
-            if last.tasks is not state.tasks:
-                self._compare_tasks(last, state)
-            self._look_at_jobs(last, state)
+            self._order = None
+            self._compare_tasks(last, state)
+            for job_id, job in list(self._idle.items()):
+                if state.jobs.get(job_id) is not job:
+                    del self._idle[job_id]
+            if last.nodes is not state.nodes:
+                self._wake_for_nodes(state)
         for job_id in self._dirty:
             self._idle.pop(job_id, None)
         self._dirty.clear()
-        if last is None or last.jobs is not state.jobs:
+        if self._order is None:
             self._order = sorted(state.jobs.values(), key=_by_importance)
         self._state = state
+        return self._order
 
     def _compare_tasks(self, last: ClusterState, state: ClusterState) -> None:
+        if last.tasks is state.tasks:
+            return
         before = last.tasks.get
-        fewer = len(last.tasks)
+        gone = len(last.tasks)
         for task_id, task in state.tasks.items():
             old = before(task_id)
             if old is not None:
-                fewer -= 1
+                gone -= 1
             if old is not task:
                 self._dirty.add(task.job_id)
-        if fewer:  # some are gone
+        if gone:
             self._dirty.update(
                 task.job_id for task_id, task in last.tasks.items() if task_id not in state.tasks
             )
 
-    def _look_at_jobs(self, last: ClusterState, state: ClusterState) -> None:
-        """Jobs that changed, or whose nodes did, are not idle."""
-        if last.jobs is not state.jobs:
-            self._order = sorted(state.jobs.values(), key=_by_importance)
-            for job_id, job in list(self._idle.items()):
-                if state.jobs.get(job_id) is not job:
-                    del self._idle[job_id]
-        if last.nodes is not state.nodes:
-            drains = any(node.drain_deadline_ms is not None for node in state.nodes.values())
-            for job_id, job in list(self._idle.items()):
-                if drains or job.spec.type is JobType.SYSTEM:
-                    del self._idle[job_id]
+    def _wake_for_nodes(self, state: ClusterState) -> None:
+        """Jobs that a change of nodes may give something to do are not idle."""
+        drains = bool(draining_nodes(state))
+        for job_id, job in list(self._idle.items()):
+            if drains or job.spec.type is JobType.SYSTEM:
+                del self._idle[job_id]
 
     # Placing
 
