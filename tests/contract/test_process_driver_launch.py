@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import resource
+import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import msgspec
@@ -426,6 +429,51 @@ async def test_a_loud_task_stays_within_its_files(tmp_path: Path) -> None:
         assert len(out) > 0.9 * MIB
         assert out.endswith("out out out out\nend\n")
         assert text(await read(rig, launch.task_id, streams=("stdout",), tail=1)) == "end\n"
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 1 MiB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m,mode=755", "cube-test", str(disk)]
+    if os.geteuid() != 0 or subprocess.run(mount, check=False, capture_output=True).returncode != 0:
+        pytest.skip("needs root, and leave to mount")
+    yield disk
+    subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+def fill(disk: Path) -> Path:
+    """All of its space is taken until the file is removed."""
+    path = disk / "filler"
+    with contextlib.suppress(OSError), path.open("wb", buffering=0) as file:
+        while file.write(b"x" * 4096):
+            pass
+    return path
+
+
+@pytest.mark.root
+async def test_a_full_disk_costs_output_but_not_the_exit_code(small_disk: Path) -> None:
+    async with process_rig(small_disk / "tasks") as rig:
+        task_id, go = new_task_id(), small_disk / "go"
+        script = f"while [ ! -e {go} ]; do sleep 0.01; done; yes | head -c 3000000; exit 41"
+        lost, kept = rig.launch(new_task_id()), rig.shell(rig.launch(task_id), script)
+        await rig.driver.start(lost)
+        await rig.driver.start(kept)
+        go.touch()
+        filler = fill(small_disk)
+        seen = await ended(rig, task_id)
+        assert (seen.exit_code, seen.reason) == (41, "")
+
+        with pytest.raises(DriverFailed) as failed:
+            await rig.driver.start(rig.launch(new_task_id()))
+        assert failed.value.transient
+
+        claim = rig.directory / rig.node_id / lost.task_id / "attempts" / "1" / "claim.json"
+        os.kill(int(json.loads(claim.read_text())["supervisor_pid"]), signal.SIGKILL)
+        assert (await ended(rig, lost.task_id)).reason == "supervisor_lost"
+        filler.unlink()
+        await rig.driver.start(rig.launch(task_id, 2))
 
 
 async def test_output_need_not_be_text(rig: ProcessRig) -> None:

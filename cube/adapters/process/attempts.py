@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import logging
 import os
 import shutil
 from pathlib import Path
@@ -19,6 +19,8 @@ from cube.adapters.process.wire import VERSION, write_new, write_over
 from cube.model.ids import ClusterId, NodeId, TaskId
 from cube.model.launch import Observation, RunState
 from cube.ports.clock import Clock
+
+LOG = logging.getLogger(__name__)
 
 ORPHAN_ROUNDS = 100  # of killing what a dead supervisor left
 ORPHAN_ROUND_MS = 10
@@ -128,8 +130,9 @@ class Attempts:
         kill_round(living, self.cgroups.directories(group_name(identity)))
         return bool(living)
 
-    async def conclude(self, identity: Identity, attempt: Attempt | None) -> None:
-        """The attempt has no supervisor and no end: now it has one. All that was left is killed."""
+    async def conclude(self, identity: Identity, attempt: Attempt) -> Attempt | None:
+        """The attempt has no supervisor and no end: now it has one. All that was left is killed.
+        Returns what is known of it now; None: it was removed meanwhile."""
         reason = self._reason(attempt)
         if reason != "host_rebooted":
             quiet = 0
@@ -140,20 +143,28 @@ class Attempts:
                     break
                 await asyncio.sleep(ORPHAN_ROUND_MS / 1000)
             self.cgroups.remove(group_name(identity))
-        self._write_end(identity, reason)
+        end = Exit(VERSION, None, False, self._clock.now_ms(), reason=reason)
+        self._write_end(identity, end)
+        known = self.look(identity)
+        if (
+            known is not None and known.exit is None
+        ):  # the disk did not take it: it is true all the same
+            return msgspec.structs.replace(known, exit=end)
+        return known
 
-    def _reason(self, attempt: Attempt | None) -> str:
-        if attempt is None or attempt.claim is None:
+    def _reason(self, attempt: Attempt) -> str:
+        if attempt.claim is None:
             return "record_lost"
         return "supervisor_lost" if attempt.claim.boot_id == self._boot_id else "host_rebooted"
 
-    def _write_end(self, identity: Identity, reason: str) -> None:
+    def _write_end(self, identity: Identity, end: Exit) -> None:
         """Unless there is one by now: the supervisor's own last word is the better one."""
         path = self.paths(identity[0]).attempt(identity[1]) / "exit.json"
-        end = Exit(VERSION, None, False, self._clock.now_ms(), reason=reason)
-        with contextlib.suppress(FileNotFoundError):  # removed meanwhile
+        try:
             if not write_new(str(path), msgspec.json.encode(end)) and not read_record(path, Exit):
                 write_over(str(path), msgspec.json.encode(end))
+        except OSError as error:
+            LOG.warning("process_end_not_written task=%s attempt=%d error=%s", *identity, error)
 
     def forget(self, identity: Identity) -> None:
         """Nothing of this attempt is left but its output. It must have ended."""

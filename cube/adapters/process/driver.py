@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
 import signal
@@ -15,14 +14,10 @@ import msgspec
 
 from cube.adapters.process import cgroups, orders
 from cube.adapters.process.attempts import Attempts, Identity, group_name
+from cube.adapters.process.beside import run_beside
+from cube.adapters.process.failures import host_errors, lasting, passing, patience, refused
 from cube.adapters.process.log_files import LogReader
-from cube.adapters.process.processes import (
-    Watch,
-    drain_pipe,
-    open_pidfd,
-    read_pipe,
-    signal_session,
-)
+from cube.adapters.process.processes import Watch, open_pidfd, read_pipe, signal_session
 from cube.adapters.process.records import SAFE_ID
 from cube.adapters.process.spawning import spawn
 from cube.adapters.process.wire import Order, pack, read_all, unpack
@@ -40,7 +35,6 @@ POLL_MS = 20  # waiting for a supervisor that an earlier agent started
 FINISH_WAIT_MS = 2000  # from an attempt's last record to its supervisor's own end
 FOLLOW_POLL_MS = 100  # between two looks for new output
 READ_BYTES = 256 * 1024  # of output, at one go
-EXEC_OUTPUT_BYTES = 4096  # kept of a command beside a task
 STATUS_BYTES = 64  # a supervisor's one word
 LAST_WORDS_BYTES = 2000  # of a supervisor's own log, in an error message
 
@@ -129,6 +123,7 @@ class ProcessDriver:
             attributes["cgroup_reason"] = groups.reason
         return DriverInfo(self.name, not self.fault, self.fault, attributes)
 
+    @host_errors
     async def recover(self) -> list[Observation]:
         found = [await self.inspect(*identity) for identity in self._attempts.all()]
         found = [seen for seen in found if seen.state is not RunState.GONE]
@@ -155,6 +150,7 @@ class ProcessDriver:
     async def prepare(self, launch: Launch) -> None:
         await asyncio.to_thread(orders.check, launch)
 
+    @host_errors
     async def start(self, launch: Launch) -> Observation:
         assert (launch.cluster_id, launch.node_id) == self._mark, "a launch of another node"
         orders.check(launch)
@@ -188,11 +184,9 @@ class ProcessDriver:
         task_id, attempt = identity
         for number in self._attempts.paths(task_id).numbers():
             if number > attempt:
-                raise orders.lasting("attempt_superseded", f"attempt {number} was started already")
+                raise lasting("attempt_superseded", f"attempt {number} was started already")
             if (await self.inspect(task_id, number)).state is RunState.RUNNING:
-                raise DriverFailed(
-                    "still_running", f"attempt {number} of {task_id} runs", transient=True
-                )
+                raise passing("still_running", f"attempt {number} of {task_id} runs")
             await self._finished((task_id, number))
 
     async def _outcome(self, identity: Identity) -> Observation:
@@ -213,17 +207,12 @@ class ProcessDriver:
     async def _spawn(self, launch: Launch) -> None:
         """A supervisor has been started, and has said that it runs the command, or that it cannot."""
         identity = (launch.task_id, launch.attempt)
-        try:
-            order = await asyncio.to_thread(self._lay_out, launch)
-            read_fd, write_fd = os.pipe()
-        except OSError as error:
-            raise refused(error) from error
+        order = await asyncio.to_thread(self._lay_out, launch)
+        read_fd, write_fd = os.pipe()
         word = bytearray()
         try:
             try:
                 self._watch(identity, self._spawn_supervisor(launch, order, write_fd))
-            except OSError as error:
-                raise refused(error) from error
             finally:
                 os.close(write_fd)
             async with patience(START_TIMEOUT_MS, "start_timeout", "the supervisor is silent"):
@@ -234,7 +223,9 @@ class ProcessDriver:
             await self._finished(identity)
             self._watch_claimed(identity)
         if self._attempts.look(identity) is None:
-            raise DriverFailed("supervisor_failed", self._last_words(identity), transient=True)
+            words = self._last_words(identity)
+            await asyncio.to_thread(self._attempts.forget, identity)
+            raise passing("supervisor_failed", words)
 
     def _lay_out(self, launch: Launch) -> bytes:
         """Directories and groups are there; returns the order."""
@@ -317,14 +308,14 @@ class ProcessDriver:
         )
         self._on_change(seen)
 
+    @host_errors
     async def inspect(self, task_id: TaskId, attempt: int) -> Observation:
         identity = (task_id, attempt)
         known = self._attempts.look(identity)
         if known is not None and known.exit is None and self._watch_claimed(identity) is None:
             known = self._attempts.look(identity)  # it may have ended between the two looks
             if known is not None and known.exit is None:
-                await self._attempts.conclude(identity, known)
-                known = self._attempts.look(identity)
+                known = await self._attempts.conclude(identity, known)
         return self._attempts.observation(identity, known)
 
     async def _finished(self, identity: Identity) -> None:
@@ -336,6 +327,7 @@ class ProcessDriver:
 
     # -- ending -----------------------------------------------------------------------------------
 
+    @host_errors
     async def stop(
         self, task_id: TaskId, attempt: int, stop_signal: str, timeout_ms: int
     ) -> Observation:
@@ -375,20 +367,16 @@ class ProcessDriver:
             watch.kill()
             await watch.over.wait()
 
+    @host_errors
     async def remove(self, task_id: TaskId, *, keep_logs: bool) -> None:
         if not SAFE_ID.fullmatch(task_id):
             return
         async with self._lock(task_id):
             for number in self._attempts.paths(task_id).numbers():
                 if (await self.inspect(task_id, number)).state is RunState.RUNNING:
-                    raise DriverFailed(
-                        "still_running", f"attempt {number} of {task_id} runs", transient=True
-                    )
+                    raise passing("still_running", f"attempt {number} of {task_id} runs")
                 await self._finished((task_id, number))
-            try:
-                await asyncio.to_thread(self._attempts.forget_task, task_id, keep_logs=keep_logs)
-            except OSError as error:
-                raise refused(error) from error
+            await asyncio.to_thread(self._attempts.forget_task, task_id, keep_logs=keep_logs)
 
     # -- beside the task --------------------------------------------------------------------------
 
@@ -414,6 +402,8 @@ class ProcessDriver:
                 if is_last_look:
                     return
                 await asyncio.sleep(FOLLOW_POLL_MS / 1000)
+        except OSError as error:
+            raise refused(error) from error
         finally:
             reader.close()
 
@@ -423,36 +413,12 @@ class ProcessDriver:
             return False
         return (await self.inspect(task_id, numbers[-1])).state is RunState.RUNNING
 
+    @host_errors
     async def execute(
         self, task_id: TaskId, attempt: int, argv: tuple[str, ...], timeout_ms: int
     ) -> ExecResult:
         order = orders.beside_order(await self._order_of((task_id, attempt)), argv)
-        try:
-            read_fd, write_fd = os.pipe()
-        except OSError as error:
-            raise refused(error) from error
-        output = bytearray()
-        try:
-            pid = spawn(order, write_fd, write_fd, f"{task_id}#{attempt} exec")
-            watch = Watch(os.pidfd_open(pid), lambda: None)
-        except OSError as error:
-            os.close(read_fd)
-            raise refused(error) from error
-        finally:
-            os.close(write_fd)
-        reading = asyncio.create_task(read_pipe(read_fd, output, EXEC_OUTPUT_BYTES))
-        is_in_time = False
-        try:
-            is_in_time = await watch.within(timeout_ms)
-        finally:
-            if not watch.over.is_set():
-                os.killpg(pid, signal.SIGKILL)  # not buried yet: it is still this one
-                await asyncio.shield(watch.over.wait())
-            reading.cancel()
-            await asyncio.gather(reading, return_exceptions=True)
-            drain_pipe(read_fd, output, EXEC_OUTPUT_BYTES)
-            os.close(read_fd)
-        return ExecResult(watch.exit_code if is_in_time else None, bytes(output))
+        return await run_beside(order, timeout_ms, f"{task_id}#{attempt} exec")
 
     async def _order_of(self, identity: Identity) -> Order:
         """The order that the running attempt was started with, from its supervisor's memory."""
@@ -467,7 +433,7 @@ class ProcessDriver:
                     os.close(fd)
             except OSError:
                 pass  # it has ended just now
-        raise orders.lasting("not_running", f"attempt {identity[1]} of {identity[0]} does not run")
+        raise lasting("not_running", f"attempt {identity[1]} of {identity[0]} does not run")
 
     # -- small things -----------------------------------------------------------------------------
 
@@ -479,17 +445,6 @@ class ProcessDriver:
         return lock
 
 
-@contextlib.asynccontextmanager
-async def patience(timeout_ms: int, code: str, message: str) -> AsyncIterator[None]:
-    """What takes longer is weather: DriverFailed, transient."""
-    try:
-        async with asyncio.timeout(timeout_ms / 1000):
-            yield
-    except TimeoutError:
-        text = f"{message} (after {timeout_ms / 1000:g} s)"
-        raise DriverFailed(code, text, transient=True) from None
-
-
 def signal_number(name: str) -> signal.Signals:
     """SIGTERM, TERM or 15."""
     try:
@@ -497,10 +452,4 @@ def signal_number(name: str) -> signal.Signals:
             return signal.Signals(int(name))
         return signal.Signals[name if name.startswith("SIG") else f"SIG{name}"]
     except (KeyError, ValueError):
-        raise orders.lasting("bad_signal", f"there is no signal {name!r}") from None
-
-
-def refused(error: OSError) -> DriverFailed:
-    """The host said no: full disk, no process left."""
-    what = error.filename or "the host"
-    return DriverFailed("host_refused", f"{what}: {error.strerror}", transient=True)
+        raise lasting("bad_signal", f"there is no signal {name!r}") from None

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import msgspec
 
+from cube.adapters.process.failures import lasting
 from cube.adapters.process.records import SAFE_ID, TaskPaths
 from cube.adapters.process.wire import pack
-from cube.model.errors import DriverFailed
 from cube.model.launch import Launch
 
 INHERITED = ("PATH", "HOME", "LANG")  # of the agent's environment; nothing else
@@ -24,10 +24,6 @@ class User(msgspec.Struct, frozen=True):
     gid: int
     groups: tuple[int, ...]
     home: str  # empty: unknown
-
-
-def lasting(code: str, message: str) -> DriverFailed:
-    return DriverFailed(code, message, transient=False)
 
 
 def check(launch: Launch) -> None:

@@ -54,6 +54,8 @@ BOOTSTRAP = (
 )
 KILL_ROUNDS = 200  # × 1–50 ms: what survives 10 s of KILL hangs in the kernel
 DRAIN_READS_MAX = 64  # 4 MiB: no pipe of an unprivileged user holds more than 1
+RECORD_BYTES = 4096  # one block; JSON does not mind blanks behind it
+MESSAGE_CHARS_MAX = 500  # escaped at worst six bytes each
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
 NEVER_STARTED = 127
@@ -65,6 +67,7 @@ class Supervisor:
     def __init__(self, order: Order) -> None:
         self._order = order
         self._directory = first(order, "dir")
+        self._reserved = f"{self._directory}/exit.json.{os.getpid()}"
         self._cgroups = [os.fsdecode(d) for d in order.get("cgroup", [])]
         self._pid = 0
         self._streams: dict[int, StreamFiles] = {}
@@ -94,7 +97,8 @@ class Supervisor:
 
     def _claim(self) -> bool:
         me = os.getpid()
-        return write_new(
+        write_file(self._reserved, b" " * RECORD_BYTES, os.O_CREAT)
+        is_ours = write_new(
             self._directory + "/claim.json",
             to_json(
                 {
@@ -109,6 +113,9 @@ class Supervisor:
                 }
             ),
         )
+        if not is_ours:
+            os.unlink(self._reserved)
+        return is_ours
 
     def _start(self) -> tuple[str, str, bool] | None:
         """The command runs; or why not. It is written down before it can do anything: its process
@@ -128,20 +135,14 @@ class Supervisor:
         try:
             for directory in self._cgroups:
                 write_file(directory + "/cgroup.procs", str(self._pid).encode())
-            write_over(
-                self._directory + "/run.json",
-                to_json(
-                    {
-                        "version": VERSION,
-                        "pid": self._pid,
-                        "start_time": start_time(self._pid),
-                        "started_at_ms": time.time_ns() // 1_000_000,
-                    }
-                ),
-            )
         except OSError as error:
             os.close(gate[1])
-            return "limits_not_set", f"cannot join its groups or record it: {error.strerror}", True
+            return "limits_not_set", f"cannot join a control group: {error.strerror}", True
+        try:
+            self._record_run()
+        except OSError as error:
+            os.close(gate[1])
+            return "host_refused", f"{self._directory}: {error.strerror}", True
         os.write(gate[1], b"!")
         os.close(gate[1])
         report = b""
@@ -152,6 +153,19 @@ class Supervisor:
             return None
         code, message, may_pass = report.decode("utf-8", "replace").split("\0")
         return code, message, may_pass == "1"
+
+    def _record_run(self) -> None:
+        write_over(
+            self._directory + "/run.json",
+            to_json(
+                {
+                    "version": VERSION,
+                    "pid": self._pid,
+                    "start_time": start_time(self._pid),
+                    "started_at_ms": time.time_ns() // 1_000_000,
+                }
+            ),
+        )
 
     def _be_the_command(self, out: int, err: int, gate: tuple[int, int], errors: int) -> None:
         try:
@@ -254,20 +268,20 @@ class Supervisor:
     def _record_end(
         self, exit_code: int | None, failure: str = "", message: str = "", may_pass: bool = False
     ) -> None:
-        write_over(
-            self._directory + "/exit.json",
-            to_json(
-                {
-                    "version": VERSION,
-                    "exit_code": exit_code,
-                    "oom_killed": exit_code not in (None, 0) and oom_kills(self._cgroups) > 0,
-                    "finished_at_ms": time.time_ns() // 1_000_000,
-                    "failure": failure,
-                    "message": message,
-                    "is_transient": may_pass,
-                }
-            ),
+        """In blocks that were reserved at the start: a full disk does not cost the exit code."""
+        record = to_json(
+            {
+                "version": VERSION,
+                "exit_code": exit_code,
+                "oom_killed": exit_code not in (None, 0) and oom_kills(self._cgroups) > 0,
+                "finished_at_ms": time.time_ns() // 1_000_000,
+                "failure": failure,
+                "message": message[:MESSAGE_CHARS_MAX],
+                "is_transient": may_pass,
+            }
         )
+        write_file(self._reserved, record.ljust(RECORD_BYTES))
+        os.rename(self._reserved, self._directory + "/exit.json")
 
     def _finish(self) -> None:
         """Nothing is left of it in the kernel."""

@@ -5,6 +5,7 @@ Stdlib only: supervisors import it (see supervisor.py).
 
 from __future__ import annotations
 
+import errno
 import os
 
 VERSION = 1  # of every record; a supervisor may be older than the agent that reads it
@@ -97,6 +98,7 @@ def write_over(path: str, content: bytes) -> None:
 def write_file(path: str, content: bytes, flags: int = 0) -> None:
     fd = os.open(path, os.O_WRONLY | flags, 0o600)
     try:
-        os.write(fd, content)
+        if os.write(fd, content) != len(content):
+            raise OSError(errno.ENOSPC, "No space left on device", path)
     finally:
         os.close(fd)
