@@ -6,11 +6,12 @@ import contextlib
 import itertools
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from typing import Any
 
 import msgspec
 from aiohttp import ClientResponse
 from aiohttp.test_utils import TestClient, TestServer
-from aiohttp.web import Application, Request
+from aiohttp.web import Application, BaseRunner, Request
 
 from cube.api.app import make_app
 from cube.api.boundary import API
@@ -75,6 +76,13 @@ async def read(response: ClientResponse, status: int = 200) -> object:
     return msgspec.json.decode(body) if body else None
 
 
+class PlainServer(TestServer):
+    """As an agent runs it: aiohttp's own would cancel handlers whose client has gone."""
+
+    async def _make_runner(self, **options: Any) -> BaseRunner:
+        return await super()._make_runner(**{**options, "handler_cancellation": False})
+
+
 @contextlib.asynccontextmanager
 async def served(
     world: World | None = None, node: str = "n1", settings: ApiSettings = SETTINGS
@@ -87,7 +95,7 @@ async def served(
         cluster, local_tasks, peers, settings, clock=clock,
         new_id=lambda: f"{node}-id-{next(numbers)}",
     )  # fmt: skip
-    server = TestServer(app)
+    server = PlainServer(app)
     async with TestClient(server) as client:
         found = Served(world, cluster, local_tasks, peers, clock, server, client, app[API])
         # Others reach this node where it really listens.
