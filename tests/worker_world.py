@@ -130,6 +130,10 @@ class World:
             await self._agent
         self._agent = None
 
+    def forget_agent(self) -> None:
+        """It has ended by itself, and the test has seen how."""
+        self._agent = None
+
     async def restart_agent(self) -> None:
         await self.kill_agent()
         self.start_agent()
