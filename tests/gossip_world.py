@@ -34,6 +34,7 @@ class World:
         self.now_ms = 1_000_000
         self.nodes: dict[str, Swim] = {}
         self.islands: dict[str, int] = {}  # nodes on different islands do not hear each other
+        self.has_udp = True
         self.deaf: set[str] = set()  # hears nothing, can speak
         self.stopped: dict[str, list[Callable[[], None]]] = {}  # like SIGSTOP: input waits
         self.changes: list[tuple[int, str, MemberChanged]] = []
@@ -164,7 +165,8 @@ class World:
         assert len(data) <= PACKET_BYTES_MAX
         self.counts["packets"] += 1
         self.counts["bytes"] += len(data)
-        if self.dice.random() < self.loss or not self._hears(name, effect.address):
+        is_lost = self.dice.random() < self.loss or not self.has_udp
+        if is_lost or not self._hears(name, effect.address):
             return
         target = _name(effect.address)
         self._at(

@@ -113,11 +113,10 @@ class UdpDatagrams:
             async with asyncio.timeout(timeout_ms / 1000):
                 reader, writer = await asyncio.open_connection(host, port)
                 try:
-                    writer.write(_framed(request))
-                    await writer.drain()
+                    await _write_frame(writer, request)
                     return await _read_frame(reader)
                 finally:
-                    await _abort(writer)
+                    await _end(writer)
         except (OSError, ValueError, EOFError, BadPacket) as error:  # TimeoutError is an OSError
             raise Unavailable(f"exchange with {address}: {error!r}") from error
 
@@ -138,21 +137,29 @@ class UdpDatagrams:
         self._transport, self._server = transport, server
         self._family, self._port = family, bound[1]
 
-    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        # A task of our own: asyncio's logs an error when it is cancelled by close().
+        if len(self._answering) >= ANSWERING_MAX:
+            writer.transport.abort()
+            return
+        task = asyncio.get_running_loop().create_task(self._serve(reader, writer))
+        self._answering.add(task)
+        task.add_done_callback(self._served)
+
+    def _served(self, task: asyncio.Task[None]) -> None:
+        self._answering.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            log.error("exchange_failed cause=%r", task.exception())
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            if len(self._answering) >= ANSWERING_MAX:
-                return
-            self._answering.add(task)
             peer = writer.get_extra_info("peername")
             async with asyncio.timeout(ACCEPT_TIMEOUT_S):
                 await self._answer(_joined(peer), reader, writer)
         except (OSError, EOFError, CubeError) as error:
             log.debug("exchange_refused reason=%r", error)
         finally:
-            self._answering.discard(task)
-            await _abort(writer)
+            await _end(writer)
 
     async def _answer(
         self, sender: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
@@ -160,9 +167,7 @@ class UdpDatagrams:
         request = await _read_frame(reader)
         assert self._on_exchange is not None
         answer = await self._on_exchange(sender, request)
-        writer.write(_framed(answer))
-        writer.close()
-        await writer.wait_closed()
+        await _write_frame(writer, answer)
 
     def _resolved(self, address: str) -> tuple[str, int] | None:
         """Where to send. None while a name is looked up: the loop never waits for DNS here."""
@@ -219,22 +224,26 @@ async def _read_frame(reader: asyncio.StreamReader) -> bytes:
     return await reader.readexactly(length)
 
 
-async def _abort(writer: asyncio.StreamWriter) -> None:
-    # Not close(): that waits for a peer to read, which it may never do.
-    writer.transport.abort()
+async def _end(writer: asyncio.StreamWriter) -> None:
+    if writer.transport.get_write_buffer_size() > 0:
+        writer.transport.abort()  # close() would wait for the peer to read, which it may never do
+    else:
+        writer.close()
     with contextlib.suppress(OSError):
         await writer.wait_closed()
+
+
+async def _write_frame(writer: asyncio.StreamWriter, data: bytes) -> None:
+    assert len(data) <= EXCHANGE_BYTES_MAX
+    writer.transport.set_write_buffer_limits(high=0)  # so that drain() means: all handed over
+    writer.write(len(data).to_bytes(LENGTH_BYTES, "big") + data)
+    await writer.drain()
 
 
 def _unsent_bytes(transport: asyncio.DatagramTransport) -> int:
     # The selector loop's transport can tell; asyncio's interface just does not declare it.
     assert isinstance(transport, asyncio.WriteTransport)
     return transport.get_write_buffer_size()
-
-
-def _framed(data: bytes) -> bytes:
-    assert len(data) <= EXCHANGE_BYTES_MAX
-    return len(data).to_bytes(LENGTH_BYTES, "big") + data
 
 
 def _split(address: str) -> tuple[str, int]:

@@ -282,7 +282,7 @@ async def test_a_host_name_is_looked_up_beside_the_loop(real: tuple[Peer, Peer])
     assert (await b.next())[1] == b"x"
 
 
-async def test_closing_ends_exchanges_under_way() -> None:
+async def test_closing_ends_exchanges_under_way(caplog: pytest.LogCaptureFixture) -> None:
     b = await Peer(UdpDatagrams(LOOPBACK, 0)).open()
     b.hold = asyncio.Event()
     a = await Peer(UdpDatagrams(LOOPBACK, 0)).open()
@@ -293,6 +293,7 @@ async def test_closing_ends_exchanges_under_way() -> None:
         with pytest.raises(Unavailable):
             await asking
     await a.datagrams.close()
+    assert [r for r in caplog.records if r.levelname == "ERROR"] == []
 
 
 def _split(address: str) -> tuple[str, int]:

@@ -65,6 +65,14 @@ def test_nobody_is_declared_dead_in_ten_minutes_of_twenty_percent_loss() -> None
     assert world.verdicts(DEAD) == []
 
 
+def test_a_network_without_udp_kills_nobody_and_still_shows_a_death() -> None:
+    world = formed(2, 5)
+    world.has_udp = False
+    world.run(10 * MINUTE_MS)
+    assert world.verdicts(DEAD) == []
+    assert death_ms(world, "n004") < MINUTE_MS
+
+
 def test_an_idle_cluster_is_quiet() -> None:
     world = formed(3, 3)
     world.run(MINUTE_MS)
