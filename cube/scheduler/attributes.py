@@ -10,11 +10,12 @@ from cube.model.cluster import Node
 from cube.model.spec import Affinity, Constraint, Operator
 
 PATTERN_CHARS_MAX = 256  # a longer `matches` pattern never matches: it would only slow every scan
+VERSION_CHARS_MAX = 128  # longer is text: numbers of thousands of digits are no numbers
 VALUE_CHARS_MAX = 1024  # of an attribute, as given to a pattern
 
 _Ordered = TypeVar("_Ordered", float, str, tuple[int, ...])
 _NUMBER = re.compile(r"[+-]?\d+(?:\.\d+)?")
-_VERSION = re.compile(r"v?(\d+(?:\.\d+)+)(?:[-+~.].*)?|v(\d+)")
+_VERSION = re.compile(r"v?(?P<dotted>\d+(?:\.\d+)+)(?P<suffix>[-+~.].*)?|v(?P<major>\d+)")
 
 
 def attribute(node: Node, name: str) -> str | None:
@@ -87,28 +88,35 @@ def _several(value: str | tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _compare(have: str, want: str) -> int:
-    """-1, 0, 1: as numbers when both are numbers, else as versions when both are, else as text."""
+    """-1, 0, 1: as numbers when both are numbers, as versions when both are versions or numbers,
+    else as text. Of versions with equal numbers, suffixes are compared only when both have one:
+    `20.10.24+dfsg1` is 20.10.24."""
     if have == want:
         return 0
     left, right = _comparable(have), _comparable(want)
-    if left is not None and right is not None:
-        if left[0] == right[0] == "number":
-            return _sign(float(left[1]), float(right[1]))
-        a, b = _parts(left[1]), _parts(right[1])
-        length = max(len(a), len(b))
-        order = _sign(a + (0,) * (length - len(a)), b + (0,) * (length - len(b)))
-        # 2.0-rc1 and 2.0 have equal numbers: what has a suffix is then a text of its own
-        return order if order or left[0] == "number" or right[0] == "number" else _sign(have, want)
-    return _sign(have, want)
+    if left is None or right is None:
+        return _sign(have, want)
+    if left[0] == right[0] == "number":
+        return _sign(float(left[1]), float(right[1]))
+    a, b = _parts(left[1]), _parts(right[1])
+    length = max(len(a), len(b))
+    order = _sign(a + (0,) * (length - len(a)), b + (0,) * (length - len(b)))
+    if order == 0 and left[2] and right[2]:
+        return _sign(left[2], right[2])
+    return order
 
 
 @functools.lru_cache(maxsize=4096)
-def _comparable(text: str) -> tuple[str, str] | None:
-    """("number", digits) or ("version", dotted digits). A number may stand for a short version."""
+def _comparable(text: str) -> tuple[str, str, str] | None:
+    """(number | version, dotted digits, suffix). A number may stand for a short version."""
+    if len(text) > VERSION_CHARS_MAX:
+        return None
     if _NUMBER.fullmatch(text):
-        return "number", text
+        return "number", text, ""
     found = _VERSION.fullmatch(text)
-    return None if found is None else ("version", found[1] or found[2])
+    if found is None:
+        return None
+    return "version", found["dotted"] or found["major"], found["suffix"] or ""
 
 
 def _parts(dotted: str) -> tuple[int, ...]:

@@ -302,7 +302,7 @@ def _of_task(task: Task) -> Reason:
     said = task.message or task.reason or task.state.value
     if task.oom_killed:
         said = f"out of memory: {said}"
-    if task.exit_code is not None and "exit" not in said:
+    if task.exit_code is not None and str(task.exit_code) not in said:
         said = f"{said} (exit code {task.exit_code})"
     have = "" if task.exit_code is None else f"exit code {task.exit_code}"
     return Reason(task.reason or task.state.value, said, "", have)

@@ -1,0 +1,668 @@
+"""Wanted against actual, through whole plans that are applied."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+from cube.model import commands as c
+from cube.model.cluster import Task
+from cube.model.ids import NodeId
+from cube.model.lifecycle import Desired, Health, NodeStatus, TaskState
+from cube.model.outcome import PlanApplied
+from cube.model.resources import Resources
+from cube.model.spec import (
+    CheckSpec,
+    CheckType,
+    Constraint,
+    GroupSpec,
+    JobSpec,
+    JobType,
+    Operator,
+    Placement,
+    PlacementPolicy,
+    PortSpec,
+    ReschedulePolicy,
+    RestartCondition,
+    RestartPolicy,
+    UpdatePolicy,
+)
+from cube.scheduler.plan import Plan, Scheduler
+from cube.scheduler.reap import BEYOND_KEEP_MS
+from cube.statemachine.invariants import violations
+from tests.builders import Machine, facts, group, job
+
+
+class Cluster(Machine):
+    """A machine with a scheduler beside it."""
+
+    def __init__(self, *nodes: str) -> None:
+        super().__init__(*nodes)
+        self.scheduler = Scheduler()
+        self.plans = 0
+
+    def plan(self) -> Plan:
+        self.plans += 1
+        plan = self.scheduler.plan(self.state, self.now_ms, self.term, f"seed-{self.plans}")
+        if plan.command is not None:
+            outcome = self.do(plan.command)
+            assert isinstance(outcome, PlanApplied)
+            assert outcome.refused == ()
+        assert violations(self.state) == []
+        return plan
+
+    def settle(self) -> None:
+        """Plans until nothing is left to do now, with every task running and every stop obeyed."""
+        for _ in range(50):
+            before = self.state.index
+            self.plan()
+            self.obey()
+            if self.state.index == before:
+                return
+        raise AssertionError("the scheduler does not come to rest")
+
+    def obey(self) -> None:
+        for task in list(self.state.tasks.values()):
+            if task.ended:
+                continue
+            if task.desired is not Desired.RUN:
+                self.report(task.id, "stopping")
+                self.report(task.id, "completed", exit_code=143, released=True)
+            elif task.state is not TaskState.RUNNING:
+                self.report(task.id, "running", health=Health.NONE)
+
+    def live(self, job_name: str, group_name: str = "g") -> dict[int, Task]:
+        found = self.state.job_named(job_name)
+        assert found is not None
+        tasks = [
+            task
+            for task in self.state.tasks_of_job(found.id)
+            if task.live and task.group == group_name
+        ]
+        assert len({task.slot for task in tasks}) == len(tasks)
+        return {task.slot: task for task in tasks}
+
+    def where(self, job_name: str) -> dict[int, str]:
+        return {
+            slot: self.state.nodes[task.node_id].name for slot, task in self.live(job_name).items()
+        }
+
+    def fail(self, task: Task, exit_code: int = 1) -> None:
+        self.report(task.id, "failed", exit_code=exit_code, reason="exited", released=True)
+
+    def node(self, name: str) -> NodeId:
+        return self.state.node_names[name]
+
+    def down(self, name: str, status: NodeStatus = NodeStatus.DOWN) -> None:
+        self.do(c.SetNodeStatus(self.term, self.node(name), status))
+
+
+def one(**changes: Any) -> dict[str, GroupSpec]:
+    return {"g": group(**changes)}
+
+
+def web(count: int = 3, **changes: Any) -> JobSpec:
+    return job("web", one(count=count, **changes))
+
+
+# service
+
+
+def test_replicas_are_spread_and_the_plan_is_at_rest_afterwards() -> None:
+    cluster = Cluster("a", "b", "c")
+    cluster.submit(web())
+    cluster.settle()
+    assert sorted(cluster.where("web").values()) == ["a", "b", "c"]
+    assert cluster.plan() == Plan(None)
+
+
+def test_scaling_up_and_down() -> None:
+    cluster = Cluster("a", "b")
+    cluster.submit(web(2))
+    cluster.settle()
+    cluster.do(c.ScaleJob("web", {"g": 5}))
+    cluster.settle()
+    assert sorted(cluster.live("web")) == [0, 1, 2, 3, 4]
+    before = cluster.live("web")
+    cluster.do(c.ScaleJob("web", {"g": 1}))
+    plan = cluster.plan()
+    assert plan.command is not None
+    assert {stop.reason for stop in plan.command.stops} == {"scale_down"}
+    cluster.settle()
+    assert cluster.live("web")[0].id == before[0].id
+    assert sorted(cluster.live("web")) == [0]
+
+
+def test_a_stopped_slot_is_filled_only_when_its_task_has_ended() -> None:
+    cluster = Cluster("a", "b")
+    cluster.submit(web(1))
+    cluster.settle()
+    task = cluster.live("web")[0]
+    cluster.do(c.StopTask(task.id))
+    assert cluster.plan().command is None
+    cluster.obey()
+    cluster.settle()
+    assert cluster.live("web")[0].id != task.id
+
+
+def test_a_stopped_job_places_nothing_and_a_started_one_again() -> None:
+    cluster = Cluster("a")
+    cluster.submit(web(2))
+    cluster.settle()
+    cluster.do(c.StopJob("web"))
+    cluster.settle()
+    assert cluster.live("web") == {}
+    cluster.do(c.StartJob("web"))
+    cluster.settle()
+    assert sorted(cluster.live("web")) == [0, 1]
+
+
+def test_lost_tasks_are_replaced_at_once_elsewhere() -> None:
+    cluster = Cluster("a", "b", "c")
+    cluster.submit(web(3, reschedule=ReschedulePolicy(delay_ms=60_000)))
+    cluster.settle()
+    cluster.down("a")
+    plan = cluster.plan()
+    assert plan.command is not None
+    assert plan.command.placements[0].reason == "lost"
+    cluster.settle()
+    assert sorted(cluster.live("web")) == [0, 1, 2]
+    assert "a" not in cluster.where("web").values()
+
+
+def test_a_lost_task_whose_node_is_back_may_go_on() -> None:
+    cluster = Cluster("a")
+    cluster.submit(web(1))
+    cluster.settle()
+    task = cluster.live("web")[0]
+    cluster.now_ms += 1000
+    cluster.down("a")
+    assert cluster.plan().command is None  # no other node
+    cluster.now_ms += 1000
+    cluster.down("a", NodeStatus.READY)
+    plan = cluster.plan()
+    assert plan.command is None
+    assert plan.wake_at_ms is not None
+    cluster.report(task.id, "running")
+    cluster.settle()
+    assert cluster.live("web")[0].id == task.id
+
+
+def test_a_lost_task_of_a_node_that_is_back_and_says_nothing_is_replaced() -> None:
+    cluster = Cluster("a")
+    cluster.submit(web(1))
+    cluster.settle()
+    cluster.now_ms += 1000
+    cluster.down("a")
+    cluster.now_ms += 1000
+    cluster.down("a", NodeStatus.READY)
+    wake_at_ms = cluster.plan().wake_at_ms
+    assert wake_at_ms is not None
+    cluster.now_ms = wake_at_ms
+    assert cluster.plan().command is not None
+
+
+def test_failures_back_off_doubling_and_prefer_another_node() -> None:
+    cluster = Cluster("a", "b")
+    cluster.submit(web(1, reschedule=ReschedulePolicy(delay_ms=1000, max_delay_ms=3000)))
+    cluster.settle()
+    seen = []
+    for delay_ms in (1000, 2000, 3000, 3000):
+        task = cluster.live("web")[0]
+        seen.append(task.node_id)
+        cluster.fail(task)
+        plan = cluster.plan()
+        assert plan.command is None
+        assert plan.wake_at_ms == cluster.now_ms + delay_ms
+        cluster.now_ms += delay_ms - 1
+        assert cluster.plan().command is None
+        cluster.now_ms += 1
+        cluster.settle()
+    assert all(first != second for first, second in itertools.pairwise(seen))
+    assert cluster.live("web")[0].reschedules == 4
+
+
+def test_a_failure_after_a_good_run_is_a_first_failure() -> None:
+    cluster = Cluster("a")
+    cluster.submit(web(1, reschedule=ReschedulePolicy(delay_ms=1000)))
+    cluster.settle()
+    for _ in range(3):
+        cluster.fail(cluster.live("web")[0])
+        cluster.now_ms += 10_000
+        cluster.settle()
+    cluster.now_ms += 700_000
+    cluster.fail(cluster.live("web")[0])
+    assert cluster.plan().wake_at_ms == cluster.now_ms + 1000
+
+
+def test_attempts_are_bounded_and_a_new_version_begins_anew() -> None:
+    cluster = Cluster("a")
+    limited = ReschedulePolicy(attempts=1, delay_ms=1000)
+    cluster.submit(web(1, reschedule=limited))
+    cluster.settle()
+    for _ in range(2):
+        cluster.fail(cluster.live("web")[0])
+        cluster.now_ms += 100_000
+        cluster.settle()
+    assert cluster.live("web") == {}
+    assert cluster.plan().wake_at_ms is None
+    cluster.submit(web(1, reschedule=limited, command=("other",)))
+    cluster.settle()
+    assert sorted(cluster.live("web")) == [0]
+
+
+def test_a_rejected_task_goes_elsewhere_at_once_and_back_only_later() -> None:
+    cluster = Cluster("a", "b")
+    cluster.submit(web(1))
+    cluster.plan()
+    first = cluster.live("web")[0]
+    cluster.report(first.id, "rejected", reason="image_missing", released=True)
+    cluster.plan()
+    second = cluster.live("web")[0]
+    assert second.node_id != first.node_id
+    cluster.report(second.id, "rejected", reason="image_missing", released=True)
+    plan = cluster.plan()
+    assert plan.command is None
+    assert plan.wake_at_ms == cluster.now_ms + 30_000
+    cluster.now_ms += 30_000
+    cluster.plan()
+    assert sorted(cluster.live("web")) == [0]
+
+
+def test_a_completed_service_task_that_is_not_to_restart_is_done() -> None:
+    cluster = Cluster("a")
+    cluster.submit(web(1, restart=RestartPolicy(policy=RestartCondition.ON_FAILURE)))
+    cluster.settle()
+    cluster.report(cluster.live("web")[0].id, "completed", exit_code=0, released=True)
+    assert cluster.plan() == Plan(None)
+
+
+# updates
+
+
+def test_a_change_that_needs_no_container_is_made_in_place() -> None:
+    cluster = Cluster("a", "b")
+    cluster.submit(web(2))
+    cluster.settle()
+    before = {slot: task.id for slot, task in cluster.live("web").items()}
+    cluster.submit(web(2, stop_timeout_ms=1))
+    plan = cluster.plan()
+    assert plan.command is not None
+    assert len(plan.command.updates) == 2
+    assert {slot: task.id for slot, task in cluster.live("web").items()} == before
+    assert {task.version for task in cluster.live("web").values()} == {2}
+    assert cluster.plan() == Plan(None)
+
+
+def test_a_rollout_takes_one_at_a_time_and_never_below_its_count() -> None:
+    cluster = Cluster("a", "b", "c")
+    cluster.submit(web(3))
+    cluster.settle()
+    cluster.submit(web(3, command=("two",)))
+    for _ in range(20):
+        plan = cluster.plan()
+        serving = sum(task.serving for task in cluster.live("web").values())
+        assert serving >= 2
+        if plan.command is None:
+            break
+        assert len(plan.command.stops) <= 1
+        cluster.obey()
+    assert {task.version for task in cluster.live("web").values()} == {2}
+
+
+def test_a_rollout_of_more_at_a_time() -> None:
+    cluster = Cluster("a", "b", "c")
+    cluster.submit(web(5, update=UpdatePolicy(parallelism=2)))
+    cluster.settle()
+    cluster.submit(web(5, update=UpdatePolicy(parallelism=2), command=("two",)))
+    plan = cluster.plan()
+    assert plan.command is not None
+    assert len(plan.command.stops) == 2
+    cluster.settle()
+    assert {task.version for task in cluster.live("web").values()} == {2}
+
+
+def test_a_version_that_does_not_come_up_stops_the_rollout() -> None:
+    cluster = Cluster("a", "b", "c")
+    cluster.submit(web(3))
+    cluster.settle()
+    cluster.submit(web(3, command=("broken",)))
+    cluster.plan()
+    for task in cluster.state.tasks.values():
+        if task.desired is Desired.STOP:
+            cluster.report(task.id, "completed", released=True)
+    cluster.plan()
+    for _ in range(5):  # it is placed, and fails, and is placed again
+        for task in cluster.live("web").values():
+            if task.version == 2:
+                cluster.fail(task)
+        cluster.now_ms += 3_600_000
+        plan = cluster.plan()
+        assert plan.command is None or plan.command.stops == ()
+    assert sum(task.version == 1 for task in cluster.live("web").values()) == 2
+
+
+def test_a_version_that_fits_nowhere_stops_one_task_only() -> None:
+    cluster = Cluster("a", "b", "c")
+    cluster.submit(web(3))
+    cluster.settle()
+    cluster.submit(web(3, resources=Resources(1_000_000, 0, 0)))
+    cluster.settle()
+    assert len(cluster.live("web")) == 2
+
+
+def test_a_broken_version_is_replaced_task_by_task() -> None:
+    cluster = Cluster("a", "b", "c")
+    checks = (CheckSpec("up", CheckType.EXEC, command=("true",)),)
+    cluster.submit(web(3, checks=checks))
+    cluster.plan()
+    cluster.obey()  # running, but no check ever passes
+    cluster.submit(web(3, command=("mended",)))
+    cluster.settle()
+    assert {task.version for task in cluster.live("web").values()} == {2}
+
+
+def test_a_group_that_is_gone_is_stopped() -> None:
+    cluster = Cluster("a")
+    cluster.submit(job("web", {"g": group(), "h": group(count=2)}))
+    cluster.settle()
+    cluster.submit(job("web", {"g": group()}))
+    plan = cluster.plan()
+    assert plan.command is not None
+    assert [stop.reason for stop in plan.command.stops] == ["group_removed"] * 2
+
+
+# batch, system, cron
+
+
+def test_batch_completes_once_and_never_again() -> None:
+    cluster = Cluster("a")
+    cluster.submit(job("work", one(count=2), type=JobType.BATCH))
+    cluster.settle()
+    for task in cluster.live("work").values():
+        cluster.report(task.id, "completed", exit_code=0, released=True)
+    assert cluster.plan() == Plan(None)
+    cluster.do(c.StopJob("work"))
+    cluster.do(c.StartJob("work"))
+    assert cluster.plan() == Plan(None)
+    cluster.submit(job("work", one(count=2, stop_timeout_ms=1), type=JobType.BATCH))
+    assert cluster.plan() == Plan(None)
+    cluster.submit(job("work", one(count=2, command=("other",)), type=JobType.BATCH))
+    cluster.plan()
+    assert sorted(cluster.live("work")) == [0, 1]
+
+
+def test_batch_that_was_stopped_on_the_way_runs_again() -> None:
+    cluster = Cluster("a")
+    cluster.submit(job("work", one(), type=JobType.BATCH))
+    cluster.settle()
+    cluster.do(c.StopJob("work"))
+    cluster.obey()
+    cluster.do(c.StartJob("work"))
+    cluster.plan()
+    assert sorted(cluster.live("work")) == [0]
+
+
+def test_batch_that_ends_while_it_is_told_to_stop_is_done() -> None:
+    cluster = Cluster("a")
+    cluster.submit(job("work", one(), type=JobType.BATCH))
+    cluster.settle()
+    task = cluster.live("work")[0]
+    cluster.do(c.StopJob("work"))
+    cluster.report(task.id, "completed", exit_code=0, released=True)
+    cluster.do(c.StartJob("work"))
+    assert cluster.plan() == Plan(None)
+
+
+def test_system_is_on_each_eligible_node_and_on_later_ones() -> None:
+    cluster = Cluster("a", "b")
+    ssd = Placement(constraints=(Constraint("node.labels.disk", Operator.NE, "hdd"),))
+    cluster.submit(job("everywhere", one(placement=ssd), type=JobType.SYSTEM))
+    cluster.settle()
+    assert cluster.where("everywhere") == {0: "a", 1: "b"}
+    cluster.do(c.RegisterNode(facts("c")))
+    cluster.do(c.RegisterNode(facts("d", labels={"disk": "hdd"})))
+    cluster.settle()
+    assert cluster.where("everywhere") == {0: "a", 1: "b", 2: "c"}
+    cluster.do(c.SetEligibility(cluster.node("b"), False))
+    cluster.settle()
+    assert cluster.where("everywhere") == {0: "a", 1: "b", 2: "c"}
+    cluster.do(c.SetLabels(cluster.node("a"), {"disk": "hdd"}))
+    cluster.settle()
+    assert cluster.where("everywhere") == {1: "b", 2: "c"}
+    cluster.do(c.RegisterNode(facts("e")))
+    cluster.settle()
+    assert set(cluster.where("everywhere").values()) == {"b", "c", "e"}
+
+
+def test_system_comes_back_in_its_slot_on_its_node() -> None:
+    cluster = Cluster("a", "b")
+    cluster.submit(job("everywhere", one(), type=JobType.SYSTEM))
+    cluster.settle()
+    cluster.down("b")
+    cluster.settle()
+    assert cluster.where("everywhere") == {0: "a"}
+    cluster.now_ms += 60_000
+    cluster.down("b", NodeStatus.READY)
+    cluster.now_ms += 60_000
+    cluster.settle()
+    assert cluster.where("everywhere") == {0: "a", 1: "b"}
+
+
+def test_cron_places_nothing() -> None:
+    cluster = Cluster("a")
+    cluster.submit(job("nightly", one(), type=JobType.CRON))
+    assert cluster.plan() == Plan(None)
+
+
+# nodes
+
+
+def test_cordon_keeps_and_drain_moves_one_at_a_time() -> None:
+    cluster = Cluster("a", "b")
+    cluster.submit(web(4))
+    cluster.settle()
+    cluster.do(c.SetEligibility(cluster.node("a"), False))
+    assert cluster.plan() == Plan(None)
+    cluster.do(c.SetDrain(cluster.node("a"), 600_000))
+    plan = cluster.plan()
+    assert plan.command is not None
+    assert [stop.reason for stop in plan.command.stops] == ["drain"]
+    assert cluster.plan().command is None  # the first has not ended yet
+    cluster.obey()
+    cluster.settle()
+    assert set(cluster.where("web").values()) == {"b"}
+
+
+def test_at_the_deadline_of_a_drain_everything_stops() -> None:
+    cluster = Cluster("a", "b")
+    cluster.submit(job("everywhere", one(), type=JobType.SYSTEM))
+    cluster.submit(job("work", one(count=4), type=JobType.BATCH))
+    cluster.settle()
+    cluster.do(c.SetDrain(cluster.node("a"), 60_000))
+    plan = cluster.plan()
+    assert plan.command is None
+    assert plan.wake_at_ms == cluster.now_ms + 60_000
+    cluster.now_ms += 60_000
+    cluster.settle()
+    assert set(cluster.where("everywhere").values()) == {"b"}
+    assert set(cluster.where("work").values()) == {"b"}
+
+
+# dependencies
+
+
+def test_depends_on_waits_at_the_first_start_only() -> None:
+    cluster = Cluster("a")
+    cluster.submit(job("shop", {"db": group(), "web": group(count=2, depends_on=("db",))}))
+    cluster.plan()
+    assert len(cluster.live("shop", "db")) == 1
+    assert cluster.live("shop", "web") == {}
+    cluster.obey()
+    cluster.settle()
+    assert sorted(cluster.live("shop", "web")) == [0, 1]
+    cluster.fail(cluster.live("shop", "db")[0])
+    cluster.fail(cluster.live("shop", "web")[0])
+    cluster.fail(cluster.live("shop", "web")[1])
+    cluster.now_ms += 5_000
+    cluster.plan()
+    assert sorted(cluster.live("shop", "web")) == [0, 1]
+
+
+def test_depends_on_another_jobs_batch_waits_for_its_end() -> None:
+    cluster = Cluster("a")
+    cluster.submit(job("web", one(depends_on=("seed/g",))))
+    cluster.plan()
+    assert cluster.live("web") == {}
+    cluster.submit(job("seed", one(), type=JobType.BATCH))
+    cluster.settle()
+    assert cluster.live("web") == {}
+    cluster.report(cluster.live("seed")[0].id, "completed", exit_code=0, released=True)
+    cluster.plan()
+    assert sorted(cluster.live("web")) == [0]
+
+
+def test_at_most_one_waits_until_the_node_says_that_it_is_gone() -> None:
+    cluster = Cluster("a", "b")
+    cluster.submit(web(1, at_most_one=True))
+    cluster.settle()
+    task = cluster.live("web")[0]
+    cluster.down(cluster.where("web")[0])
+    assert cluster.plan().command is None
+    cluster.report(task.id, "failed", released=True)
+    cluster.now_ms += 5_000
+    cluster.plan()
+    assert sorted(cluster.live("web")) == [0]
+
+
+# order, bounds, ports
+
+
+def test_priority_then_age_decides_who_gets_the_room() -> None:
+    cluster = Cluster("a")
+    large = one(resources=Resources(3000, 1, 0))
+    cluster.submit(job("old", large))
+    cluster.now_ms += 1
+    cluster.submit(job("young", large))
+    cluster.now_ms += 1
+    cluster.submit(job("urgent", large, priority=90))
+    cluster.settle()
+    assert [name for name in ("old", "young", "urgent") if cluster.live(name)] == ["urgent"]
+    cluster.do(c.DeleteJob("urgent"))
+    cluster.settle()
+    assert [name for name in ("old", "young") if cluster.live(name)] == ["old"]
+
+
+def test_parked_groups_are_placed_as_soon_as_there_is_room() -> None:
+    cluster = Cluster("a")
+    cluster.submit(web(6, resources=Resources(1000, 1, 0)))
+    cluster.settle()
+    assert len(cluster.live("web")) == 4
+    cluster.do(c.RegisterNode(facts("b", capacity=Resources(1000, 1 << 30, 0))))
+    cluster.settle()
+    assert len(cluster.live("web")) == 5
+    cluster.do(c.RegisterNode(facts("b", capacity=Resources(2000, 1 << 30, 0))))
+    cluster.settle()
+    assert len(cluster.live("web")) == 6
+
+
+def test_a_plan_that_was_lost_is_made_again() -> None:
+    cluster = Cluster("a")
+    cluster.submit(web(4, resources=Resources(1000, 1, 0)))
+    cluster.submit(job("more", one(resources=Resources(1000, 1, 0))))
+    lost = cluster.scheduler.plan(cluster.state, cluster.now_ms, 1, "lost")
+    assert lost.command is not None
+    again = cluster.scheduler.plan(cluster.state, cluster.now_ms, 1, "lost")
+    assert again == lost
+
+
+def test_ports_are_given_once_per_host() -> None:
+    cluster = Cluster()
+    for name in ("a", "b"):
+        cluster.do(
+            c.RegisterNode(facts(name, advertise="one-host", port_first=20000, port_last=20004))
+        )
+    cluster.submit(web(3, ports={"s": PortSpec(host=8080), "d": PortSpec()}))
+    cluster.settle()
+    assert len(cluster.live("web")) == 1  # one host, one port 8080
+    cluster.submit(job("other", one(count=9, ports={"d": PortSpec()})))
+    cluster.settle()
+    hosts = [
+        port.host
+        for name in ("web", "other")
+        for task in cluster.live(name).values()
+        for port in task.ports
+        if port.name == "d"
+    ]
+    assert sorted(hosts) == [20000, 20001, 20002, 20003, 20004]
+
+
+def test_dynamic_ports_do_not_come_back_at_once() -> None:
+    cluster = Cluster("a")
+    seen = set()
+    for _ in range(5):
+        cluster.submit(web(1, ports={"d": PortSpec()}))
+        cluster.settle()
+        seen.add(cluster.live("web")[0].ports[0].host)
+        cluster.do(c.DeleteJob("web"))
+        cluster.obey()
+    assert len(seen) == 5
+
+
+def test_roundrobin_goes_round_across_jobs() -> None:
+    cluster = Cluster("a", "b", "c")
+    where = []
+    for number in range(6):
+        name = f"job-{number}"
+        placement = Placement(policy=PlacementPolicy.ROUNDROBIN)
+        cluster.submit(job(name, one(placement=placement)))
+        cluster.settle()
+        where.append(cluster.where(name)[0])
+    assert where == ["a", "b", "c", "a", "b", "c"]
+
+
+def test_binpack_fills_and_spread_does_not() -> None:
+    for policy, nodes in ((PlacementPolicy.BINPACK, 1), (PlacementPolicy.SPREAD, 3)):
+        cluster = Cluster("a", "b", "c")
+        cluster.submit(web(6, placement=Placement(policy=policy)))
+        cluster.settle()
+        assert len(set(cluster.where("web").values())) == nodes
+
+
+def test_zones_come_before_room() -> None:
+    cluster = Cluster()
+    for name, zone, cores in (("a1", "a", 64), ("a2", "a", 64), ("b1", "b", 2)):
+        capacity = Resources(cores * 1000, 1 << 40, 0)
+        cluster.do(c.RegisterNode(facts(name, labels={"zone": zone}, capacity=capacity)))
+    cluster.submit(web(8, placement=Placement(spread_over=("node.labels.zone",))))
+    cluster.settle()
+    zones = [name[0] for name in cluster.where("web").values()]
+    assert sorted(zones) == ["a"] * 4 + ["b"] * 4
+
+
+# reaping
+
+
+def test_ended_tasks_are_forgotten_beyond_the_newest_five() -> None:
+    cluster = Cluster("a")
+    cluster.submit(web(1))
+    cluster.settle()
+    for _ in range(9):
+        cluster.fail(cluster.live("web")[0])
+        cluster.now_ms += 3_600_000
+        cluster.settle()
+    assert sum(task.ended for task in cluster.state.tasks.values()) == 5
+
+
+def test_slots_beyond_the_count_are_forgotten_after_a_while() -> None:
+    cluster = Cluster("a")
+    cluster.submit(web(3))
+    cluster.settle()
+    cluster.do(c.ScaleJob("web", {"g": 1}))
+    cluster.settle()
+    assert len(cluster.state.tasks) == 3
+    wake_at_ms = cluster.plan().wake_at_ms
+    assert wake_at_ms == cluster.now_ms + BEYOND_KEEP_MS
+    cluster.now_ms = wake_at_ms
+    cluster.settle()
+    assert len(cluster.state.tasks) == 1
