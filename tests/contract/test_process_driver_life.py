@@ -436,6 +436,25 @@ async def test_a_daemon_does_not_outlive_a_stop(rig: ProcessRig) -> None:
     assert pids_of(launch.task_id) == set()
 
 
+@pytest.mark.parametrize("is_killed", [True, False])
+async def test_what_a_command_beside_it_left_ends_with_the_task(
+    rig: ProcessRig, tmp_path: Path, is_killed: bool
+) -> None:
+    go = tmp_path / "go"
+    script = f"while [ ! -e {go} ]; do sleep 0.01; done"
+    launch = rig.shell(rig.launch(new_task_id()), script)
+    await rig.driver.start(launch)
+    argv = ("sh", "-c", "sleep 1000 & setsid sleep 1000 & echo left")
+    result = await rig.driver.execute(launch.task_id, 1, argv, NEVER_MS)
+    assert result.output == b"left\n"
+    if is_killed:
+        await rig.driver.stop(launch.task_id, 1, "SIGKILL", 0)
+    else:
+        go.touch()
+        await ended(rig, launch.task_id)
+    await none_left(launch.task_id)
+
+
 async def test_each_signal_by_its_name(plain_rig: ProcessRig) -> None:
     rig = plain_rig
     for name, number in (("SIGUSR1", 10), ("INT", 2), ("15", 15), ("SIGKILL", 9)):

@@ -81,6 +81,17 @@ def task_pids(supervisor: int, session: int, directories: list[str]) -> set[int]
     return {p for p in found if p != supervisor and not is_dead(stats[p][0])}
 
 
+def marked_pids(task_id: str) -> set[int]:
+    """Every living process that was started with this task's id in its environment: the only trace
+    of what is neither in a cgroup of ours nor below a supervisor."""
+    mark = f"CUBE_TASK_ID={task_id}"
+    found = set()
+    for pid, stat in all_stats().items():
+        if not is_dead(stat[0]) and mark in read_text(f"/proc/{pid}/environ").split("\0"):
+            found.add(pid)
+    return found - {os.getpid()}
+
+
 def kill_round(pids: set[int], directories: list[str]) -> None:
     """KILL to all of them, and from now on nothing in the cgroups can fork. In this order: a command
     whose fork fails may end with a code of its own before the KILL arrives."""

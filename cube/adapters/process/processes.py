@@ -8,7 +8,7 @@ import os
 import signal
 from collections.abc import Callable
 
-from cube.adapters.process.host import all_stats, is_dead, read_text, start_time, stat_of
+from cube.adapters.process.host import all_stats, is_dead, marked_pids, start_time, stat_of
 from cube.model.ids import TaskId
 
 
@@ -74,16 +74,10 @@ def orphans(pid: int, started: int, task_id: TaskId) -> set[int]:
     """What lives on of a command whose supervisor is dead, found without cgroups: its session while
     its leader lives (a session's id may be given again after that), and whatever has CUBE_TASK_ID
     of this task in the environment it was started with."""
-    leads = pid != 0 and start_time(pid) == started
-    mark = f"CUBE_TASK_ID={task_id}"
-    found = set()
-    for member, (state, _, session, _) in all_stats().items():
-        if is_dead(state) or member == os.getpid():
-            continue
-        in_session = leads and session == pid
-        if in_session or mark in read_text(f"/proc/{member}/environ").split("\0"):
-            found.add(member)
-    return found
+    found = marked_pids(task_id)
+    if pid != 0 and start_time(pid) == started:
+        found |= {p for p, stat in all_stats().items() if stat[2] == pid and not is_dead(stat[0])}
+    return found - {os.getpid()}
 
 
 class Watch:
