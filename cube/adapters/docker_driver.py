@@ -226,6 +226,16 @@ class DockerDriver:
             if not keep_logs:
                 self._attempts.pop(task_id, None)
 
+    async def remove_kept(self) -> None:
+        """No output of removed tasks is left either: for a node that is given up."""
+
+        def remove_all(client: Client) -> None:
+            for one in containers.listing(client, self._marks):
+                if one.is_kept:
+                    containers.delete(client, one.id)
+
+        await self._engine.call(remove_all)
+
     def _forget_told(self, task_id: TaskId) -> dict[Identity, RunState]:
         """Nothing more is told of the task's attempts. Returns what was known of them."""
         told = {key: state for key, state in self._told.items() if key[0] == task_id}

@@ -259,13 +259,16 @@ class Agent:
         log.watch(on_log_status)
         await gossip.start(self._seeds(record))
         prober = SocketProber()
+        worker_loop = self._make_worker_loop(cluster_id, proposer, prober)
         try:
+            await worker_loop.open()
+            await self._driver_facts.refresh()
             await self._be_member(record, proposer)
             await self._run_loops(
                 {
                     "gossip": gossip.wait(),
                     "leader": leader_loop.run(),
-                    "worker": self._make_worker_loop(cluster_id, proposer, prober).run(),
+                    "worker": worker_loop.run(),
                     "heartbeats": Heartbeats(
                         self.node_id, self._remote, self._leader_to_tell
                     ).run(),

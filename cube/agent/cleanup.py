@@ -7,6 +7,7 @@ import contextlib
 import os
 from pathlib import Path
 
+from cube.adapters.docker_driver import DockerDriver
 from cube.adapters.file_disk import FileDisk
 from cube.adapters.system_clock import SystemClock
 from cube.agent.drivers import make_drivers
@@ -47,6 +48,8 @@ async def _end(driver: Driver) -> int:
             for found in await driver.recover():
                 ended += found.state is RunState.RUNNING
                 await _end_one(driver, found)
+            if isinstance(driver, DockerDriver):  # the process driver's is in the data directory
+                await driver.remove_kept()
     finally:
         await driver.close()
     return ended

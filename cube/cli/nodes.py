@@ -16,12 +16,18 @@ from cube.model.views import NodeView
 def node(ctx: click.Context) -> None:
     """Nodes: the hosts of this cluster."""
     if ctx.invoked_subcommand is None:  # the book's `cube node` lists them
-        ctx.invoke(node_ls)
+        settings = ctx.find_object(Settings)
+        assert settings is not None
+        _list(settings)
 
 
 @command("ls")
 def node_ls(settings: Settings) -> None:
     """All nodes."""
+    _list(settings)
+
+
+def _list(settings: Settings) -> None:
     client = settings.client
     if settings.output == "json":
         raw(client.read_raw("/v1/nodes", limit="1000"))

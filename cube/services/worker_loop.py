@@ -93,6 +93,22 @@ class WorkerLoop:
         self._hints_dropped = 0
         self.recent: deque[tuple[int, list[i.Input]]] = deque(maxlen=INPUTS_KEPT)
 
+    async def open(self) -> None:
+        """The drivers have been opened, as far as they could be; run() tries the rest again. Before
+        it, nothing can be asked of them: no facts, no logs."""
+        await asyncio.gather(*(self._try_to_open(name) for name in sorted(self._drivers)))
+
+    async def _try_to_open(self, name: str) -> None:
+        try:
+            await self._open(name)
+        except DriverFailed as failure:
+            _log.warning("open_failed driver=%s code=%s %s", name, failure.code, failure.message)
+
+    async def _open(self, name: str) -> None:
+        if name not in self._opened:
+            await self._drivers[name].open(lambda seen: self._on_change(name, seen))
+            self._opened.add(name)
+
     async def run(self) -> None:
         """Works until cancelled. What was started on the host goes on."""
         try:
@@ -192,9 +208,7 @@ class WorkerLoop:
     async def _recover(self, instruction: do.Recover) -> None:
         name = instruction.driver
         try:
-            if name not in self._opened:
-                await self._drivers[name].open(lambda seen: self._on_change(name, seen))
-                self._opened.add(name)
+            await self._open(name)
             found = await self._drivers[name].recover()
         except DriverFailed as failure:
             _log.warning("recover_failed driver=%s code=%s %s", name, failure.code, failure.message)

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import http.client
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
 import docker
 import pytest
 
-from tests.e2e.harness import EXAMPLES, Json, TestCluster, curl, same, wait_for
+from tests.e2e.harness import EXAMPLES, Json, Node, TestCluster, curl, free_ports, same, wait_for
 
 pytestmark = [pytest.mark.e2e, pytest.mark.docker]
 
@@ -90,9 +96,11 @@ def test_shop_waits_for_its_cache_and_survives(
     assert cluster.cube("logs", "shop").returncode == 0
     cluster.cube("stop", "shop")
     assert engine.containers(filters={"label": label, "status": "running"}) == []
+    cluster.stop()
+    assert engine.containers(all=True, filters={"label": label}) == []
 
 
-def test_run_image_and_the_books_own_api(
+def test_an_image_from_the_command_line(
     docker_cluster: TestCluster, engine: docker.APIClient
 ) -> None:
     cluster = docker_cluster
@@ -108,3 +116,62 @@ def test_run_image_and_the_books_own_api(
     )
     assert missing.returncode in (1, 3, 8)
     assert "image" in missing.stderr
+
+
+@pytest.fixture
+def book_image(engine: docker.APIClient) -> Iterator[str]:
+    """An image that serves by itself: the book's tasks name no command."""
+    made = engine.create_container("busybox:latest")
+    engine.commit(
+        made["Id"], repository="cube-test-book", tag="1",
+        changes='CMD ["httpd", "-f", "-p", "7777", "-h", "/etc"]',
+    )  # fmt: skip
+    engine.remove_container(made["Id"])
+    yield "cube-test-book:1"
+    engine.remove_image("cube-test-book:1", force=True)
+
+
+def call(node: Node, method: str, path: str, body: Json | None = None) -> tuple[int, bytes]:
+    data = None if body is None else json.dumps(body)
+    headers = {"Content-Type": "application/json"} if data else {}
+    with contextlib.closing(http.client.HTTPConnection("127.0.0.1", node.http)) as connection:
+        connection.request(method, path, data, headers)
+        answer = connection.getresponse()
+        return answer.status, answer.read()
+
+
+def test_the_books_own_api_and_verbs(
+    book_image: str, docker_cluster: TestCluster, tmp_path: Path
+) -> None:
+    cluster = docker_cluster
+    cluster.form(1)
+    node = cluster.nodes[0]
+    wait_for("the engine answers", lambda: docker_ready(cluster))
+    [port] = free_ports(1)
+    task = {
+        "ID": "266592cd-960d-4091-981c-8c25c44b1018",
+        "State": 2,
+        "Task": {
+            "ID": "266592cd-960d-4091-981c-8c25c44b1018", "Name": "test-chapter-9.1",
+            "Image": book_image, "Cpu": 0.1, "Memory": 16 << 20, "Disk": 1 << 20,
+            "ExposedPorts": {"7777/tcp": {}}, "PortBindings": {"7777/tcp": str(port)},
+            "RestartPolicy": "always", "HealthCheck": "/hostname",
+        },
+    }  # fmt: skip
+    file = tmp_path / "task.json"
+    file.write_text(json.dumps(task))
+    cluster.cube("run", "-f", str(file))
+
+    def told() -> Json:
+        items: list[Json] = json.loads(call(node, "GET", "/tasks")[1])
+        return next(item for item in items if item["ID"] == task["ID"])
+
+    wait_for("it runs", lambda: told()["State"] == 2)
+    wait_for("it answers", lambda: curl(f"http://127.0.0.1:{port}/hostname"))
+    assert call(node, "POST", "/tasks", task)[0] == 201
+    for path in ("/nodes", "/stats"):
+        assert call(node, "GET", path)[0] == 200
+    assert "test-chapter" in cluster.cube("status").stdout
+    assert "n1" in cluster.cube("node").stdout
+    assert call(node, "DELETE", f"/tasks/{task['ID']}")[0] == 204
+    wait_for("it has ended", lambda: cluster.tasks() == [])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import threading
 from pathlib import Path
 
@@ -119,6 +120,32 @@ def test_the_leader_is_killed_and_nothing_healthy_is_touched(cluster: TestCluste
     wait_for("all nodes are ready", lambda: cluster.all_ready(3))
     again = cluster.serving("hello", 3, at=victim)
     assert {same(task) for task in again} == {same(task) for task in after.values()}
+
+
+def test_a_paused_leader_is_replaced_and_ends_what_was_replaced(cluster: TestCluster) -> None:
+    cluster.form(3)
+    cluster.cube("run", HELLO)
+    before = cluster.serving("hello", 3)
+    leader = cluster.leader()
+    leader_id = leader.get("/v1/status")["node"]["id"]
+    survivors = [node for node in cluster.nodes if node is not leader]
+    os.kill(leader.pid, signal.SIGSTOP)  # it hangs: nothing is refused, nothing answered
+    try:
+        wait_for(
+            "its tasks run elsewhere",
+            lambda: all(
+                t["node_id"] != leader_id for t in cluster.serving("hello", 3, at=survivors[0])
+            ),
+        )
+        after = {same(task) for task in cluster.serving("hello", 3, at=survivors[0])}
+    finally:
+        os.kill(leader.pid, signal.SIGCONT)
+    for task in before:
+        if task["node_id"] == leader_id:
+            wait_for("the replaced task ends", lambda t=task: not pid_exists(t["handle"]))  # type: ignore[misc]
+    wait_for("all nodes are ready", lambda: cluster.all_ready(3))
+    assert {same(task) for task in cluster.serving("hello", 3, at=leader)} == after
+    assert len({json.dumps(node.get("/v1/status")["leader"]) for node in cluster.nodes}) == 1
 
 
 def test_an_agent_killed_and_restarted_takes_its_tasks_up_again(cluster: TestCluster) -> None:
