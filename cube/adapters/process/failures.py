@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import ParamSpec, TypeVar
+from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import Any, ParamSpec, TypeVar
 
 from cube.model.errors import DriverFailed
 
@@ -29,7 +29,7 @@ def refused(error: OSError) -> DriverFailed:
     return passing("host_refused", f"{error.filename or 'the host'}: {error.strerror}")
 
 
-def host_errors(call: Callable[P, Awaitable[R]]) -> Callable[P, Awaitable[R]]:
+def host_errors(call: Callable[P, Coroutine[Any, Any, R]]) -> Callable[P, Coroutine[Any, Any, R]]:
     """`call`, with what the host raises as DriverFailed."""
 
     @functools.wraps(call)
