@@ -10,9 +10,7 @@ from collections import OrderedDict
 from typing import Any
 
 import immutables
-import msgspec
 import numpy as np
-import numpy.typing as npt
 
 from cube.model.cluster import ClusterState, Node, port_key
 from cube.model.ids import NodeId
@@ -22,42 +20,13 @@ from cube.model.spec import Affinity, Constraint, GroupSpec, PlacementPolicy
 from cube.scheduler import filters, score
 from cube.scheduler.attributes import attribute, matches
 from cube.scheduler.ports import PortBook
-
-Ints = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float64]
-Bools = npt.NDArray[np.bool_]
+from cube.scheduler.vector import Ask, Bools, Floats, Ints, policy_cost, power, share
 
 MASKS_MAX = 1024  # one byte per node each: 10 MB at 10,000 nodes
 SCANS_MAX = 64  # 24 bytes per node each: 15 MB at 10,000 nodes
 ZONES_MAX = 64  # sets of attributes; 8 bytes per node each
 NO_PLACE = (1 << (score.POINT_BITS - 1 + score.COST_BITS)) - 1  # above any points ‖ cost
-_TABLE = np.array(score.TABLE, dtype=np.float64)
 _RELOAD_SHARE = 4  # more than 1/4 of the rows changed: costs are computed anew when asked for
-
-
-def power(utilisation: Floats) -> Floats:
-    """score.power for many: the same operations in the same order."""
-    scaled = utilisation * score.STEPS
-    whole = scaled.astype(np.int64)
-    rest = scaled - whole
-    grown: Floats = _TABLE[whole] * (1.0 + rest * (score.C1 + rest * (score.C2 + rest * score.C3)))
-    return grown
-
-
-def share(used: Ints, capacity: Ints) -> Floats:
-    """score.share for many."""
-    safe = np.where(capacity > 0, capacity, 1)
-    cut: Floats = np.minimum(np.maximum(used / safe, 0.0), score.SHARE_MAX)
-    return np.where(capacity > 0, cut, 0.0)
-
-
-class Ask(msgspec.Struct, frozen=True):
-    """What decides a node's cost and fitness for tasks that are alike, and nothing else."""
-
-    driver: str
-    constraints: tuple[Any, ...]
-    need: Resources
-    policy: PlacementPolicy
 
 
 class Scan:
@@ -391,35 +360,3 @@ class Mirror:
         for row, node in enumerate(self.nodes):
             taken[row] = self.ports.any_taken(node.facts.advertise, keys)
         return taken
-
-
-def policy_cost(
-    ask: Ask,
-    unit: float,
-    used: Ints,
-    capacity: Ints,
-    powers: tuple[Floats, Floats],
-    growth: tuple[Floats, Floats],
-) -> Ints:
-    """score.cost for many. `powers` are those of the present use, `growth` those of the need."""
-    x, y = powers
-    need = ask.need
-    raw: Floats
-    match ask.policy:
-        case PlacementPolicy.EPVM:
-            raw = x * ((growth[0] - 1.0) * unit) + y * ((growth[1] - 1.0) * unit)
-        case PlacementPolicy.BINPACK:
-            raw = (score.COST_UNITS / growth[0]) / x + (score.COST_UNITS / growth[1]) / y
-        case PlacementPolicy.SPREAD:
-            u, v = share(used[0], capacity[0]), share(used[1], capacity[1])
-            a = share(np.full(used[0].shape, need.cpu_milli), capacity[0])
-            b = share(np.full(used[1].shape, need.memory_bytes), capacity[1])
-            raw = ((u + v) + (a + b)) * score.COST_UNITS
-        case PlacementPolicy.GREEDY:
-            u = share(used[0], capacity[0])
-            a = share(np.full(used[0].shape, need.cpu_milli), capacity[0])
-            raw = (u + a) * score.COST_UNITS
-        case PlacementPolicy.ROUNDROBIN:
-            raise AssertionError("roundrobin's cost is a count")
-    cut: Ints = np.minimum(raw, float(score.COST_MAX)).astype(np.int64)
-    return cut

@@ -13,12 +13,14 @@ from cube.model.events import Event, JobEvent, NodeEvent, TaskEvent
 from cube.model.explain import Explanation
 from cube.model.ids import JobId, NodeId, TaskId
 from cube.model.spec import JobType
-from cube.scheduler.reconcile import JobWork, at_rest, draining_nodes, reconcile
+from cube.scheduler.reconcile import at_rest, draining_nodes, reconcile
+from cube.scheduler.slots import JobWork
 from cube.scheduler.want import Want
 
 if TYPE_CHECKING:
-    from cube.scheduler.mirror import Ask, Mirror
+    from cube.scheduler.mirror import Mirror
     from cube.scheduler.place import Picks, Placer
+    from cube.scheduler.vector import Ask
 
 PLAN_BYTES_MAX = 256 * 1024  # of an encoded ApplyPlan: one log entry (performance.md)
 EXPLANATIONS_MAX = 1_000  # in one plan: for logs and metrics; `explain` has no such bound

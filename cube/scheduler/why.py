@@ -14,8 +14,9 @@ from cube.model.lifecycle import Health, TaskState
 from cube.model.spec import GroupSpec, JobType
 from cube.model.units import format_duration
 from cube.scheduler import filters
-from cube.scheduler.reconcile import JobWork, Slot, Waiting, reconcile, slots_of
+from cube.scheduler.reconcile import reconcile
 from cube.scheduler.restart import up_to_date
+from cube.scheduler.slots import JobWork, Slot, Waiting, slots_of
 from cube.scheduler.suggest import suggestions
 from cube.scheduler.want import Want
 
