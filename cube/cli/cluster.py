@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 
 import click
 
 from cube.cli.context import Settings, command, group
-from cube.cli.output import Style, clean, note, now, out, raw, table
+from cube.cli.output import Style, clean, note, out, raw, table
 
 
 @group("service")
@@ -62,9 +63,16 @@ def events(settings: Settings, follow: bool, topic: tuple[str, ...], since: str)
         word = str(told.get("state") or told.get("status") or "")
         why = clean(str(told.get("message") or told.get("reason") or ""))
         out(
-            f"{now():%H:%M:%S}  {event.name:<5} {what:<28} {told.get('kind', ''):<10} "
+            f"{_clock_time(told.get('at'))}  {event.name:<7} {what:<28} {told.get('kind', ''):<10} "
             f"{style.state(word)}  {why}".rstrip()
         )
+
+
+def _clock_time(at: object) -> str:
+    """Of the leader's stamp, in this terminal's time zone."""
+    if not isinstance(at, str):
+        return "--:--:--"
+    return f"{datetime.datetime.fromisoformat(at).astimezone():%H:%M:%S}"
 
 
 @group("raft")

@@ -67,7 +67,8 @@ def dev(settings: Settings, nodes: int, job: str | None, keep: bool) -> int:
     everything it started."""
     data = _job_bytes(job)
     cluster = DevCluster(Path(tempfile.mkdtemp(prefix="cube-dev-")))
-    signal.signal(signal.SIGTERM, _interrupt)
+    for number in (signal.SIGINT, signal.SIGTERM):  # SIGINT is ignored at first in a script's `&`
+        signal.signal(number, _interrupt)
     code = 0
     try:
         note(f"Starting {plural(nodes, 'agent')} in {cluster.directory} …")
