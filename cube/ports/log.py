@@ -104,7 +104,7 @@ class Log(Protocol):
 
     def watch(self, callback: Callable[[LogStatus], None]) -> None:
         """`callback` is called on the event loop that called start(), whenever role, term, leader,
-        voters or quorum changed."""
+        voters, quorum or ready changed."""
         ...
 
     async def add_voter(self, address: str, timeout_ms: int) -> None:

@@ -55,7 +55,7 @@ class Records:
         else:
             try:
                 self.now = msgspec.json.decode(data, type=NodeRecord)
-            except msgspec.MsgspecError as error:
+            except (msgspec.MsgspecError, ValueError, RecursionError) as error:
                 raise BadPacket(f"{RECORD} in the data directory is damaged: {error}") from error
 
     def _write(self, record: NodeRecord) -> None:
@@ -187,12 +187,14 @@ class Formation:
     async def _view(self, address: str) -> BootstrapView | None:
         try:
             return await self._remote.bootstrap(address)
-        except (Unavailable, Redirected):
+        except (Unavailable, OutcomeUnknown, Redirected):
             return None
 
     async def join(self, addresses: Sequence[str]) -> NodeRecord:
         """This node has what it needs to follow the cluster; asks for ever, never makes one itself."""
         pause_s = RETRY_S
+        if not addresses:
+            self._obstacle("joining: the join list names no other node")
         while True:
             for address in addresses:
                 grant = await self._ask(address)
@@ -211,12 +213,18 @@ class Formation:
     async def _ask(self, address: str) -> JoinGrant | None:
         for _ in range(REDIRECTS_MAX):
             try:
-                return await self._remote.join(address, self._request)
+                grant = await self._remote.join(address, self._request)
             except Redirected as redirect:
                 address = redirect.leader
-            except Unavailable as error:
+            except (Unavailable, OutcomeUnknown) as error:
                 self._obstacle(f"joining: {error}")
                 return None
+            else:
+                if grant.cluster_id:
+                    return grant
+                self._obstacle(f"joining: {address} is still making its cluster")
+                return None
+        self._obstacle(f"joining: sent from node to node {REDIRECTS_MAX} times, without a leader")
         return None
 
     async def be_admitted(self, addresses: Sequence[str], is_voter: Callable[[], bool]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable, Mapping
 from typing import Protocol
@@ -85,7 +86,10 @@ class LeaderLoop:
                     self.brake = None
                 _log.info("not_leading term=%d", status.term)
             else:
-                await changed.wait()
+                # A change may go untold; a leader that waits for ever plans nothing.
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(TICK_MS / 1000):
+                        await changed.wait()
 
     def _leads(self, term: int) -> bool:
         status = self._log.status()

@@ -35,16 +35,28 @@ class PeerDesk:
             raise Unavailable("this node does not lead")
         return log
 
-    async def join(self, request: JoinRequest) -> JoinGrant:
-        log = self._log_as_leader()
-        state = self._cluster.state()
-        for node in state.nodes.values():
+    def _refuse_taken_address(self, request: JoinRequest) -> None:
+        """A node that lost its disk is a new one, and a voter without its log is no voter."""
+        for node in self._cluster.state().nodes.values():
             if node.facts.raft_address == request.raft_address and node.id != request.node_id:
                 raise Unavailable(
                     f"Raft address {request.raft_address} belongs to node {node.name}; "
                     "give the new node another port, or remove the old one first"
                 )
+
+    async def join(self, request: JoinRequest) -> JoinGrant:
+        log = self._log_as_leader()
+        state = self._cluster.state()
+        if not state.cluster_id:
+            raise Unavailable("this cluster is still being made")
+        self._refuse_taken_address(request)
         voters = tuple(sorted(voter.address for voter in log.status().voters))
+        if request.raft_address in voters:
+            # Whoever asks to join has no log: it was a voter, and lost its disk before it registered.
+            raise Unavailable(
+                f"Raft address {request.raft_address} is a voter's already; give the new node "
+                "another port"
+            )
         return JoinGrant(
             cluster_id=state.cluster_id,
             cluster_name=state.cluster_name,
@@ -53,7 +65,9 @@ class PeerDesk:
         )
 
     async def admit(self, request: JoinRequest) -> None:
-        await self._log_as_leader().add_voter(request.raft_address, ADMIT_MS)
+        log = self._log_as_leader()
+        self._refuse_taken_address(request)
+        await log.add_voter(request.raft_address, ADMIT_MS)
 
     def leader_http(self) -> str | None:
         return self._cluster.leader_http()

@@ -15,6 +15,7 @@ from cube.services.gossip_loop import GossipLoop
 STATS_EVERY_S = 5.0  # seconds old is good enough for bars on a page
 
 NAME_CHARS_MAX = 64
+_UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 _STATE_WORDS = {0: "alive", 1: "suspect", 2: "dead", 3: "left"}
 
 
@@ -40,7 +41,11 @@ class _Stats(msgspec.Struct, frozen=True, array_like=True):
 
 
 def encode_meta(name: str, http_address: str, raft_address: str) -> bytes:
-    data = msgspec.msgpack.encode(Meta(name[:NAME_CHARS_MAX], http_address, raft_address))
+    """At most META_BYTES_MAX. Addresses that are too long for that are left to the state to tell."""
+    name = name[:NAME_CHARS_MAX]
+    data = msgspec.msgpack.encode(Meta(name, http_address, raft_address))
+    if len(data) > META_BYTES_MAX:
+        data = msgspec.msgpack.encode(Meta(name, "", ""))
     assert len(data) <= META_BYTES_MAX
     return data
 
@@ -54,14 +59,14 @@ def encode_stats(stats: MemberStats) -> bytes:
 def _decode_meta(data: bytes) -> Meta:
     try:
         return msgspec.msgpack.decode(data, type=Meta)
-    except msgspec.MsgspecError:  # of another release: the member is shown without its addresses
+    except _UNREADABLE:  # of another release: the member is shown without its addresses
         return Meta("", "", "")
 
 
 def _decode_stats(data: bytes) -> MemberStats | None:
     try:
         told = msgspec.msgpack.decode(data, type=_Stats)
-    except msgspec.MsgspecError:
+    except _UNREADABLE:
         return None
     return MemberStats(**{field: getattr(told, field) for field in _Stats.__struct_fields__})
 

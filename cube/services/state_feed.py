@@ -18,9 +18,10 @@ from cube.ports.cluster import Published
 from cube.statemachine import snapshot
 from cube.statemachine.apply import Step, apply
 
-EVENTS_KEPT = (
-    10_000  # entries with events that a watcher may have missed: some minutes of a busy cluster
-)
+# Remembered for watchers that resume: five full plans, or some minutes of a busy cluster; about 20 MB.
+# Counted in events: one entry may have ten thousand.
+EVENTS_KEPT = 50_000
+_ALL_OF_IT = 1 << 32  # above the number of events of any entry
 
 _log = logging.getLogger(__name__)
 
@@ -43,10 +44,12 @@ class StateFeed:
         self.state = ClusterState()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._changed = asyncio.Event()
-        self._published: deque[Published] = deque(maxlen=EVENTS_KEPT)
+        self._published: deque[Published] = deque()
+        self._events_kept = 0
         self._incoming: deque[Published] = deque()
         self._wake_pending = False
-        self._forgotten_index = 0  # events at or below it cannot be resumed here
+        # (index, number) of the newest event that is not remembered here any more.
+        self._forgotten = (0, -1)
         self._restored_index: int | None = None
 
     def open(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -106,11 +109,15 @@ class StateFeed:
         self._wake_pending = False
         while self._incoming:
             entry = self._incoming.popleft()
-            if len(self._published) == EVENTS_KEPT:
-                self._forgotten_index = self._published[0].index
             self._published.append(entry)
+            self._events_kept += len(entry.events)
+        while self._events_kept > EVENTS_KEPT:
+            oldest = self._published.popleft()
+            self._events_kept -= len(oldest.events)
+            self._forgotten = (oldest.index, len(oldest.events) - 1)
         if self._restored_index is not None:
-            self._forgotten_index = max(self._forgotten_index, self._restored_index)
+            # How many events its last entry had, a dump does not say.
+            self._forgotten = max(self._forgotten, (self._restored_index, _ALL_OF_IT))
             self._restored_index = None
         event, self._changed = self._changed, asyncio.Event()
         event.set()
@@ -132,7 +139,7 @@ class StateFeed:
 
     def events_since(self, index: int, number: int) -> list[Published] | None:
         """See ports.cluster.Cluster."""
-        if index < self._forgotten_index or index > self.state.index:
+        if (index, number) < self._forgotten or index > self.state.index:
             return None
         found: list[Published] = []
         for entry in reversed(self._published):

@@ -1,0 +1,48 @@
+"""Other nodes, as scripts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from cube.model.errors import Unavailable
+from cube.model.ids import NodeId
+from cube.ports.cluster import BootstrapView, JoinGrant, JoinRequest
+
+
+class FakeRemote:
+    """cube.ports.remote.RemoteNodes. What an address answers is a function that is put there;
+    nobody is at any other address. `asked` has every call: (verb, address)."""
+
+    def __init__(self) -> None:
+        self.joins: dict[str, Callable[[JoinRequest], JoinGrant]] = {}
+        self.admits: dict[str, Callable[[JoinRequest], None]] = {}
+        self.beats: dict[str, Callable[[NodeId], None]] = {}
+        self.views: dict[str, Callable[[], BootstrapView]] = {}
+        self.asked: list[tuple[str, str]] = []
+
+    async def join(self, address: str, request: JoinRequest) -> JoinGrant:
+        self.asked.append(("join", address))
+        if address not in self.joins:
+            raise Unavailable(f"cannot reach {address}")
+        return self.joins[address](request)
+
+    async def admit(self, address: str, request: JoinRequest) -> None:
+        self.asked.append(("admit", address))
+        if address not in self.admits:
+            raise Unavailable(f"cannot reach {address}")
+        self.admits[address](request)
+
+    async def heartbeat(self, address: str, node_id: NodeId) -> None:
+        self.asked.append(("heartbeat", address))
+        if address not in self.beats:
+            raise Unavailable(f"cannot reach {address}")
+        self.beats[address](node_id)
+
+    async def bootstrap(self, address: str) -> BootstrapView:
+        self.asked.append(("bootstrap", address))
+        if address not in self.views:
+            raise Unavailable(f"cannot reach {address}")
+        return self.views[address]()
+
+    async def close(self) -> None:
+        pass

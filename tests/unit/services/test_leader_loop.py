@@ -1,0 +1,278 @@
+"""The leader plans while it leads, from what is newest, and nobody else does."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any
+
+import msgspec
+import pytest
+
+from cube.model import commands as c
+from cube.model.errors import OutcomeUnknown, Unavailable
+from cube.model.ids import JobId, NodeId
+from cube.model.lifecycle import NodeStatus, TaskState
+from cube.model.outcome import PlanApplied
+from cube.ports.cluster import Proposed
+from cube.ports.log import LogStatus
+from cube.scheduler.liveness import Liveness
+from cube.services.leader_clock import LeaderClock
+from cube.services.leader_loop import TICK_MS, LeaderLoop
+from cube.services.proposer import Proposer
+from cube.services.state_feed import StateFeed
+from tests.builders import facts, group, job
+from tests.fake_log import FakeLog, FakeLogCluster
+from tests.virtual_time import VirtualClock, run_virtual
+
+ME = NodeId("id-n1")
+
+
+class Leader:
+    """Node n1 with its loop, over a log in memory. `proposed` has all that the loop proposed."""
+
+    def __init__(self, cluster: FakeLogCluster, log_type: type[FakeLog] = FakeLog) -> None:
+        self.clock = VirtualClock()
+        self.feed = StateFeed()
+        self.feed.open(asyncio.get_running_loop())
+        self.log = log_type("n1:7701", cluster, self.feed, stamp=self.clock.now_ms)
+        self.proposer = Proposer(self.log, self.clock, 5_000, self._id)
+        self.gossip: dict[NodeId, str] = {ME: "alive"}
+        self.proposed: list[c.Body] = []
+        self.outcomes: list[Proposed] = []
+        self.failures: list[Exception] = []  # the next proposals fail so, before they happen
+        self._numbers = 0
+        self.loop = LeaderLoop(
+            ME, self.log, self.feed, self.clock,
+            LeaderClock(self.clock, lambda: self.feed.state.now_ms),
+            self._propose, self._gossip_states, self._id, Liveness,
+        )  # fmt: skip
+        self.log.watch(self._on_status)
+
+    def _id(self) -> str:
+        self._numbers += 1
+        return f"id{self._numbers}"
+
+    def _gossip_states(self) -> Mapping[NodeId, str]:
+        return self.gossip
+
+    def _on_status(self, status: LogStatus) -> None:
+        self.proposer.on_log_status(status)
+        self.loop.on_log_status(status)
+
+    async def _propose(self, body: c.Body, *, actor: str = "") -> Proposed:
+        assert actor == f"leader:{ME}"
+        self.proposed.append(body)
+        if self.failures:
+            raise self.failures.pop(0)
+        self.outcomes.append(await self.proposer.propose(body, actor=actor))
+        return self.outcomes[-1]
+
+    async def do(self, body: c.Body) -> Proposed:
+        return await self.proposer.propose(body, actor="test")
+
+    async def with_job(self, count: int = 1, nodes: tuple[str, ...] = ("n1",)) -> None:
+        for name in nodes:
+            await self.do(c.RegisterNode(facts(name)))
+            self.gossip[NodeId(f"id-{name}")] = "alive"
+        await self.do(c.SubmitJob(job("web", {"g": group(count=count)}), JobId("j")))
+
+    @property
+    def plans(self) -> list[c.ApplyPlan]:
+        return [body for body in self.proposed if isinstance(body, c.ApplyPlan)]
+
+
+async def until(condition: Callable[[], bool], seconds: float = 30) -> None:
+    async with asyncio.timeout(seconds):
+        while not condition():  # noqa: ASYNC110 - of virtual time
+            await asyncio.sleep(0.01)
+
+
+def leading(
+    test: Callable[[Leader], Coroutine[Any, Any, None]], log_type: type[FakeLog] = FakeLog
+) -> None:
+    """Runs the test with a leader whose loop runs."""
+
+    async def main() -> None:
+        leader = Leader(FakeLogCluster(), log_type)
+        await leader.log.start()
+        running = asyncio.create_task(leader.loop.run())
+        try:
+            await test(leader)
+            assert not running.done(), running
+        finally:
+            running.cancel()
+            await asyncio.gather(running, return_exceptions=True)
+
+    run_virtual(main())
+
+
+def test_a_leader_places_what_is_wanted() -> None:
+    async def test(leader: Leader) -> None:
+        await leader.with_job(count=3)
+        await until(lambda: len(leader.feed.state.tasks) == 3)
+        assert {plan.term for plan in leader.plans} == {leader.log.status().term}
+
+    leading(test)
+
+
+def test_at_rest_it_proposes_nothing() -> None:
+    async def test(leader: Leader) -> None:
+        await leader.with_job()
+        await until(lambda: bool(leader.feed.state.tasks))
+        await asyncio.sleep(5)
+        count = len(leader.proposed)
+        await asyncio.sleep(600)
+        assert len(leader.proposed) == count
+
+    leading(test)
+
+
+class NotReadyYet(FakeLog):
+    """Leads at once, and is ready a second later; nobody is told when."""
+
+    def status(self) -> LogStatus:
+        return msgspec.structs.replace(
+            super().status(), ready=VirtualClock().monotonic_ms() >= 1_000
+        )
+
+
+def test_it_starts_only_when_ready_though_nobody_says_when() -> None:
+    async def test(leader: Leader) -> None:
+        await leader.with_job()
+        await asyncio.sleep(0.9)
+        assert leader.proposed == []
+        await until(lambda: bool(leader.feed.state.tasks), seconds=0.1 + 3 * TICK_MS / 1000)
+
+    leading(test, NotReadyYet)
+
+
+def test_who_does_not_lead_proposes_nothing_and_takes_no_heartbeats() -> None:
+    async def main() -> None:
+        cluster = FakeLogCluster()
+        first = FakeLog("n0:7701", cluster, StateFeed(), members=("n1:7701",))
+        await first.start()
+        leader = Leader(cluster)
+        await leader.log.start()
+        cluster.elect("n0:7701")
+        cluster.settle()
+        running = asyncio.create_task(leader.loop.run())
+        await leader.with_job()
+        await asyncio.sleep(10)
+        assert leader.proposed == []
+        assert not leader.loop.heartbeat(ME)
+        await first.transfer_leadership(1000)
+        await until(lambda: bool(leader.feed.state.tasks))
+        assert leader.loop.heartbeat(ME)
+        await leader.log.transfer_leadership(1000)
+        await asyncio.sleep(1)
+        count = len(leader.proposed)
+        assert not leader.loop.heartbeat(ME)
+        await leader.do(c.ScaleJob("web", {"g": 5}))
+        await asyncio.sleep(10)
+        assert len(leader.proposed) == count
+        running.cancel()
+
+    run_virtual(main())
+
+
+def test_a_plan_is_made_from_the_newest_state() -> None:
+    async def test(leader: Leader) -> None:
+        await leader.with_job(count=2)
+        await until(lambda: len(leader.feed.state.tasks) == 2)
+        await leader.do(c.ScaleJob("web", {"g": 4}))
+        await until(lambda: len([t for t in leader.feed.state.tasks.values() if t.live]) == 4)
+        for outcome in leader.outcomes:
+            if isinstance(outcome.outcome, PlanApplied):
+                assert outcome.outcome.refused_count == 0
+
+    leading(test)
+
+
+def test_a_lost_event_costs_time_only() -> None:
+    async def test(leader: Leader) -> None:
+        await leader.do(c.RegisterNode(facts("n1")))
+        await asyncio.sleep(2)
+        leader.feed._publish = lambda: None  # type: ignore[method-assign]
+        leader.feed._wake_pending = True  # nobody will be told of anything any more
+        await leader.do(c.SubmitJob(job("web"), JobId("j")))
+        await until(lambda: bool(leader.feed.state.tasks), seconds=3 * TICK_MS / 1000)
+
+    leading(test)
+
+
+@pytest.mark.parametrize("failure", [Unavailable("no leader"), OutcomeUnknown("lost")])
+def test_a_proposal_that_failed_is_made_anew(failure: Exception) -> None:
+    async def test(leader: Leader) -> None:
+        leader.failures = [failure] * 3
+        await leader.with_job()
+        await until(lambda: bool(leader.feed.state.tasks))
+        assert leader.failures == []
+        assert len({plan.seed for plan in leader.plans}) == len(leader.plans)
+
+    leading(test)
+
+
+def test_a_refused_placement_is_planned_again() -> None:
+    async def test(leader: Leader) -> None:
+        await leader.do(c.RegisterNode(facts("n1")))
+        await asyncio.sleep(1)
+        propose = leader.loop._propose
+
+        async def late(body: c.Body, *, actor: str = "") -> Proposed:
+            """The node goes out of service while the first plan is on its way."""
+            if isinstance(body, c.ApplyPlan) and not leader.plans:
+                await leader.do(c.SetEligibility(ME, False))
+            return await propose(body, actor=actor)
+
+        leader.loop._propose = late
+        await leader.do(c.SubmitJob(job("web"), JobId("j")))
+        await until(lambda: bool(leader.outcomes))
+        outcome = leader.outcomes[0].outcome
+        assert isinstance(outcome, PlanApplied)
+        assert [r.code for r in outcome.refused] == ["not_ready"]
+        await asyncio.sleep(1)
+        await leader.do(c.SetEligibility(ME, True))
+        await until(lambda: bool(leader.feed.state.tasks))
+
+    leading(test)
+
+
+def test_a_silent_node_is_taken_down_and_its_tasks_are_replaced() -> None:
+    async def test(leader: Leader) -> None:
+        await leader.with_job(count=6, nodes=("n1", "n2", "n3"))
+        await until(lambda: len(leader.feed.state.tasks) == 6)
+        n2, n3 = NodeId("id-n2"), NodeId("id-n3")
+        for _ in range(5):
+            leader.loop.heartbeat(n2)
+            leader.loop.heartbeat(n3)
+            await asyncio.sleep(1)
+        leader.gossip[n3] = "dead"
+        for _ in range(8):
+            leader.loop.heartbeat(n2)
+            await asyncio.sleep(1)
+        state = leader.feed.state
+        assert state.nodes[n3].status is NodeStatus.DOWN
+        assert leader.loop.brake is None
+        assert all(t.state is TaskState.LOST for t in state.tasks.values() if t.node_id == n3)
+        assert len([t for t in state.tasks.values() if t.live]) == 6
+
+    leading(test)
+
+
+def test_the_brake_is_shown_while_most_nodes_are_silent() -> None:
+    async def test(leader: Leader) -> None:
+        await leader.with_job(count=3, nodes=("n1", "n2", "n3"))
+        for name in ("n2", "n3"):
+            leader.gossip[NodeId(f"id-{name}")] = "dead"
+        await until(lambda: leader.loop.brake is not None)
+        assert leader.loop.brake is not None
+        assert "2 of 3" in leader.loop.brake
+        statuses = {node.status for node in leader.feed.state.nodes.values()}
+        assert NodeStatus.DOWN not in statuses
+        for name in ("n2", "n3"):
+            leader.gossip[NodeId(f"id-{name}")] = "alive"
+            leader.loop.heartbeat(NodeId(f"id-{name}"))
+        await until(lambda: leader.loop.brake is None)
+
+    leading(test)
