@@ -9,7 +9,7 @@ import click
 
 from cube.cli.context import Settings, command, group
 from cube.cli.exits import FAILED, TIMED_OUT, USAGE, CommandError
-from cube.cli.output import Style, age, note, out, raw, table
+from cube.cli.output import Style, age, answer, note, out, raw, table
 from cube.cli.rollout import tasks_gone, wait_until
 from cube.cli.run import follow, read_job
 from cube.cli.why import job_of
@@ -58,9 +58,11 @@ def stop(settings: Settings, name: str, detach: bool) -> None:
     job, task_id = job_of(client, name)
     if task_id is not None:
         stopped = client.stop_task(task_id)
+        answer(settings, stopped)
         note(f"{stopped.name} is stopping. next: cube ps {job}")
         return
     changed = client.stop_job(job)
+    answer(settings, changed)
     note(f"{job} is stopping" if changed.changed else f"{job} is stopped already")
     if not detach:
         _await_end(settings, client, job)
@@ -97,7 +99,7 @@ def rm(settings: Settings, job_name: str, yes: bool, detach: bool) -> None:
         running = sum(group.running for group in found.groups.values())
         if not click.confirm(f"Remove {job_name} and stop its {running} running tasks?", err=True):
             raise CommandError(FAILED, "nothing was removed")
-    client.delete_job(job_name)
+    answer(settings, client.delete_job(job_name))
     note(f"{job_name} is removed")
     del detach  # removal does not wait: a node that is down learns it when it returns
 

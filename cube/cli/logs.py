@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import queue
 import sys
 import threading
@@ -11,7 +12,7 @@ import click
 
 from cube.cli.context import Settings, command
 from cube.cli.exits import NOT_FOUND, CommandError
-from cube.cli.output import COLORS, Style, clean, note
+from cube.cli.output import COLORS, Style, clean, note, out
 from cube.cli.tasks import present
 from cube.cli.why import job_of
 from cube.client.client import Client
@@ -87,6 +88,7 @@ class _Printer:
     def __init__(self, settings: Settings, tasks: list[TaskView], prefixed: bool) -> None:
         style = Style(settings)
         self._neutral = sys.stdout.isatty()
+        self._json = settings.output == "json"
         self._prefix: dict[str, bytes] = {}
         width = max(len(f"{task.name}@{task.node_name}") for task in tasks)
         for number, task in enumerate(tasks):
@@ -95,6 +97,12 @@ class _Printer:
             self._prefix[task.id] = (painted + " ").encode() if prefixed else b""
 
     def show(self, task: TaskView, line: bytes) -> None:
+        if self._json:
+            text = line.decode(errors="replace")
+            out(
+                json.dumps({"task": task.name, "id": task.id, "node": task.node_name, "line": text})
+            )
+            return
         if self._neutral:
             line = clean(line.decode(errors="replace")).encode()
         sys.stdout.buffer.write(self._prefix[task.id] + line + b"\n")

@@ -6,7 +6,7 @@ import click
 
 from cube.cli.context import Settings, command, group
 from cube.cli.exits import FAILED, USAGE, CommandError
-from cube.cli.output import Style, age, clean, note, out, raw, table
+from cube.cli.output import Style, age, answer, clean, note, out, raw, table
 from cube.model.units import format_size
 from cube.model.views import NodeView
 
@@ -109,6 +109,7 @@ def node_show(settings: Settings, name: str) -> None:
 def node_drain(settings: Settings, name: str, deadline: str) -> None:
     """Move a node's tasks elsewhere, and place none there."""
     changed = settings.client.drain(name, deadline)
+    answer(settings, changed)
     note(
         f"{changed.name} drains. next: cube node show {changed.name}   cube node undrain {changed.name}"
     )
@@ -119,6 +120,7 @@ def node_drain(settings: Settings, name: str, deadline: str) -> None:
 def node_undrain(settings: Settings, name: str) -> None:
     """End a drain."""
     changed = settings.client.end_drain(name)
+    answer(settings, changed)
     note(
         f"{changed.name} takes tasks again" if changed.changed else f"{changed.name} did not drain"
     )
@@ -129,6 +131,7 @@ def node_undrain(settings: Settings, name: str) -> None:
 def node_cordon(settings: Settings, name: str) -> None:
     """Place no new tasks on a node; those it has stay."""
     changed = settings.client.set_eligible(name, False)
+    answer(settings, changed)
     note(f"{changed.name} is cordoned. next: cube node uncordon {changed.name}")
 
 
@@ -137,6 +140,7 @@ def node_cordon(settings: Settings, name: str) -> None:
 def node_uncordon(settings: Settings, name: str) -> None:
     """A node takes new tasks again."""
     changed = settings.client.set_eligible(name, True)
+    answer(settings, changed)
     note(f"{changed.name} takes tasks again")
 
 
@@ -158,6 +162,7 @@ def node_label(settings: Settings, name: str, labels: tuple[str, ...]) -> None:
                 USAGE, f"{text!r} is neither K=V nor K-", hint=f"cube node label {name} zone=a"
             )
     changed = client.set_labels(name, wanted)
+    answer(settings, changed)
     note(
         f"{changed.name}: "
         + (" ".join(f"{k}={v}" for k, v in sorted(wanted.items())) or "no labels")
@@ -169,6 +174,7 @@ def node_label(settings: Settings, name: str, labels: tuple[str, ...]) -> None:
 def node_rm(settings: Settings, name: str) -> None:
     """Forget a node that is down for good."""
     changed = settings.client.remove_node(name)
+    answer(settings, changed)
     if not changed.changed:
         raise CommandError(FAILED, f"{name} was not removed")
     note(f"{changed.name} is removed")

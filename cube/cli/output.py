@@ -7,6 +7,8 @@ import re
 import sys
 from collections.abc import Iterable, Sequence
 
+import msgspec
+
 from cube.cli.context import Settings
 from cube.model.units import format_duration
 
@@ -23,8 +25,9 @@ _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
 
 def out(text: str = "") -> None:
-    """A line of data."""
+    """A line of data, at once: whoever follows a stream through a pipe waits for it."""
     sys.stdout.write(text + "\n")
+    sys.stdout.flush()
 
 
 def note(text: str = "") -> None:
@@ -86,6 +89,12 @@ def raw(body: bytes) -> None:
     if not body.endswith(b"\n"):
         sys.stdout.buffer.write(b"\n")
     sys.stdout.flush()
+
+
+def answer(settings: Settings, value: msgspec.Struct) -> None:
+    """With `-o json`, what the API answered to a write, on standard output."""
+    if settings.output == "json":
+        raw(msgspec.json.encode(value))
 
 
 def plural(count: int, noun: str) -> str:

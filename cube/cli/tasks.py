@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import click
 
 from cube.cli.context import Settings, command, group
-from cube.cli.output import Style, age, clean, note, out, raw, table
+from cube.cli.output import Style, age, answer, clean, note, out, raw, table
 from cube.model.views import TaskView
 
 ENDED = ("completed", "failed", "rejected", "lost")
@@ -113,6 +113,7 @@ def task_show(settings: Settings, name: str) -> None:
 def task_stop(settings: Settings, name: str) -> None:
     """Stop one task; a service replaces it."""
     stopped = settings.client.stop_task(name)
+    answer(settings, stopped)
     note(f"{stopped.name} is stopping" if stopped.changed else f"{stopped.name} has ended already")
 
 

@@ -75,7 +75,11 @@ def test_hello_runs_and_every_command_answers_at_every_node(cluster: TestCluster
     cluster.cube("scale", "hello/web=5", at=cluster.nodes[2])
     after = cluster.serving("hello", 5)
     assert {same(task) for task in tasks} <= {same(task) for task in after}
-    cluster.cube("stop", "hello", at=cluster.nodes[1])
+    lines = cluster.cube("logs", "hello", "-o", "json").stdout.splitlines()
+    assert {json.loads(line)["task"] for line in lines} >= {task["name"] for task in tasks}
+    assert cluster.cube_json("scale", "hello/web=5")["groups"]["web"]["healthy"] == 5
+    stopped = cluster.cube_json("stop", "hello", at=cluster.nodes[1])
+    assert (stopped["name"], stopped["changed"]) == ("hello", True)
     assert cluster.tasks("hello") == []
     assert not any(pid_exists(task["handle"]) for task in after)
     cluster.cube("start", "hello")
