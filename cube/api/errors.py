@@ -57,7 +57,6 @@ CODES: Mapping[str, tuple[int, str]] = {
     "behind": (503, "This node has not caught up with the index that was asked for"),
     "overloaded": (503, "This node answers as many requests as it can"),
     "node_unreachable": (503, "The node that could answer is out of reach"),
-    "shutting_down": (503, "This node is going down"),
     "outcome_unknown": (504, "It may or may not have happened"),
 }
 

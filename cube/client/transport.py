@@ -20,8 +20,7 @@ ANSWER_BYTES_MAX = 256 << 20  # a thousand tasks are a few MB: what is larger is
 ROUNDS = 2  # through all addresses, when a connection broke or an outcome is unknown
 # Another agent may well answer these better.
 _ELSEWHERE = frozenset(
-    {"unavailable", "not_joined", "not_ready", "behind", "overloaded", "shutting_down",
-     "node_unreachable", "too_many_streams"}
+    {"unavailable", "not_joined", "not_ready", "behind", "overloaded", "node_unreachable", "too_many_streams"}
 )  # fmt: skip
 
 Query = Mapping[str, str]
@@ -110,20 +109,10 @@ class Transport:
             self._addresses.insert(0, address)
 
     def _try(self, address: tuple[str, int], request: Request) -> Answer:
-        kept = self._kept.pop(address, None)
-        if kept is not None:
-            try:
-                return self._exchange(address, kept, request)
-            except TimeoutError:
-                raise
-            except (OSError, http.client.HTTPException):
-                pass  # the agent closed an idle connection: that says nothing about the agent
-        connection = http.client.HTTPConnection(*address, timeout=self._timeout_s)
-        return self._exchange(address, connection, request)
-
-    def _exchange(
-        self, address: tuple[str, int], connection: http.client.HTTPConnection, request: Request
-    ) -> Answer:
+        """A kept connection may turn out to be closed: that is what the second round is for."""
+        connection = self._kept.pop(address, None)
+        if connection is None:
+            connection = http.client.HTTPConnection(*address, timeout=self._timeout_s)
         done = False
         try:
             response = self._ask(connection, request)

@@ -318,9 +318,3 @@ class GossipMemberView(msgspec.Struct, frozen=True, kw_only=True):
     raft_address: str
     last_seen_at: str | None
     stats: dict[str, float] | None
-
-
-class HeartbeatView(msgspec.Struct, frozen=True):
-    """What one node tells the leader each second; node to node only."""
-
-    node_id: str

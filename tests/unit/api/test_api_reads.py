@@ -178,6 +178,10 @@ async def test_a_name_means_the_newest_task_that_has_not_ended() -> None:
         assert (await _id(api, "shop.web.0")) == second.id
         assert (await _id(api, first.id)) == first.id
         assert (await _id(api, second.id[:12])) == second.id
+        api.world.apply(c.StopTask(second.id))
+        assert (await _id(api, "shop.web.0")) == second.id  # it is still there
+        [third] = api.world.place("shop", "web", [0])
+        assert (await _id(api, "shop.web.0")) == third.id
 
 
 async def _id(api: Served, word: str) -> str:
