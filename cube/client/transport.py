@@ -20,7 +20,8 @@ ANSWER_BYTES_MAX = 256 << 20  # a thousand tasks are a few MB: what is larger is
 ROUNDS = 2  # through all addresses, when a connection broke or an outcome is unknown
 # Another agent may well answer these better.
 _ELSEWHERE = frozenset(
-    {"unavailable", "not_joined", "not_ready", "behind", "overloaded", "node_unreachable", "too_many_streams"}
+    {"unavailable", "not_joined", "not_ready", "behind", "overloaded",
+     "node_unreachable", "too_many_streams"}
 )  # fmt: skip
 
 Query = Mapping[str, str]
