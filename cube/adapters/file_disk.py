@@ -17,7 +17,7 @@ class FileDisk:
         """The directory exists and is ours. Raises Unavailable when another agent holds it."""
         self._directory = directory
         try:
-            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._make(directory)
             self._lock = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
             raise Unavailable(f"cannot use data directory {directory}: {error.strerror}") from error
@@ -38,19 +38,25 @@ class FileDisk:
     def read(self, name: str) -> bytes | None:
         try:
             with open(self._path(name), "rb") as file:
-                return file.read(FILE_BYTES_MAX)
+                data = file.read(FILE_BYTES_MAX + 1)
         except FileNotFoundError:
             return None
         except OSError as error:
             raise Unavailable(f"cannot read {self._path(name)}: {error.strerror}") from error
+        if len(data) > FILE_BYTES_MAX:
+            raise Unavailable(f"{self._path(name)} is larger than {FILE_BYTES_MAX} bytes")
+        return data
 
     def replace(self, name: str, data: bytes) -> None:
         path = self._path(name)
         new = path.with_name(path.name + ".new")
+        if len(data) > FILE_BYTES_MAX:
+            raise Unavailable(f"{len(data)} bytes for {path} are larger than {FILE_BYTES_MAX}")
         try:
-            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._make(path.parent)
             fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
             with open(fd, "wb") as file:
+                os.fchmod(fd, 0o600)  # what a crash left behind may have another mode
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
@@ -61,9 +67,21 @@ class FileDisk:
 
     def delete(self, name: str) -> None:
         path = self._path(name)
-        with contextlib.suppress(FileNotFoundError):
+        try:
             os.unlink(path)
             self._sync_directory(path.parent)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            raise Unavailable(f"cannot delete {path}: {error.strerror}") from error
+
+    def _make(self, directory: Path, mode: int = 0o700) -> None:
+        """The directory and those above it are there, and durable."""
+        if not directory.is_dir():
+            self._make(directory.parent, 0o777)
+            directory.mkdir(mode=mode, exist_ok=True)
+            with contextlib.suppress(PermissionError):  # may be written to, and not be opened
+                self._sync_directory(directory.parent)
 
     @staticmethod
     def _sync_directory(directory: Path) -> None:

@@ -7,6 +7,7 @@ from typing import TypeVar
 import aiohttp
 import msgspec
 
+from cube.model.addresses import split_address
 from cube.model.errors import OutcomeUnknown, Unavailable
 from cube.model.ids import NodeId
 from cube.ports.cluster import BootstrapView, JoinGrant, JoinRequest
@@ -18,6 +19,12 @@ ADMIT_TIMEOUT_S = 20.0  # a membership change waits for its turn and its commit
 ANSWER_BYTES_MAX = 1 << 20
 
 _T = TypeVar("_T")
+# msgspec lets the last two through: for text that is not UTF-8, and for deep nesting.
+_UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+
+
+class _Late(Unavailable):
+    """It was asked, and no answer came: unknown, where asking changes something."""
 
 
 class HttpPeers:
@@ -43,7 +50,10 @@ class HttpPeers:
         return _decode(body, JoinGrant, address)
 
     async def admit(self, address: str, request: JoinRequest) -> None:
-        await self._call("POST", address, "admit", request, ADMIT_TIMEOUT_S)
+        try:
+            await self._call("POST", address, "admit", request, ADMIT_TIMEOUT_S)
+        except _Late as error:
+            raise OutcomeUnknown(str(error)) from error
 
     async def heartbeat(self, address: str, node_id: NodeId) -> None:
         await self._call("POST", address, "heartbeat", {"node_id": node_id}, HEARTBEAT_TIMEOUT_S)
@@ -55,8 +65,10 @@ class HttpPeers:
     async def _call(
         self, method: str, address: str, verb: str, body: object, timeout_s: float
     ) -> bytes:
+        """The answer's body. Raises Unavailable, Redirected."""
         data = None if body is None else msgspec.json.encode(body)
         try:
+            split_address(address)  # a redirect may name anything
             async with self._open().request(
                 method,
                 f"http://{address}/v1/internal/{verb}",
@@ -65,12 +77,14 @@ class HttpPeers:
                 timeout=aiohttp.ClientTimeout(total=timeout_s),
                 allow_redirects=False,
             ) as response:
-                answer = await response.content.read(ANSWER_BYTES_MAX)
+                answer = await _read(response)
                 status = response.status
         except aiohttp.ClientConnectorError as error:
             raise Unavailable(f"cannot reach {address}: {error.strerror or error}") from error
-        except (TimeoutError, aiohttp.ClientError, OSError) as error:
-            raise Unavailable(f"no answer from {address}: {str(error) or 'timeout'}") from error
+        except TimeoutError as error:
+            raise _Late(f"no answer from {address} within {timeout_s} s") from error
+        except (aiohttp.ClientError, OSError, ValueError) as error:
+            raise Unavailable(f"no answer from {address[:300]}: {error}") from error
         if status < 300:
             return answer
         problem = _problem(answer)
@@ -78,18 +92,30 @@ class HttpPeers:
         if isinstance(leader, str) and leader:
             raise Redirected(leader)
         detail = f"{address} answered {status}: {problem.get('detail', '')}"
-        raise OutcomeUnknown(detail) if status == 504 else Unavailable(detail)
+        raise _Late(detail) if status == 504 else Unavailable(detail)
+
+
+async def _read(response: aiohttp.ClientResponse) -> bytes:
+    """The whole body: read(n) alone stops at what has come so far."""
+    pieces: list[bytes] = []
+    left = ANSWER_BYTES_MAX
+    async for piece in response.content.iter_any():
+        pieces.append(piece)
+        left -= len(piece)
+        if left < 0:
+            raise ValueError(f"more than {ANSWER_BYTES_MAX} bytes")
+    return b"".join(pieces)
 
 
 def _problem(answer: bytes) -> dict[str, object]:
     try:
         return msgspec.json.decode(answer, type=dict[str, object])
-    except msgspec.MsgspecError:
+    except _UNREADABLE:
         return {}
 
 
 def _decode(body: bytes, type_: type[_T], address: str) -> _T:
     try:
         return msgspec.json.decode(body, type=type_)
-    except msgspec.MsgspecError as error:
+    except _UNREADABLE as error:
         raise Unavailable(f"{address} is not a Cube agent of this version: {error}") from error
