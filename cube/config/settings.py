@@ -72,7 +72,7 @@ class RaftValues(msgspec.Struct, frozen=True, kw_only=True):
     """Invariant: 3 × heartbeat_ms < election_min_ms < election_max_ms ≤ ELECTION_MS_MAX."""
 
     voters: int = 5
-    heartbeat_ms: int = 100
+    heartbeat_ms: int = 150
     election_min_ms: int = 600
     election_max_ms: int = 1_200
     snapshot_every: int = 10_000
