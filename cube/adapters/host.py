@@ -11,6 +11,8 @@ import psutil
 from cube.model.resources import Resources
 from cube.ports.cluster import MemberStats
 
+_ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
+
 
 def capacity(data_dir: Path) -> Resources:
     """All cores, all memory, and what is free on the data directory's file system now."""
@@ -22,12 +24,14 @@ def capacity(data_dir: Path) -> Resources:
 
 
 def attributes() -> dict[str, str]:
-    """Facts that constraints may name: node.os, node.arch, node.kernel, node.cores."""
+    """NodeFacts.attributes, by the names that constraints use. Architectures are called what
+    container images call them."""
+    machine = platform.machine()
     return {
-        "os": platform.system().lower(),
-        "arch": platform.machine(),
-        "kernel": platform.release(),
-        "cores": str(psutil.cpu_count() or 1),
+        "node.os": platform.system().lower(),
+        "node.arch": _ARCHITECTURES.get(machine, machine),
+        "node.kernel": platform.release(),
+        "node.cores": str(psutil.cpu_count() or 1),
     }
 
 

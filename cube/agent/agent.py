@@ -31,6 +31,7 @@ from cube.api.app import make_app
 from cube.config import Config
 from cube.gossip.seal import PlainSeal
 from cube.gossip.swim import Swim
+from cube.model.addresses import join_address
 from cube.model.cluster import ClusterSettings, NodeFacts
 from cube.model.commands import InitCluster, ReportTasks
 from cube.model.errors import OutcomeUnknown, Unavailable
@@ -74,9 +75,9 @@ class Agent:
         bind = config.bind
         advertise = bind.advertise or bind.address
         self.advertise = advertise
-        self.http_address = f"{advertise}:{bind.http}"
-        self.raft_address = f"{advertise}:{bind.raft}"
-        self.gossip_address = f"{advertise}:{bind.gossip}"
+        self.http_address = join_address(advertise, bind.http)
+        self.raft_address = join_address(advertise, bind.raft)
+        self.gossip_address = join_address(advertise, bind.gossip)
         self._data_dir = Path(config.node.data_dir)
         self._disk = FileDisk(self._data_dir)
         self._records = Records(
@@ -162,8 +163,6 @@ class Agent:
                 await stop.wait()
                 _log.info("stopping")
                 life.cancel()
-        except* asyncio.CancelledError:
-            pass
         finally:
             await self._close()
 
@@ -184,7 +183,8 @@ class Agent:
             await web.TCPSite(self._web, bind.address, bind.http).start()
         except OSError as error:
             raise Unavailable(
-                f"cannot listen on {bind.address}:{bind.http} for HTTP: {error.strerror}; "
+                f"cannot listen on {join_address(bind.address, bind.http)} for HTTP: "
+                f"{error.strerror}; "
                 "another agent may be running there: choose another --http port"
             ) from error
 
@@ -217,9 +217,13 @@ class Agent:
                 addresses = (through, *(a for a in cluster.join if a != through))
         if not addresses:
             return self._formation.create(entropy.new_id(), cluster.name)
-        return await self._formation.join(
-            tuple(address for address in addresses if address != self.http_address)
-        )
+        others = tuple(address for address in addresses if address != self.http_address)
+        if not others:
+            raise Unavailable(
+                f"join names only this node itself, {self.http_address}; name another one, or leave "
+                "join out to make a new cluster"
+            )
+        return await self._formation.join(others)
 
     async def _live(self, on_ready: Callable[[Agent], None]) -> None:
         record = await self._form()

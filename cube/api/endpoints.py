@@ -8,6 +8,7 @@ from cube.api import query
 from cube.api.call import Call
 from cube.api.errors import Problem, did_you_mean
 from cube.api.lookup import shown
+from cube.model.addresses import join_address
 from cube.model.cluster import ClusterState
 from cube.model.ids import NodeId
 from cube.model.views import EndpointView, Page, ServiceView
@@ -29,7 +30,7 @@ def services_of(state: ClusterState, job_name: str | None = None) -> list[Servic
                     for task in tasks
                     if task.group == group
                     for address in (
-                        f"{task.address}:{p.host}" for p in task.ports if p.name == port
+                        join_address(task.address, p.host) for p in task.ports if p.name == port
                     )
                 )
                 name = f"{job.name}.{group}.{port}"

@@ -22,6 +22,7 @@ from cube.cli.output import Style, note, out, plural
 from cube.cli.rollout import Watch, serves, tasks_gone, wait_until
 from cube.client.client import Client
 from cube.client.errors import ClientError
+from cube.model.addresses import join_address
 
 PORT_FIRST = 7700
 PORT_STEP = 10  # http, raft, gossip, and room to see which node a port is of
@@ -240,7 +241,9 @@ def _print_cluster(settings: Settings, cluster: DevCluster, ran: bool) -> None:
     tasks = [task for task in client.tasks() if serves(task)]
     for task in tasks:
         for port in task.ports.values():
-            out(f"  {task.name} on {task.node_name}  http://{task.address}:{port.host}/")
+            out(
+                f"  {task.name} on {task.node_name}  http://{join_address(task.address or '?', port.host)}/"
+            )
     survivor = next((a for a in cluster.agents if leader is None or a.name != leader.name), None)
     victim = next((a for a in cluster.agents if leader and a.name == leader.name), None)
     here = "" if cluster.agents[0].http == PORT_FIRST else f"--addr {cluster.agents[0].address} "

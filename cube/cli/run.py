@@ -14,6 +14,7 @@ from cube.cli.exits import NOT_FOUND, USAGE, CommandError
 from cube.cli.output import note, out, raw
 from cube.cli.rollout import Watch, serves
 from cube.client.client import Client
+from cube.model.addresses import join_address
 from cube.model.views import JobChanged, JobView
 
 JOB_BYTES_MAX = 1 << 20  # the API's own bound
@@ -179,7 +180,7 @@ def _addresses(client: Client, job: JobView) -> None:
         if serves(task):
             for port in task.ports.values():
                 scheme = "http://" if port.protocol == "tcp" else "udp://"
-                out(f"  {task.name}  {scheme}{task.address}:{port.host}")
+                out(f"  {task.name}  {scheme}{join_address(task.address or '?', port.host)}")
 
 
 def _is_book_task(data: bytes) -> bool:

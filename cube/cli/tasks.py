@@ -8,6 +8,7 @@ import click
 
 from cube.cli.context import Settings, command, group
 from cube.cli.output import Style, age, answer, clean, note, out, raw, table
+from cube.model.addresses import join_address
 from cube.model.views import TaskView
 
 ENDED = ("completed", "failed", "rejected", "lost")
@@ -62,9 +63,8 @@ def print_tasks(settings: Settings, tasks: Sequence[TaskView]) -> None:
     rows = []
     for task in tasks:
         ports = " ".join(
-            f"{task.address}:{port.host}→{port.target}"
-            if port.host != port.target
-            else f"{task.address}:{port.host}"
+            join_address(task.address or "?", port.host)
+            + (f"→{port.target}" if port.host != port.target else "")
             for port in task.ports.values()
         )
         message = clean(task.message or task.reason)

@@ -90,6 +90,8 @@ class WorkerLoop:
         self._running: dict[int, asyncio.Task[None]] = {}
         self._slots: dict[tuple[str, type], asyncio.Semaphore] = {}
         self._opened: set[str] = set()
+        self._recovery_codes: dict[str, str] = {}  # of the last Recover by driver; "": it worked
+        self._recovered_once: set[str] = set()
         self._hints_dropped = 0
         self.recent: deque[tuple[int, list[i.Input]]] = deque(maxlen=INPUTS_KEPT)
 
@@ -211,10 +213,26 @@ class WorkerLoop:
             await self._open(name)
             found = await self._drivers[name].recover()
         except DriverFailed as failure:
-            _log.warning("recover_failed driver=%s code=%s %s", name, failure.code, failure.message)
+            self._note_recovery(name, failure)
             self._inputs.put_nowait(_failed(instruction.token, failure))
             return
+        self._note_recovery(name, None)
         self._inputs.put_nowait(i.Recovered(instruction.token, tuple(found)))
+
+    def _note_recovery(self, name: str, failure: DriverFailed | None) -> None:
+        """Each change is logged, not each retry. An engine that was never there is nothing unusual:
+        drivers are tried where they might work."""
+        is_first = name not in self._recovery_codes
+        before = self._recovery_codes.get(name, "")
+        code = "" if failure is None else failure.code
+        self._recovery_codes[name] = code
+        if failure is None:
+            if before:
+                _log.info("recover_restored driver=%s", name)
+            self._recovered_once.add(name)
+        elif is_first or code != before:
+            level = logging.WARNING if name in self._recovered_once else logging.INFO
+            _log.log(level, "recover_failed driver=%s code=%s %s", name, code, failure.message)
 
     def _on_change(self, driver: str, seen: Observation) -> None:
         if self._inputs.qsize() < HINTS_MAX:
