@@ -192,9 +192,12 @@ def check_choices(state: ClusterState, now_ms: int, plan: Plan) -> None:
     nodes = plan.command.nodes if plan.command else ()
     for want in wants_of(state, now_ms):
         mine = None
-        if placed and (placed[0].job_id, placed[0].group) == (want.job.id, want.group):
-            if set(placed[0].slots) <= set(want.slots):
-                mine = placed.pop(0)
+        if (
+            placed
+            and (placed[0].job_id, placed[0].group) == (want.job.id, want.group)
+            and set(placed[0].slots) <= set(want.slots)
+        ):
+            mine = placed.pop(0)
         hosts = mine.ports if mine is not None and mine.ports else None
         slots = () if mine is None else mine.slots
         if not want.only_on:
