@@ -53,6 +53,7 @@ from cube.services.proposer import Proposer
 from cube.services.registration import Registration
 from cube.services.roll_call import RollCall, encode_meta
 from cube.services.state_feed import StateFeed
+from cube.services.supervisor import keep_running
 from cube.services.task_logs import TaskLogs
 from cube.services.worker_loop import WorkerLoop
 from cube.worker.machine import Worker
@@ -271,7 +272,7 @@ class Agent:
             await self._run_loops(
                 {
                     "gossip": gossip.wait(),
-                    "leader": leader_loop.run(),
+                    "leader": keep_running("leader", leader_loop.run),
                     "worker": worker_loop.run(),
                     "heartbeats": Heartbeats(
                         self.node_id, self._remote, self._leader_to_tell
