@@ -33,6 +33,7 @@ Answer = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 @web.middleware
 async def boundary(request: web.Request, handler: Answer) -> web.StreamResponse:
+    """Whatever a handler raises is a problem in the answer, and each answer is counted."""
     api = request.app[API]
     given = request.headers.get("X-Request-Id", "")
     request[REQUEST_ID] = given if _REQUEST_ID.fullmatch(given) else api.next_request_id()

@@ -34,6 +34,8 @@ STOP_S = 15.0
 
 @dataclass
 class DevAgent:
+    """One agent of the throw-away cluster: where it listens, what it keeps, and its process."""
+
     name: str
     http: int
     directory: Path

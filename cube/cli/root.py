@@ -50,6 +50,8 @@ MOVED = {
 
 
 class Root(click.Group):
+    """Loads the module of the command that was asked for, and no other: that is what keeps it quick."""
+
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
 

@@ -51,6 +51,8 @@ class NodeFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
 
 
 class Node(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A registered host: what it says of itself, and what the cluster makes of it."""
+
     id: NodeId
     name: str  # writer: apply at registration; unique
     facts: NodeFacts  # writer: node

@@ -58,6 +58,9 @@ class Proposed(msgspec.Struct, frozen=True):
 
 
 class Cluster(Protocol):
+    """The cluster as one node sees it: reads are of this node's own replica, writes go through the
+    log."""
+
     def state(self) -> ClusterState:
         """The newest applied state here; its index never goes back."""
         ...

@@ -68,6 +68,7 @@ def driver(context: Context, node: Node) -> Reason | None:
 
 
 def constraints(context: Context, node: Node) -> Reason | None:
+    """The first of the group's constraints that the node does not satisfy."""
     for wish in context.group.placement.constraints:
         if not satisfies(node, wish):
             have = attribute(node, wish.attribute)

@@ -325,6 +325,7 @@ def become(order: Order) -> tuple[str, str, bool]:
 
 
 def execute(argv: list[bytes], env: dict[bytes, bytes]) -> tuple[str, str, bool]:
+    """Becomes the command. Comes back only when that failed: code, sentence, whether it may pass."""
     name = os.fsdecode(argv[0])
     folders = [b""] if b"/" in argv[0] else env.get(b"PATH", os.defpath.encode()).split(b":")
     denied, absent = "", f"no {name} in PATH ({os.fsdecode(b':'.join(folders))})"

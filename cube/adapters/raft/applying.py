@@ -34,6 +34,8 @@ TAIL_BYTES_MAX = 4 << 20
 
 
 class Applying(Replication):
+    """Committed entries go to the replica, one by one, and the journal is compacted behind them."""
+
     replica: Replica
     at_ms_last = 0  # newest stamp seen; a new leader's stamps do not go below it
     _is_compaction_forced = False

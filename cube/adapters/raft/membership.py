@@ -60,6 +60,9 @@ class Change:
 
 
 class Membership(Proposing):
+    """Voters come and go one at a time, each change committed before the next; leadership is handed
+    over."""
+
     on_joined: Callable[[], None]  # persists that this member is no longer joining
     _changes: deque[Change]
     _handovers: list[tuple[float, Callback]]  # (deadline, settle)

@@ -104,6 +104,8 @@ class SubmissionQueue:
 
 
 class Proposing(Election):
+    """Commands get into the log: the leader's own, and those that others forward to it."""
+
     queue: SubmissionQueue
     stamp: Callable[[], int]
     is_handing_over = False  # commands wait while leadership is on its way to another
