@@ -15,6 +15,7 @@ from cube.model.lifecycle import ENDED, Desired, Health, NodeStatus, TaskState
 from cube.model.outcome import Outcome
 from cube.model.resources import NOTHING, Resources
 from cube.model.spec import GroupSpec, JobSpec, PlacementPolicy, Protocol
+from cube.model.trust import NO_TRUST, TrustState
 
 HISTORY_MAX = 20  # entries kept per task: a crash loop must not grow the state
 OUTCOMES_MAX = 10_000  # remembered commands: more than any client can have in flight
@@ -209,6 +210,7 @@ class ClusterState(msgspec.Struct, frozen=True, kw_only=True):
     cluster_id: ClusterId = ClusterId("")
     cluster_name: str = ""
     settings: ClusterSettings = ClusterSettings()
+    trust: TrustState = NO_TRUST
     index: int = 0  # of the last applied entry
     term: int = 0  # of the last applied entry
     now_ms: int = 0  # the leader's clock at the last applied entry; never goes back

@@ -11,6 +11,7 @@ from cube.model.cluster import ClusterSettings, NodeFacts
 from cube.model.ids import ClusterId, CommandId, JobId, NodeId, TaskId
 from cube.model.lifecycle import Health, NodeStatus, TaskState
 from cube.model.spec import JobSpec
+from cube.model.trust import GossipKey, TokenRecord, TokenRole
 
 PLACEMENTS_MAX = 10_000  # in one plan (performance.md, "Plans and log")
 REPORTS_MAX = 1_000  # in one ReportTasks
@@ -164,6 +165,54 @@ class ReportTasks(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="
     reports: tuple[TaskReport, ...]
 
 
+class InitTrust(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="init_trust"):
+    """The cluster's CA, its first gossip key and its first token. Refused when there is a CA."""
+
+    ca_certificate_pem: str
+    ca_key_sealed: bytes
+    join_token_hash: bytes
+    gossip_key: GossipKey
+    operator: TokenRecord | None = None
+
+
+class RotateJoinToken(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="join_token"):
+    """The old one is worth nothing from now on. An empty hash: nobody can join by token."""
+
+    hash: bytes
+
+
+class CreateToken(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="token_create"):
+    """`hash` is of the secret, which the log never sees. `lifetime_ms` None: until removed."""
+
+    id: str
+    hash: bytes
+    role: TokenRole
+    lifetime_ms: int | None = None
+    description: str = ""
+
+
+class RemoveToken(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="token_remove"):
+    id: str
+
+
+class InstallGossipKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="key_install"):
+    """First step of a rotation: every node can read what is sealed with it; none seals with it."""
+
+    key: GossipKey
+
+
+class UseGossipKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="key_use"):
+    """Second step, once every node alive has the key: all seal with it."""
+
+    id: str
+
+
+class RemoveGossipKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="key_remove"):
+    """Last step: what is sealed with it is refused. The key in use cannot be removed."""
+
+    id: str
+
+
 class Noop(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="noop"):
     """Changes nothing: a barrier."""
 
@@ -184,6 +233,13 @@ Body = (
     | StopTask
     | ApplyPlan
     | ReportTasks
+    | InitTrust
+    | RotateJoinToken
+    | CreateToken
+    | RemoveToken
+    | InstallGossipKey
+    | UseGossipKey
+    | RemoveGossipKey
     | Noop
 )
 

@@ -14,7 +14,7 @@ from cube.model import commands as c
 from cube.model.cluster import OUTCOMES_MAX, ClusterState, RememberedOutcome
 from cube.model.events import ClusterEvent, Event
 from cube.model.outcome import Done, Outcome, Rejected, RejectReason
-from cube.statemachine import jobs, nodes, plans, tasks
+from cube.statemachine import jobs, nodes, plans, tasks, trust
 from cube.statemachine.draft import Draft
 
 
@@ -81,6 +81,20 @@ def _dispatch(draft: Draft, command: c.Command) -> Outcome:
             return nodes.set_labels(draft, body)
         case c.RemoveNode():
             return nodes.remove(draft, body)
+        case c.InitTrust():
+            return trust.init(draft, body)
+        case c.RotateJoinToken():
+            return trust.rotate_join_token(draft, body)
+        case c.CreateToken():
+            return trust.create_token(draft, body)
+        case c.RemoveToken():
+            return trust.remove_token(draft, body)
+        case c.InstallGossipKey():
+            return trust.install_gossip_key(draft, body)
+        case c.UseGossipKey():
+            return trust.use_gossip_key(draft, body)
+        case c.RemoveGossipKey():
+            return trust.remove_gossip_key(draft, body)
         case c.InitCluster():
             return _init(draft, body)
         case c.Noop():

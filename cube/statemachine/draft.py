@@ -87,6 +87,7 @@ class Draft:
         self.cluster_id = state.cluster_id
         self.cluster_name = state.cluster_name
         self.settings = state.settings
+        self.trust = state.trust
         self._nodes = state.nodes.mutate()
         self._node_names = state.node_names.mutate()
         self._jobs = state.jobs.mutate()
@@ -258,6 +259,7 @@ class Draft:
             cluster_id=self.cluster_id,
             cluster_name=self.cluster_name,
             settings=self.settings,
+            trust=self.trust,
             index=self.index,
             term=self.term,
             now_ms=self.now_ms,

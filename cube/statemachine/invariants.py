@@ -8,6 +8,7 @@ from cube.model.cluster import HISTORY_MAX, OUTCOMES_MAX, ClusterState, port_key
 from cube.model.ids import NodeId
 from cube.model.lifecycle import NodeStatus, TaskState
 from cube.model.resources import NOTHING, Resources
+from cube.model.trust import GOSSIP_KEYS_MAX, HASH_BYTES, REMOVED_NODES_MAX, TOKENS_MAX
 
 
 def violations(state: ClusterState) -> list[str]:
@@ -20,6 +21,7 @@ def violations(state: ClusterState) -> list[str]:
         *_jobs(state),
         *_nodes(state),
         *_outcomes(state),
+        *_trust(state),
     ]
     return sorted(found)
 
@@ -142,4 +144,26 @@ def _outcomes(state: ClusterState) -> list[str]:
         found.append("outcome_order differs from the outcomes")
     if sorted(state.outcome_order) != list(range(state.outcome_first, state.outcome_next)):
         found.append("remembered outcomes have gaps")
+    return found
+
+
+def _trust(state: ClusterState) -> list[str]:
+    trust = state.trust
+    found: list[str] = []
+    ids = [key.id for key in trust.gossip_keys]
+    if len(ids) != len(set(ids)) or len(ids) > GOSSIP_KEYS_MAX:
+        found.append(f"gossip keys {ids}")
+    if trust.gossip_in_use not in (ids or [""]):
+        found.append(f"gossip key {trust.gossip_in_use or '(none)'} is in use and not there")
+    if len(trust.tokens) > TOKENS_MAX:
+        found.append(f"{len(trust.tokens)} tokens")
+    for key, token in trust.tokens.items():
+        if key != token.id or len(token.hash) != HASH_BYTES:
+            found.append(f"token {key} is not what it should be")
+    if len(trust.join_token_hash) not in (0, HASH_BYTES):
+        found.append("the join token's hash is none")
+    if len(trust.removed_nodes) > REMOVED_NODES_MAX:
+        found.append(f"{len(trust.removed_nodes)} removed nodes")
+    back = sorted(set(trust.removed_nodes) & set(state.nodes))
+    found += [f"node {node_id} was removed and is there" for node_id in back]
     return found

@@ -11,6 +11,7 @@ from cube.model.lifecycle import NodeStatus
 from cube.model.outcome import Done, NodeRegistered, Outcome, Rejected, RejectReason
 from cube.statemachine.draft import Draft
 from cube.statemachine.tasks import lose
+from cube.statemachine.trust import ban
 
 NODES_MAX = 10_000  # per cluster: what the scheduler is measured at
 
@@ -18,6 +19,11 @@ NODES_MAX = 10_000  # per cluster: what the scheduler is measured at
 def register(draft: Draft, body: c.RegisterNode) -> Outcome:
     """The node is known under a unique name, with these facts."""
     facts = body.facts
+    if draft.trust.is_removed(facts.id):
+        return Rejected(
+            RejectReason.REFUSED,
+            "this node was removed from the cluster; give it an empty data directory to join anew",
+        )
     node = draft.node(facts.id)
     if node is None:
         if draft.node_count() >= NODES_MAX:
@@ -121,4 +127,5 @@ def remove(draft: Draft, body: c.RemoveNode) -> Outcome:
     for task in draft.tasks_of_node(node.id):
         draft.drop_task(task)
     draft.drop_node(node)
+    ban(draft, node.id)
     return Done()

@@ -20,6 +20,7 @@ from cube.model.cluster import (
 from cube.model.ids import ClusterId, CommandId, JobId, NodeId, TaskId
 from cube.model.lifecycle import TaskState
 from cube.model.resources import NOTHING, Resources
+from cube.model.trust import NO_TRUST, TrustState
 
 
 class Snapshot(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -28,6 +29,7 @@ class Snapshot(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     cluster_id: ClusterId
     cluster_name: str
     settings: ClusterSettings
+    trust: TrustState = NO_TRUST
     index: int
     term: int
     now_ms: int
@@ -47,6 +49,7 @@ def dump(state: ClusterState) -> bytes:
             cluster_id=state.cluster_id,
             cluster_name=state.cluster_name,
             settings=state.settings,
+            trust=state.trust,
             index=state.index,
             term=state.term,
             now_ms=state.now_ms,
@@ -66,6 +69,7 @@ def load(data: bytes) -> ClusterState:
         cluster_id=snapshot.cluster_id,
         cluster_name=snapshot.cluster_name,
         settings=snapshot.settings,
+        trust=snapshot.trust,
         index=snapshot.index,
         term=snapshot.term,
         now_ms=snapshot.now_ms,

@@ -18,6 +18,7 @@ from cube.model.lifecycle import Health, NodeStatus, TaskState, may_move
 from cube.model.outcome import Rejected, RejectReason
 from cube.model.resources import Resources
 from cube.model.spec import JobSpec, PortSpec
+from cube.model.trust import GossipKey, TokenRecord, TokenRole
 from cube.statemachine.apply import apply
 from cube.statemachine.invariants import overcommitted, violations
 from cube.statemachine.snapshot import digest, dump, load
@@ -93,6 +94,33 @@ def placements() -> st.SearchStrategy[c.GroupPlacement]:
     return build()
 
 
+def trust_bodies() -> st.SearchStrategy[c.Body]:
+    """Ids, hashes and keys that fit as often as not."""
+    ids = st.sampled_from(["aaaaaaaa", "bbbbbbbb", "cccccccc", "dddddddd", "eeeeeeee", "no", ""])
+    hashes = st.sampled_from([b"a" * 32, b"b" * 32, b"b" * 32, b"short", b""])
+    keys = st.builds(GossipKey, ids, st.sampled_from([b"sealed", b"sealed", b""]))
+    tokens = st.builds(
+        lambda id_, hash_, role: TokenRecord(id=id_, hash=hash_, role=role),
+        ids, hashes, st.sampled_from(TokenRole),
+    )  # fmt: skip
+    return st.one_of(
+        st.builds(
+            c.InitTrust, st.sampled_from(["pem", "pem", ""]), st.sampled_from([b"key", b""]),
+            hashes, keys, st.none() | tokens,
+        ),
+        st.builds(c.RotateJoinToken, hashes),
+        st.builds(
+            c.CreateToken, ids, hashes, st.sampled_from(TokenRole),
+            st.none() | st.integers(-1, 100), st.sampled_from(["", "ci", "two\nlines"]),
+        ),
+        st.builds(c.RemoveToken, ids),
+        st.builds(c.InstallGossipKey, keys),
+        st.builds(c.InstallGossipKey, keys),
+        st.builds(c.UseGossipKey, ids),
+        st.builds(c.RemoveGossipKey, ids),
+    )  # fmt: skip
+
+
 def bodies() -> st.SearchStrategy[c.Body]:
     term = st.integers(1, 2)
     reports = st.builds(
@@ -154,6 +182,7 @@ def bodies() -> st.SearchStrategy[c.Body]:
             st.dictionaries(st.text(max_size=2), st.text(max_size=2), max_size=2),
         ),
         st.builds(c.RemoveNode, NODES),
+        trust_bodies(),
         st.just(c.InitCluster(ClusterId("other"), "again")),
         st.just(c.Noop()),
     )
@@ -255,10 +284,11 @@ def test_any_command_in_any_order_keeps_every_invariant(entries: list[c.Entry]) 
                     task.node_id, task.slot, task.resources, task.ports,
                 )  # fmt: skip
         if isinstance(step.outcome, Rejected):
-            assert (state.tasks, state.jobs, state.nodes) == (
+            assert (state.tasks, state.jobs, state.nodes, state.trust) == (
                 before.tasks,
                 before.jobs,
                 before.nodes,
+                before.trust,
             )
             assert step.events == ()
 
