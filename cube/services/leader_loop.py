@@ -60,6 +60,7 @@ class LeaderLoop:
         self._make_liveness = liveness
         self._liveness: Liveness | None = None
         self._status_changed = asyncio.Event()
+        self._is_warm = False
         self.brake: str | None = None  # why node failures are not acted on, for /v1/status
 
     def on_log_status(self, _status: LogStatus) -> None:
@@ -98,7 +99,7 @@ class LeaderLoop:
     async def _lead(self, term: int) -> None:
         scheduler = Scheduler()
         self._liveness = self._make_liveness()
-        self._liveness.leader_since(self._clock.monotonic_ms())
+        self._liveness.leader_since(self._clock.monotonic_ms(), self._node_id)
         next_look_ms = 0
         while self._leads(term):
             now_ms = self._clock.monotonic_ms()
@@ -141,6 +142,10 @@ class LeaderLoop:
         self, scheduler: Scheduler, state: ClusterState, term: int
     ) -> tuple[bool, int | None]:
         """Whether there is more to plan at once, and when to plan again without a change."""
+        if state.jobs and not self._is_warm:
+            # A tenth of a second that the loop of a leader with heartbeats to answer does not have.
+            await asyncio.to_thread(importlib.import_module, "numpy")
+            self._is_warm = True
         plan = scheduler.plan(state, self._leader_clock.now_ms(), term, self._new_seed())
         if plan.command is None:
             return False, plan.wake_at_ms

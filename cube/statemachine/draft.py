@@ -75,6 +75,44 @@ class Nested(Generic[K, IK, V]):
         return outer.finish()
 
 
+class Table(Generic[K, V]):
+    """A map under change. Untouched, it ends as the very map that it began as: readers compare
+    maps by identity before they look inside."""
+
+    def __init__(self, base: immutables.Map[K, V]) -> None:
+        self._base = base
+        self._open: immutables.MapMutation[K, V] | None = None
+
+    def _mutation(self) -> immutables.MapMutation[K, V]:
+        if self._open is None:
+            self._open = self._base.mutate()
+        return self._open
+
+    def get(self, key: K) -> V | None:
+        return self._base.get(key) if self._open is None else self._open.get(key)
+
+    def __getitem__(self, key: K) -> V:
+        return self._base[key] if self._open is None else self._open[key]
+
+    def __setitem__(self, key: K, value: V) -> None:
+        self._mutation()[key] = value
+
+    def __contains__(self, key: K) -> bool:
+        return key in (self._base if self._open is None else self._open)
+
+    def __len__(self) -> int:
+        return len(self._base if self._open is None else self._open)
+
+    def discard(self, key: K) -> None:
+        if key in self:
+            del self._mutation()[key]
+
+    def finish(self) -> immutables.Map[K, V]:
+        if self._open is not None:
+            self._base, self._open = self._open.finish(), None
+        return self._base
+
+
 class Draft:
     """See the module. `now_ms`, `index`, `term` are the entry's."""
 
@@ -88,12 +126,12 @@ class Draft:
         self.cluster_name = state.cluster_name
         self.settings = state.settings
         self.trust = state.trust
-        self._nodes = state.nodes.mutate()
-        self._node_names = state.node_names.mutate()
-        self._jobs = state.jobs.mutate()
-        self._job_names = state.job_names.mutate()
-        self._tasks = state.tasks.mutate()
-        self._reserved = state.reserved.mutate()
+        self._nodes = Table(state.nodes)
+        self._node_names = Table(state.node_names)
+        self._jobs = Table(state.jobs)
+        self._job_names = Table(state.job_names)
+        self._tasks = Table(state.tasks)
+        self._reserved = Table(state.reserved)
         self._by_job: Nested[JobId, TaskId, None] = Nested(state.tasks_by_job)
         self._by_node: Nested[NodeId, TaskId, None] = Nested(state.tasks_by_node)
         self._by_state: Nested[TaskState, TaskId, None] = Nested(state.tasks_by_state)
@@ -113,16 +151,15 @@ class Draft:
     def put_node(self, node: Node, kind: str) -> None:
         old = self._nodes.get(node.id)
         if old is not None and old.name != node.name:
-            del self._node_names[old.name]
+            self._node_names.discard(old.name)
         self._nodes[node.id] = node
         self._node_names[node.name] = node.id
         self._announce_node(node, kind)
 
     def drop_node(self, node: Node) -> None:
-        del self._nodes[node.id]
-        del self._node_names[node.name]
-        if node.id in self._reserved:
-            del self._reserved[node.id]
+        self._nodes.discard(node.id)
+        self._node_names.discard(node.name)
+        self._reserved.discard(node.id)
         self._announce_node(node, "removed")
 
     def _announce_node(self, node: Node, kind: str) -> None:
@@ -146,14 +183,14 @@ class Draft:
         self._jobs[job.id] = job
         if job.deleted:
             if self._job_names.get(job.name) == job.id:
-                del self._job_names[job.name]
+                self._job_names.discard(job.name)
         else:
             self._job_names[job.name] = job.id
         self.events.append(JobEvent(job.id, job.name, kind, job.version))
 
     def _drop_job(self, job: Job) -> None:
         assert job.deleted, "only a deleted job is dropped: its name is another's by now"
-        del self._jobs[job.id]
+        self._jobs.discard(job.id)
         self.events.append(JobEvent(job.id, job.name, "removed", job.version))
 
     # Tasks
@@ -172,7 +209,7 @@ class Draft:
         return [self._tasks[task_id] for task_id in sorted(self._by_node.fold(node_id))]
 
     def reserved(self, node_id: NodeId) -> Resources:
-        return self._reserved.get(node_id, NOTHING)
+        return self._reserved.get(node_id) or NOTHING
 
     def port_holder(self, address: str, key: int) -> TaskId | None:
         return self._ports.get(address, key)
@@ -205,7 +242,7 @@ class Draft:
         """Reaped: no record of it is left."""
         if not task.released:
             self._let_go(task)
-        del self._tasks[task.id]
+        self._tasks.discard(task.id)
         self._by_job.discard(task.job_id, task.id)
         self._by_node.discard(task.node_id, task.id)
         self._by_state.discard(task.state, task.id)
@@ -219,14 +256,15 @@ class Draft:
             self._drop_job(job)
 
     def _hold(self, task: Task) -> None:
-        self._reserved[task.node_id] = self.reserved(task.node_id) + task.resources
+        if task.resources != NOTHING:
+            self._reserved[task.node_id] = self.reserved(task.node_id) + task.resources
         for port in task.ports:
             self._ports.set(task.address, port_key(port.host, port.protocol), task.id)
 
     def _let_go(self, task: Task) -> None:
         left = self.reserved(task.node_id) - task.resources
         if left == NOTHING:
-            del self._reserved[task.node_id]
+            self._reserved.discard(task.node_id)
         else:
             self._reserved[task.node_id] = left
         for port in task.ports:

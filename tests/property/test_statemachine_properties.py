@@ -54,7 +54,10 @@ def specs() -> st.SearchStrategy[JobSpec]:
     )
     groups = st.builds(
         lambda count, port, cpu, command: group(
-            count=count, ports=port, resources=Resources(cpu, 64 << 20, 0), command=(command,)
+            count=count,
+            ports=port,
+            resources=Resources(cpu, (64 << 20) if cpu else 0, 0),  # nothing at all, too
+            command=(command,),
         ),
         st.integers(0, 3),
         ports,

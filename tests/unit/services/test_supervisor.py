@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 
 import pytest
@@ -21,7 +22,7 @@ def test_a_loop_that_dies_is_told_of_and_begun_again_ever_more_slowly(
 
     with caplog.at_level(logging.CRITICAL):
         run_virtual(keep_running("leader", run))
-    gaps = [after - before for before, after in zip(at_s, at_s[1:], strict=False)]
+    gaps = [after - before for before, after in itertools.pairwise(at_s)]
     assert [round(gap) for gap in gaps] == [1, 2, 4, 8, 16, 30, 30, 30]
     assert gaps[-1] <= RESTART_MAX_S + 1
     assert len(caplog.records) == 8
