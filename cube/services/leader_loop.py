@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import contextlib
 import logging
 from collections.abc import Callable, Mapping
