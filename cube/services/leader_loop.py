@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import importlib
 import contextlib
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Protocol
 
 from cube.model.cluster import ClusterState
@@ -49,7 +48,11 @@ class LeaderLoop:
         gossip_states: Callable[[], Mapping[NodeId, str]],
         new_seed: Callable[[], str],
         liveness: Callable[[], Liveness],
+        warm_up: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
+        """`warm_up` is awaited before the first plan that may place something: the scheduler's
+        library takes a tenth of a second to load, which a leader's loop does not have."""
+        self._warm_up = warm_up
         self._node_id = node_id
         self._log = log
         self._feed = feed
@@ -61,7 +64,6 @@ class LeaderLoop:
         self._make_liveness = liveness
         self._liveness: Liveness | None = None
         self._status_changed = asyncio.Event()
-        self._is_warm = False
         self.brake: str | None = None  # why node failures are not acted on, for /v1/status
 
     def on_log_status(self, _status: LogStatus) -> None:
@@ -143,10 +145,9 @@ class LeaderLoop:
         self, scheduler: Scheduler, state: ClusterState, term: int
     ) -> tuple[bool, int | None]:
         """Whether there is more to plan at once, and when to plan again without a change."""
-        if state.jobs and not self._is_warm:
-            # A tenth of a second that the loop of a leader with heartbeats to answer does not have.
-            await asyncio.to_thread(importlib.import_module, "numpy")
-            self._is_warm = True
+        if state.jobs and self._warm_up is not None:
+            warm_up, self._warm_up = self._warm_up, None
+            await warm_up()
         plan = scheduler.plan(state, self._leader_clock.now_ms(), term, self._new_seed())
         if plan.command is None:
             return False, plan.wake_at_ms
