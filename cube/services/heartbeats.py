@@ -27,11 +27,13 @@ class Heartbeats:
         self._failing = False
 
     async def run(self) -> None:
+        now_s = asyncio.get_running_loop().time
         while True:
+            next_s = now_s() + HEARTBEAT_S  # a slow answer must not stretch the interval
             leader = self._leader_http()
             if leader is not None:
                 await self._beat(leader)
-            await asyncio.sleep(HEARTBEAT_S)
+            await asyncio.sleep(max(0.0, next_s - now_s()))
 
     async def _beat(self, leader: str) -> None:
         try:

@@ -138,6 +138,23 @@ def test_a_node_tells_the_leader_that_it_is_there_whatever_the_weather(
     assert events == ["heartbeat_failed", "heartbeat_restored"]
 
 
+def test_a_slow_leader_does_not_stretch_the_interval() -> None:
+    at_s: list[float] = []
+
+    class Slow(FakeRemote):
+        async def heartbeat(self, address: str, node_id: NodeId) -> None:
+            at_s.append(asyncio.get_running_loop().time())
+            await asyncio.sleep(0.8 * HEARTBEAT_S)
+
+    async def main() -> None:
+        running = asyncio.create_task(Heartbeats(ME, Slow(), lambda: "one").run())
+        await asyncio.sleep(9.5 * HEARTBEAT_S)
+        running.cancel()
+
+    run_virtual(main())
+    assert len(at_s) == 10
+
+
 # Roll call
 
 ADDRESS = "a-quite-long-name-of-a-host.in.some.department.example.org:65535"
