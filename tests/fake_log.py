@@ -12,7 +12,15 @@ from collections.abc import Callable
 import msgspec
 
 from cube.model.errors import OutcomeUnknown, Unavailable
-from cube.ports.log import ENTRY_BYTES_MAX, Committed, LogStatus, Replica, Role, Voter
+from cube.ports.log import (
+    ENTRY_BYTES_MAX,
+    Committed,
+    LogStatus,
+    Progress,
+    Replica,
+    Role,
+    Voter,
+)
 
 
 class Entry(msgspec.Struct, frozen=True):
@@ -52,6 +60,12 @@ class FakeLogCluster:
     def is_reachable(self, address: str) -> bool:
         return address in self.running and address not in self.cut_off
 
+    def hears_leader(self, address: str) -> bool:
+        """A leader sends its log to voters and to the learners that it was told of."""
+        if self.leader is None or not self.is_reachable(address):
+            return False
+        return address in self.voters or address in self.running[self.leader].learners
+
     def has_quorum(self) -> bool:
         return len(self.reachable()) > len(self.voters) // 2
 
@@ -81,8 +95,7 @@ class FakeLogCluster:
 
     def spread(self) -> None:
         for address, log in list(self.running.items()):
-            if address not in self.cut_off:
-                log.catch_up()
+            log.catch_up(is_heard=address not in self.cut_off)
 
 
 class FakeLog:
@@ -108,6 +121,7 @@ class FakeLog:
         self._results: dict[int, object] = {}
         self._watchers: list[Callable[[LogStatus], None]] = []
         self._watched: tuple[object, ...] = ()
+        self.learners: frozenset[str] = frozenset()
 
     # --- the Log port
 
@@ -152,7 +166,7 @@ class FakeLog:
 
     def status(self) -> LogStatus:
         cluster = self.cluster
-        hears = cluster.is_reachable(self.address) and cluster.leader is not None
+        hears = cluster.hears_leader(self.address)
         if hears and cluster.leader == self.address:
             role = Role.LEADER
         else:
@@ -171,6 +185,22 @@ class FakeLog:
 
     def watch(self, callback: Callable[[LogStatus], None]) -> None:
         self._watchers.append(callback)
+
+    def follow(self, learners: frozenset[str]) -> None:
+        self.learners = learners
+        self.cluster.spread()
+
+    def progress(self) -> tuple[Progress, ...]:
+        cluster = self.cluster
+        if cluster.leader != self.address:
+            return ()
+        others = {*cluster.voters, *self.learners} - {self.address}
+        return tuple(
+            Progress(address, cluster.running[address].applied_index, 0)
+            if cluster.hears_leader(address)
+            else Progress(address, 0, 60_000)
+            for address in sorted(others)
+        )
 
     async def add_voter(self, address: str, timeout_ms: int) -> None:
         await self._expect_leadership(timeout_ms)
@@ -200,8 +230,14 @@ class FakeLog:
 
     # --- inside
 
-    def catch_up(self) -> None:
-        for entry in self.cluster.entries[self._applied_index :]:
+    @property
+    def applied_index(self) -> int:
+        return self._applied_index
+
+    def catch_up(self, *, is_heard: bool) -> None:
+        has_voted = self.address in self.cluster.voters
+        is_told = is_heard and (has_voted or self.cluster.hears_leader(self.address))
+        for entry in self.cluster.entries[self._applied_index :] if is_told else ():
             self._applied_index = entry.index
             if entry.data is not None:
                 result = self.replica.apply(entry.index, entry.term, entry.at_ms, entry.data)
@@ -218,7 +254,7 @@ class FakeLog:
         await asyncio.sleep(0)
         if self.cluster.running.get(self.address) is not self or timeout_ms <= 0:
             raise Unavailable("the log is not running")
-        if self.address in self.cluster.cut_off or self.cluster.leader is None:
+        if not self.cluster.hears_leader(self.address):
             raise Unavailable("no leader is known")
 
     async def _expect_leadership(self, timeout_ms: int) -> None:

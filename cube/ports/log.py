@@ -12,7 +12,7 @@ import msgspec
 class Role(enum.StrEnum):
     LEADER = "leader"
     VOTER = "voter"  # a follower or a candidate
-    LEARNER = "learner"
+    LEARNER = "learner"  # has the log sent to it, applies it, forwards proposals; no vote
 
 
 class Voter(msgspec.Struct, frozen=True, order=True):
@@ -38,6 +38,16 @@ class LogStatus(msgspec.Struct, frozen=True):
     voters: tuple[Voter, ...]
     quorum: bool
     ready: bool
+
+
+class Progress(msgspec.Struct, frozen=True):
+    """Another member as the leader sees it. `match_index`: its log is known to be the leader's up
+    to there; 0 until it has answered this leader. `silent_ms`: since it last answered, or since this
+    leader took office or began to follow it up."""
+
+    address: str
+    match_index: int
+    silent_ms: int
 
 
 class Committed(msgspec.Struct, frozen=True):
@@ -107,9 +117,21 @@ class Log(Protocol):
         voters, quorum or ready changed."""
         ...
 
+    def follow(self, learners: frozenset[str]) -> None:
+        """While this member leads, these addresses are learners: each that is not a voter is sent
+        the log. The whole set, replacing the last one; told to every member, so that a new leader
+        goes on at once. At most LEARNERS_MAX of them, in order of address."""
+        ...
+
+    def progress(self) -> tuple[Progress, ...]:
+        """The other voters and the learners, by address; some tenths of a second old. Empty where
+        this member does not lead."""
+        ...
+
     async def add_voter(self, address: str, timeout_ms: int) -> None:
-        """`address` is a voter, committed. Leader only, one change at a time (waits its turn);
-        a member already there is success. Raises Unavailable, OutcomeUnknown."""
+        """`address`, which has caught up with the log before its vote counts, is a voter, committed.
+        Leader only, one change at a time (waits its turn); a member already there is success.
+        Raises Unavailable, OutcomeUnknown."""
         ...
 
     async def remove_voter(self, address: str, timeout_ms: int) -> None:
@@ -122,3 +144,5 @@ class Log(Protocol):
 
 
 ENTRY_BYTES_MAX = 1 << 20  # 1 MiB: one append batch (consensus.md, L6)
+# The leader sends the log to each of them itself: what one thread can feed (consensus.md, "Measured").
+LEARNERS_MAX = 200

@@ -260,6 +260,87 @@ async def test_a_joiner_is_a_learner_until_it_is_added(cluster: Cluster) -> None
     assert await cluster.agree() == [b"x"]
 
 
+async def follow(cluster: Cluster, *numbers: int) -> None:
+    """Every voter that runs is told of these learners, as the agents do."""
+    learners = frozenset(cluster.addresses[number] for number in numbers)
+    for number, log in cluster.logs.items():
+        if number not in numbers:
+            log.follow(learners)
+    await until(lambda: all(cluster.logs[n].status().leader is not None for n in numbers))
+
+
+async def test_a_learner_follows_applies_and_forwards_without_a_vote(cluster: Cluster) -> None:
+    leader = await cluster.found(1)
+    await leader.propose(b"before", PROPOSE_MS)
+    learner = await cluster.start(1, (cluster.addresses[0],), joining=True)
+    with pytest.raises(Unavailable):
+        await learner.propose(b"nobody hears it yet", 300)
+    await follow(cluster, 1)
+    committed = await learner.propose(b"through it", PROPOSE_MS)
+    assert committed.result == ("replica-1", committed.index)
+    assert await learner.barrier(PROPOSE_MS) >= committed.index
+    status = learner.status()
+    assert (status.role, status.quorum) == (Role.LEARNER, True)
+    assert [v.address for v in status.voters] == [cluster.addresses[0]]
+    # It is no part of the quorum: the leader commits without it.
+    await cluster.stop(1)
+    await leader.propose(b"alone", PROPOSE_MS)
+    await cluster.start(1)
+    await follow(cluster, 1)
+    assert await cluster.agree() == [b"before", b"through it", b"alone"]
+
+
+async def test_a_learner_goes_on_with_the_next_leader(cluster: Cluster) -> None:
+    await cluster.found(3)
+    learner = await cluster.start(3, tuple(cluster.addresses.values()), joining=True)
+    await follow(cluster, 3)
+    await propose_surely(learner, b"first")
+    await cluster.stop(cluster.leader_number())
+    await propose_surely(learner, b"second")
+    await until(lambda: bool(cluster.leaders()))
+    await cluster.leader().transfer_leadership(PROPOSE_MS)
+    await propose_surely(learner, b"third")
+    assert learner.status().role is Role.LEARNER
+    assert set(await cluster.agree()) == {b"first", b"second", b"third"}
+
+
+async def test_a_learner_becomes_a_voter_in_process_and_a_voter_a_learner(cluster: Cluster) -> None:
+    leader = await cluster.found(3)
+    learner = await cluster.start(3, tuple(cluster.addresses.values()), joining=True)
+    await follow(cluster, 3)
+    await learner.propose(b"1", PROPOSE_MS)
+    await leader.remove_voter(cluster.addresses[2], PROPOSE_MS)
+    await leader.add_voter(cluster.addresses[3], PROPOSE_MS)
+    await follow(cluster, 2)
+    await until(lambda: learner.status().role is Role.VOTER)
+    await until(lambda: cluster.logs[2].status().role is Role.LEARNER)
+    await propose_surely(cluster.logs[2], b"2")
+    await cluster.stop(1)  # the new voter's vote counts
+    await propose_surely(cluster.logs[2], b"3")
+    assert await cluster.agree() == [b"1", b"2", b"3"]
+
+
+async def test_a_leader_sees_how_far_the_others_are(cluster: Cluster) -> None:
+    leader = await cluster.found(2)
+    learner = await cluster.start(2, tuple(cluster.addresses.values()), joining=True)
+    await follow(cluster, 2)
+    committed = await leader.propose(b"x", PROPOSE_MS)
+
+    def matched() -> dict[str, int]:
+        return {p.address: p.match_index for p in leader.progress()}
+
+    others = {cluster.addresses[1], cluster.addresses[2]}
+    await until(lambda: set(matched()) == others and min(matched().values()) >= committed.index)
+    assert learner.progress() == ()
+    assert max(p.silent_ms for p in leader.progress()) < 2_000
+    await cluster.stop(2)
+    await until(
+        lambda: {p.address: p.silent_ms for p in leader.progress()}[cluster.addresses[2]] > 500
+    )
+    leader.follow(frozenset())
+    await until(lambda: set(matched()) == {cluster.addresses[1]})
+
+
 async def test_a_snapshot_replaces_the_log_behind_it(cluster: Cluster) -> None:
     leader = await cluster.found(3)
     await cluster.stop(2)

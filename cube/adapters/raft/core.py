@@ -12,8 +12,8 @@ from cube.adapters.raft.transport import PeerTransport
 class RaftCore(SyncObj):
     """One member. All of it belongs to the Raft thread.
 
-    Peers are the other voters (`otherNodes` of the library) and, while it catches up before its
-    addition, a learner (`readonlyNodes`).
+    Peers are the other voters (`otherNodes` of the library) and, at the leader, the learners that
+    it sends the log to (`readonlyNodes`). A member without a vote dials nobody: its leader does.
     """
 
     _is_woken = False
@@ -73,6 +73,7 @@ class RaftCore(SyncObj):
 
     def set_configuration(self, configuration: Configuration) -> None:
         """The voters are `configuration.current` from now on; links follow."""
+        was_voter = self.is_voter
         self.configuration = configuration
         wanted = configuration.current - {self.address}
         voters = self._SyncObj__otherNodes
@@ -85,13 +86,20 @@ class RaftCore(SyncObj):
             self._SyncObj__readonlyNodes.discard(peer)
             voters.add(peer)
             self.follow_peer(peer)
+        if self.is_voter != was_voter:
+            for peer in voters:
+                if self.is_voter:
+                    self.transport.add(peer)
+                else:
+                    self.transport.part(peer)
 
     def follow_peer(self, peer: Peer) -> None:
-        """`peer` is dialled, and what is known of its log is kept or starts at nothing."""
+        """`peer` is dialled by a voter, and what is known of its log is kept or starts at nothing."""
         self._SyncObj__raftNextIndex.setdefault(peer, self.journal.last_index + 1)
         self._SyncObj__raftMatchIndex.setdefault(peer, 0)
         self._SyncObj__lastResponseTime[peer] = monotonic()
-        self.transport.add(peer)
+        if self.is_voter:
+            self.transport.add(peer)
 
     def forget_peer(self, peer: Peer) -> None:
         self._SyncObj__raftNextIndex.pop(peer, None)

@@ -22,7 +22,15 @@ from cube.adapters.raft.node import RaftNode
 from cube.adapters.raft.proposing import Submission
 from cube.adapters.raft.settings import RaftSettings
 from cube.model.errors import OutcomeUnknown, Unavailable
-from cube.ports.log import ENTRY_BYTES_MAX, Committed, LogStatus, Replica, Role, Voter
+from cube.ports.log import (
+    ENTRY_BYTES_MAX,
+    Committed,
+    LogStatus,
+    Progress,
+    Replica,
+    Role,
+    Voter,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +41,8 @@ STOP_HANDOVER_MS = 1_000
 BACKSTOP_MS = 1_000
 # Between two attempts of a barrier while there is no leader.
 BARRIER_RETRY_MS = 25
+# Between two looks at the other members.
+PROGRESS_S = 0.1
 EXIT_CODE_BUG = 70  # EX_SOFTWARE
 
 _REASONS = {
@@ -119,6 +129,8 @@ class PySyncObjLog:
             ready=False,
         )
         self._watched: tuple[object, ...] = ()
+        self._progress: tuple[Progress, ...] = ()
+        self._progress_next = 0.0
         self._configuration_seen: object = None
         self._voters: tuple[Voter, ...] = ()
         self._barrier_next: asyncio.Task[int | None] | None = None
@@ -186,6 +198,13 @@ class PySyncObjLog:
 
     def watch(self, callback: Callable[[LogStatus], None]) -> None:
         self._watchers.append(callback)
+
+    def follow(self, learners: frozenset[str]) -> None:
+        self._calls.append(lambda node: node.follow(learners))
+        self._wake()
+
+    def progress(self) -> tuple[Progress, ...]:
+        return self._progress
 
     async def add_voter(self, address: str, timeout_ms: int) -> None:
         await self._change(address, timeout_ms, is_addition=True)
@@ -373,6 +392,13 @@ class PySyncObjLog:
             ready=node.is_ready,
         )
         self._status = status
+        now = monotonic()
+        if not node.is_leader:
+            self._progress = ()
+            self._progress_next = now
+        elif now >= self._progress_next:
+            self._progress = node.progress()
+            self._progress_next = now + PROGRESS_S
         self._publish_outcomes()
         watched = (role, status.term, status.leader, self._voters, status.quorum, status.ready)
         if watched != self._watched:

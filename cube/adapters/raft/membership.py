@@ -6,6 +6,9 @@ L4: adding a voter that is not up can cost the quorum. Here the new one gets the
 a vote, and is added once it has it.
 L5: a leader cannot remove itself: it is refused, and asked to hand leadership over first.
 A joiner may vote when asked, but does not stand before its own addition is committed.
+
+Learners are the library's read-only nodes, of our choosing: every member is told who they are, and
+the leader sends them the log like a follower, without counting them.
 """
 
 from __future__ import annotations
@@ -27,6 +30,7 @@ from cube.adapters.raft.library import (
     monotonic,
 )
 from cube.adapters.raft.proposing import Proposing
+from cube.ports.log import LEARNERS_MAX, Progress
 
 logger = logging.getLogger(__name__)
 
@@ -67,6 +71,8 @@ class Membership(Proposing):
     _changes: deque[Change]
     _handovers: list[tuple[float, Callback]]  # (deadline, settle)
     _handover_sent_at = 0.0
+    _learners_wanted: frozenset[str] = frozenset()
+    _learners_settled: tuple[object, ...] = ()  # the last (wanted, configuration, leads) acted on
 
     @property
     def has_pending_steps(self) -> bool:
@@ -96,9 +102,9 @@ class Membership(Proposing):
                 change = self._changes.popleft()
                 unknown = change.is_appended
                 change.settle(None, REASON_UNKNOWN_OUTCOME if unknown else REASON_NOT_LEADER)
-            for learner in list(self._SyncObj__readonlyNodes):
-                self._drop_learner(learner)
+            self._settle_learners()
             return
+        self._settle_learners()
         now = monotonic()
         while self._changes:
             change = self._changes[0]
@@ -111,7 +117,7 @@ class Membership(Proposing):
                 return
             self._changes.popleft()
             if change.is_addition and not change.is_appended:
-                self._drop_learner(Peer(change.address))
+                self._learners_settled = ()  # it may have been followed for this change only
 
     def _step_change(self, change: Change) -> None:
         is_settled_ground = (
@@ -153,10 +159,43 @@ class Membership(Proposing):
             self.wake()
         self._SyncObj__sendAppendEntries()
 
-    def _drop_learner(self, peer: Peer) -> None:
-        if peer in self._SyncObj__readonlyNodes:
-            self._SyncObj__readonlyNodes.discard(peer)
+    # --- learners
+
+    def follow(self, learners: frozenset[str]) -> None:
+        self._learners_wanted = frozenset(sorted(learners - {self.address})[:LEARNERS_MAX])
+
+    def _settle_learners(self) -> None:
+        """A leader follows up who is wanted and who is being added; anyone else follows up nobody."""
+        settled = (self._learners_wanted, self.configuration, self.is_leader)
+        if settled == self._learners_settled:
+            return
+        self._learners_settled = settled
+        wanted: frozenset[str] = frozenset()
+        if self.is_leader:
+            adding = {change.address for change in self._changes if change.is_addition}
+            wanted = (self._learners_wanted | adding) - self.configuration.current
+        learners = self._SyncObj__readonlyNodes
+        for peer in [peer for peer in learners if peer.id not in wanted]:
+            learners.discard(peer)
             self.forget_peer(peer)
+        for address in sorted(wanted - {peer.id for peer in learners}):
+            peer = Peer(address)
+            learners.add(peer)
+            self.follow_peer(peer)
+
+    def progress(self) -> tuple[Progress, ...]:
+        if not self.is_leader:
+            return ()
+        now = monotonic()
+        peers = self._SyncObj__otherNodes | self._SyncObj__readonlyNodes
+        return tuple(
+            Progress(
+                peer.id,
+                self._SyncObj__raftMatchIndex[peer],
+                int((now - self._SyncObj__lastResponseTime[peer]) * 1000),
+            )
+            for peer in sorted(peers, key=lambda peer: peer.id)
+        )
 
     # --- handing over
 

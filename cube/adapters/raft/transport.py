@@ -1,9 +1,9 @@
 """Frames between members over TCP, on the library's poller and in its thread.
 
-Every member dials every peer and sends on the connection that it dialled; what a peer sends arrives
-on the one that the peer dialled. So there is nothing to agree on when two dial at once, and a
-leader that this member has not heard of yet (it joins, or was away while the voters changed) is
-answered by dialling back: a guest.
+Every voter dials every other, the leader its learners too, and each sends on the connection that it
+dialled; what a peer sends arrives on the one that the peer dialled. So there is nothing to agree on
+when two dial at once, and a leader that this member has not heard of yet (it is a learner, or was
+away while the voters changed) is answered by dialling back: a guest.
 
 It takes no utility commands and no observers (X2), refuses long frames (X4), flushes what a socket
 did not take as soon as it can (L7), and outlives running out of descriptors (L8). It does not know
@@ -31,6 +31,7 @@ from cube.adapters.raft.library import (
     monotonic,
 )
 from cube.model.errors import BadConfig, BadPacket, ConfigError, Unavailable
+from cube.ports.log import LEARNERS_MAX
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +42,8 @@ RECEIVE_BYTES = 256 << 10
 RECEIVE_BYTES_PER_EVENT_MAX = 2 << 20
 # Peers not in the configuration that are answered: leaders unknown here, members once removed.
 GUESTS_MAX = 8
-INBOUND_MAX = 64
+# Voters, learners and some that are not introduced yet.
+INBOUND_MAX = LEARNERS_MAX + 64
 HELLO_DEADLINE_S = 3.0
 DIAL_RETRY_MIN_S = 0.03
 DIAL_RETRY_MAX_S = 0.5
@@ -348,6 +350,14 @@ class PeerTransport:
             link.is_guest = False
             if link.is_up and self._on_up is not None:
                 self._on_up(peer)
+
+    def part(self, peer: Peer) -> None:
+        """`peer` is not dialled any more; while it keeps up a connection to us it is answered."""
+        link = self._links.get(peer.id)
+        if link is not None and peer.id in self._inbound:
+            link.is_guest = True
+        elif link is not None:
+            self._drop(link)
 
     def drop(self, peer: Peer) -> None:
         link = self._links.get(peer.id)
