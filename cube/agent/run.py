@@ -6,11 +6,13 @@ import asyncio
 import logging
 import os
 import signal
+import socket
 import sys
 from collections.abc import Mapping
 
 from cube.agent.agent import Agent, is_root
 from cube.config import Config, load
+from cube.model.addresses import join_address
 from cube.model.errors import BadConfig, BadPacket, Unavailable
 
 EXIT_FAILED = 1
@@ -35,12 +37,20 @@ def run(config_file: str | None, flags: Mapping[str, object]) -> int:
             hint="cube agent --insecure …   (binds to loopback only: experiments on one machine)",
         )
         return EXIT_USAGE
+    taken = _taken_ports(config)
+    for where, flag, why in taken:
+        _complain(
+            f"cannot listen on {where}: {why}",
+            hint=f"another --{flag} port; or end what listens there, if it is another agent",
+        )
+    if taken:
+        return EXIT_FAILED
     _configure_logging(config)
     try:
         asyncio.run(_serve(config))
     except KeyboardInterrupt:
         return 0
-    except (Unavailable, BadPacket) as error:
+    except (Unavailable, BadPacket, BadConfig) as error:
         _complain(str(error))
         return EXIT_FAILED
     except BaseExceptionGroup as group:
@@ -50,13 +60,37 @@ def run(config_file: str | None, flags: Mapping[str, object]) -> int:
 
 def _of_group(group: BaseExceptionGroup[BaseException]) -> int:
     """What could not be had is a sentence; anything else is a bug, and told as one."""
-    expected, bugs = group.split((Unavailable, BadPacket))
+    expected, bugs = group.split((Unavailable, BadPacket, BadConfig))
     if expected is not None:
         for error in _leaves(expected):
             _complain(str(error))
     if bugs is not None:
         _log.critical("agent_died", exc_info=bugs)
     return EXIT_FAILED
+
+
+def _taken_ports(config: Config) -> list[tuple[str, str, str]]:
+    """(address, flag, reason) of each port that cannot be had. Asked before anything is made in the
+    data directory: a cluster made at a wrong port would keep it."""
+    bind = config.bind
+    wanted = (
+        ("http", bind.http, socket.SOCK_STREAM),
+        ("raft", bind.raft, socket.SOCK_STREAM),
+        ("gossip", bind.gossip, socket.SOCK_STREAM),
+        ("gossip", bind.gossip, socket.SOCK_DGRAM),
+    )
+    taken: dict[str, tuple[str, str, str]] = {}
+    for flag, port, kind in wanted:
+        family = socket.AF_INET6 if ":" in bind.address else socket.AF_INET
+        with socket.socket(family, kind) as probe:
+            if kind == socket.SOCK_STREAM:  # what ended a moment ago is no obstacle
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((bind.address, port))
+            except OSError as error:
+                where = join_address(bind.address, port)
+                taken[flag] = (where, flag, (error.strerror or str(error)).lower())
+    return list(taken.values())
 
 
 def _leaves(error: BaseException) -> list[BaseException]:

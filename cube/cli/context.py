@@ -113,6 +113,13 @@ class Command(click.Command):
         super().__init__(*args, **kwargs)
         _add_global_options(self)
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)
+        except click.UsageError as error:
+            error.ctx = error.ctx or ctx  # so that the advice names this command's help
+            raise
+
     def invoke(self, ctx: click.Context) -> Any:
         ctx.params["settings"] = _take_global_options(ctx)
         return super().invoke(ctx)

@@ -182,7 +182,7 @@ def _share(nodes: int) -> dict[str, str]:
     cores = os.cpu_count() or 1
     pages, page_bytes = os.sysconf("SC_PHYS_PAGES"), os.sysconf("SC_PAGE_SIZE")
     return {
-        "CUBE_NODE_CPU": f"{cores / nodes:.3f}",
+        "CUBE_NODE_CPU": f"{1000 * cores // nodes / 1000:.3f}",
         "CUBE_NODE_MEMORY": str(pages * page_bytes // nodes),
     }
 
@@ -253,10 +253,8 @@ def _print_cluster(settings: Settings, cluster: DevCluster, ran: bool) -> None:
     out(f"  {_cube()} {here}ps")
     out(f"  {_cube()} {here}" + ("scale hello/web=5" if ran else "run --name hi -- sleep 1000"))
     if victim is not None and survivor is not None and victim.process is not None:
-        out(
-            f"  kill -9 {victim.process.pid}   # the leader; then: "
-            f"{_cube()} --addr {survivor.address} node ls"
-        )
+        out(f"  kill -9 {victim.process.pid}   # the leader; then ask another:")
+        out(f"  {_cube()} --addr {survivor.address} node ls")
     out("\nCtrl-C stops everything.")
     sys.stdout.flush()
 

@@ -19,6 +19,13 @@ _BY_STATUS = {
     400: USAGE, 401: FORBIDDEN, 403: FORBIDDEN, 404: NOT_FOUND, 409: CONFLICT, 412: CONFLICT,
     413: USAGE, 415: USAGE, 422: USAGE, 429: NO_CLUSTER, 503: NO_CLUSTER, 504: TIMED_OUT,
 }  # fmt: skip
+# What the API advises those who use it with curl, in words of the command line.
+_COMMANDS = {
+    "GET /v1/jobs lists them": "cube job ls",
+    "GET /v1/nodes lists them": "cube node ls",
+    "GET /v1/tasks lists them": "cube ps --all",
+    "GET /v1/services lists them": "cube service ls",
+}
 
 
 class CommandError(Exception):
@@ -53,14 +60,25 @@ def report(error: BaseException) -> int:
         case CommandError():
             complain(error.what, error.why, error.hint)
             return error.code
+        case ApiProblem(code="not_an_agent"):
+            complain(
+                f"what answers there is no Cube agent (HTTP status {error.status})",
+                hint="cube --addr HOST:PORT status    with the address of an agent (or set CUBE_ADDR)",
+            )
+            return NO_CLUSTER
         case ApiProblem():
             causes = [
                 f"{item.path or item.pointer}: {item.detail}"
                 + (f" ({item.hint})" if item.hint else "")
                 for item in error.errors
             ]
-            told = "\n".join(causes) or "\n".join(error.candidates)
-            complain(error.detail, told, error.hint)
+            if len(causes) == 1:
+                complain(causes[0])
+            elif causes:
+                complain(f"{len(causes)} things are wrong", "\n".join(causes))
+            else:
+                hint = _COMMANDS.get(error.hint, error.hint)
+                complain(error.detail, "\n".join(error.candidates), hint)
             return exit_code_of(error.status)
         case NoAgent():
             where = ", ".join(address for address, _ in error.causes)
@@ -68,7 +86,8 @@ def report(error: BaseException) -> int:
                 f"cannot reach a Cube agent at {where}",
                 "; ".join(dict.fromkeys(cause for _, cause in error.causes)),
                 "cube dev                        start a throw-away cluster on this machine\n"
-                "cube --addr HOST:PORT status    if the agent is elsewhere (or set CUBE_ADDR)",
+                "cube --addr HOST:PORT status    if the agent is elsewhere (or set CUBE_ADDR;\n"
+                "                                several addresses, comma-separated, are tried in turn)",
             )
             return NO_CLUSTER
         case StreamBroken():

@@ -100,7 +100,7 @@ def rm(settings: Settings, job_name: str, yes: bool, detach: bool) -> None:
         if not click.confirm(f"Remove {job_name} and stop its {running} running tasks?", err=True):
             raise CommandError(FAILED, "nothing was removed")
     answer(settings, client.delete_job(job_name))
-    note(f"{job_name} is removed")
+    note(f"{job_name} is removed. next: cube job ls")
     del detach  # removal does not wait: a node that is down learns it when it returns
 
 

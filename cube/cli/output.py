@@ -80,7 +80,8 @@ def age(at: str | None, until: datetime.datetime | None = None) -> str:
     if at is None:
         return "–"
     then = datetime.datetime.fromisoformat(at)
-    return format_duration(max(0, int(((until or now()) - then).total_seconds())) * 1000)
+    seconds = max(0, int(((until or now()) - then).total_seconds()))
+    return format_duration(seconds * 1000) if seconds else "0s"
 
 
 def raw(body: bytes) -> None:

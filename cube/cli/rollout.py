@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -17,6 +18,10 @@ POLL_S = 0.1
 WHY_AFTER_S = 5.0  # a place is usually found at once: after this, say why it is not
 NO_PROGRESS_S = 300.0  # update.deadline's default: nothing has become healthier for that long
 BAR_WIDTH = 10
+_TOGETHER_MIN = 4  # so many tasks of a group in the same state on the same node share a line
+_ROWS_KEPT = 2  # of a terminal: the summary, and the line the cursor is on
+_SIZE_UNKNOWN = (80, 24)
+ENDED = ("completed", "failed", "rejected", "lost")
 _STEPS = {
     "pending": 0, "scheduled": 1, "preparing": 2, "starting": 4, "running": 6, "healthy": BAR_WIDTH,
     "completed": BAR_WIDTH,
@@ -36,6 +41,7 @@ class Watch:
         self._best = -1
         self._best_at = self._began
         self._explained = False
+        self._told_failing = False
 
     def until_done(self) -> JobView:
         """Every group healthy, or the batch complete. Raises CommandError when that cannot be or
@@ -55,10 +61,11 @@ class Watch:
             time.sleep(POLL_S)
 
     def _current(self, job: JobView, tasks: Sequence[TaskView]) -> list[TaskView]:
-        """The newest task of each slot."""
+        """The newest task of each slot that is wanted, and what has yet to end of the others."""
         newest: dict[str, TaskView] = {}
         for task in tasks:
-            if task.desired != "run" and task.state != "completed":
+            is_done_batch = job.type == "batch" and task.state == "completed"
+            if task.desired != "run" and not is_done_batch and not is_surplus(job, task):
                 continue
             known = newest.get(task.name)
             if known is None or _rank(task) >= _rank(known):
@@ -73,6 +80,11 @@ class Watch:
     def _check_time(self, job: JobView, tasks: Sequence[TaskView]) -> None:
         now = time.monotonic()
         unplaced = [task for task in tasks if task.node_id is None]
+        if not self._told_failing and any(task.state == "failed" for task in tasks):
+            self._told_failing = True
+            self._shown.pause()
+            note(f"{self._job} keeps failing:\n{_trouble(tasks)}")
+            note(f"still trying; Ctrl-C leaves it running. next: cube logs {self._job}")
         if unplaced and not self._explained and now - self._began > WHY_AFTER_S:
             self._explained = True
             self._shown.pause()
@@ -104,7 +116,7 @@ class Watch:
 
 
 def _rank(task: TaskView) -> tuple[bool, str]:
-    ended = task.state in ("failed", "rejected", "lost")
+    ended = task.state in ENDED and task.state != "completed"
     return (not ended, task.created_at or "")
 
 
@@ -139,10 +151,19 @@ def is_done(job: JobView, tasks: Sequence[TaskView]) -> bool:
     }
     if job.type == "system":
         return bool(tasks) and all((task.group, task.slot) in serving for task in tasks)
+    if any(is_surplus(job, task) for task in tasks):
+        return False
     for name, counts in job.groups.items():
         if sum(1 for group, _ in serving if group == name) < counts.count:
             return False
     return True
+
+
+def is_surplus(job: JobView, task: TaskView) -> bool:
+    """It runs yet and has no slot any more: the group was made smaller."""
+    group = job.groups.get(task.group)
+    wanted = group.count if group is not None else 0
+    return job.type == "service" and task.slot >= wanted and task.state not in ENDED
 
 
 class _Lines:
@@ -152,14 +173,23 @@ class _Lines:
         self._last: dict[str, str] = {}
 
     def update(self, tasks: Sequence[TaskView]) -> None:
+        together: dict[tuple[str, str, str], list[TaskView]] = {}
         for task in tasks:
             word = word_of(task)
             if word == "running" and task.health is not None:
                 word = "running, not healthy yet"
-            line = f"  {task.name}  {task.node_name or '–'}  {word}{_why(task)}"
-            if self._last.get(task.name) != line:
-                self._last[task.name] = line
-                note(line)
+            word += _why(task)
+            if self._last.get(task.name) != word + (task.node_name or ""):
+                self._last[task.name] = word + (task.node_name or "")
+                key = (task.group, task.node_name or "–", word)
+                together.setdefault(key, []).append(task)
+        for (_, node, word), changed in together.items():
+            if len(changed) < _TOGETHER_MIN:
+                for task in changed:
+                    note(f"  {task.name}  {node}  {word}")
+            else:
+                names = f"{changed[0].name}, {changed[1].name}, … ({len(changed)} tasks)"
+                note(f"  {names}  {node}  {word}")
 
     def pause(self) -> None:
         pass
@@ -169,25 +199,26 @@ class _Lines:
 
 
 class _Bars:
-    """One bar per task, redrawn in place."""
-
-    ROWS_MAX = 30  # above it, a summary line: more would scroll
+    """One bar per task, redrawn in place. No line wraps and none scrolls away: the cursor could not
+    find its way back to it."""
 
     def __init__(self) -> None:
         self._rows = 0
         self._last: list[str] = []
 
     def update(self, tasks: Sequence[TaskView]) -> None:
-        lines = [self._row(task) for task in tasks[: self.ROWS_MAX]]
+        columns, rows = _terminal_size()
+        shown = tasks[: max(1, rows - _ROWS_KEPT)]
+        lines = [self._row(task)[: columns - 1] for task in shown]
         serving = sum(1 for task in tasks if serves(task) or task.state == "completed")
-        lines.append(f" overall {serving}/{len(tasks)}")
+        hidden = f", {len(tasks) - len(shown)} not shown" if len(tasks) > len(shown) else ""
+        lines.append(f" overall {serving}/{len(tasks)}{hidden}"[: columns - 1])
         if lines == self._last:
             return
-        if self._rows:
-            sys.stderr.write(f"\x1b[{self._rows}A")
-        sys.stderr.write("".join(f"\x1b[2K{line}\n" for line in lines))
-        if self._rows > len(lines):
-            sys.stderr.write("\x1b[J")
+        # One write, and each line's rest is cleared after its text: nothing flickers.
+        up = f"\x1b[{self._rows}A" if self._rows else ""
+        below = "\x1b[J" if self._rows > len(lines) else ""
+        sys.stderr.write(up + "".join(f"{line}\x1b[K\n" for line in lines) + below)
         sys.stderr.flush()
         self._rows, self._last = len(lines), lines
 
@@ -196,7 +227,7 @@ class _Bars:
         word = word_of(task)
         done = _STEPS.get(word, 0)
         bar = "#" * done + "-" * (BAR_WIDTH - done)
-        return f"  {task.name:<24} {task.node_name or '–':<8} [{bar}] {word}{_why(task)}"[:120]
+        return f"  {task.name:<20} {task.node_name or '–':<8} [{bar}] {word}{_why(task)}"
 
     def pause(self) -> None:
         self._rows, self._last = 0, []
@@ -205,8 +236,20 @@ class _Bars:
         self.pause()
 
 
+def _terminal_size() -> tuple[int, int]:
+    """Columns and rows of standard error. A terminal that says 0 does not know."""
+    try:
+        size = os.get_terminal_size(sys.stderr.fileno())
+    except (OSError, ValueError):
+        return _SIZE_UNKNOWN
+    return (size.columns or _SIZE_UNKNOWN[0], size.lines or _SIZE_UNKNOWN[1])
+
+
 def _why(task: TaskView) -> str:
-    if task.state in ("pending", "failed", "rejected", "lost") or task.health == "unhealthy":
+    if (
+        task.state in ("pending", "preparing", "failed", "rejected", "lost")
+        or task.health == "unhealthy"
+    ):
         return f": {clean(task.message or task.reason)}" if task.message or task.reason else ""
     return ""
 
@@ -229,5 +272,4 @@ def tasks_gone(client: Client, job: str) -> bool:
         if problem.status == 404:
             return True
         raise
-    ended = ("completed", "failed", "rejected", "lost")
-    return all(task.state in ended or task.node_id is None for task in tasks)
+    return all(task.state in ENDED or task.node_id is None for task in tasks)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import importlib
+import os
 import sys
 from typing import Any
 
@@ -50,6 +52,15 @@ MOVED = {
 
 
 class Root(click.Group):
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            # Whoever read our output has enough (`| head`): nothing more to say. Caught here, since
+            # click would make it a failure.
+            _drop_output()
+            return OK
+
     """Loads the module of the command that was asked for, and no other: that is what keeps it quick."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -68,6 +79,9 @@ class Root(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         name = args[0] if args else ""
+        if name == "help":
+            click.echo(self.get_help(ctx))
+            ctx.exit(OK)
         if name in LATER:
             raise click.UsageError(f"`cube {name}` comes in a later version of Cube.")
         if name in MOVED:
@@ -119,6 +133,7 @@ def run(arguments: list[str] | None = None) -> int:
     """The exit code of the command line."""
     from cube.cli.exits import CommandError
 
+    _make_streams_safe()
     try:
         code = make_root().main(arguments, prog_name="cube", standalone_mode=False)
     except click.exceptions.Exit as ended:
@@ -129,17 +144,41 @@ def run(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         sys.stderr.write("\n")
         return INTERRUPTED
+    except click.exceptions.NoArgsIsHelpError as asked:
+        sys.stderr.write(asked.ctx.get_help() + "\n")
+        return USAGE
     except click.ClickException as error:
         return _usage(error)
-    except BrokenPipeError:
-        # Whoever read our output has enough (`| head`): nothing more to say.
-        sys.stderr.close()
-        return OK
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EIO, errno.EBADF):
+            return report(error)
+        _drop_output()
+        complain(f"cannot write the output: {error.strerror}")
+        return FAILED
     except CommandError as error:
         return report(error)
     except Exception as error:  # noqa: BLE001 - the boundary: told, or raised again by report()
         return report(error)
     return code if isinstance(code, int) else OK
+
+
+def _make_streams_safe() -> None:
+    """Printing never fails because of what is printed: a terminal without UTF-8 gets `?`, and a
+    closed stream swallows."""
+    for name in ("stdin", "stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            mode = "r" if name == "stdin" else "w"
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115 - to the end
+        elif name != "stdin" and hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
+
+
+def _drop_output() -> None:
+    """What could not be written is not tried again, with a traceback, when Python ends."""
+    devnull = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(devnull, sys.stdout.fileno())
+    os.close(devnull)
 
 
 def _usage(error: click.ClickException) -> int:

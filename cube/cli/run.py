@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 
 from cube.cli.context import Settings, command
-from cube.cli.exits import NOT_FOUND, USAGE, CommandError
+from cube.cli.exits import INTERRUPTED, NOT_FOUND, USAGE, CommandError
 from cube.cli.output import note, out, raw
 from cube.cli.rollout import Watch, serves
 from cube.client.client import Client
@@ -155,7 +155,7 @@ def follow(
         job = Watch(client, changed.name, changed.version, settings.timeout_s).until_done()
     except KeyboardInterrupt:
         note(f"\n{changed.name} goes on without us. next: cube status {changed.name}")
-        raise
+        raise click.exceptions.Exit(INTERRUPTED) from None
     took = time.monotonic() - began
     word = "complete" if job.type == "batch" else "live"
     if job.type == "cron":

@@ -8,10 +8,9 @@ import click
 
 from cube.cli.context import Settings, command, group
 from cube.cli.output import Style, age, answer, clean, note, out, raw, table
+from cube.cli.rollout import ENDED
 from cube.model.addresses import join_address
 from cube.model.views import TaskView
-
-ENDED = ("completed", "failed", "rejected", "lost")
 
 
 @command("ps")

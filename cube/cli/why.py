@@ -11,7 +11,7 @@ from cube.cli.context import Settings, command
 from cube.cli.output import Style, age, clean, out, plural, raw, table
 from cube.client.client import Client
 from cube.client.errors import ApiProblem
-from cube.model.views import ExplanationView
+from cube.model.views import ExplanationView, ReasonView
 
 NODES_SHOWN = 20
 _SLOTS_SHOWN = 5
@@ -27,12 +27,20 @@ def print_explanations(
             line(f"  {clean(reason.message)}")
         width = max((len(node.node) for node in item.nodes), default=0)
         for node in item.nodes[:NODES_SHOWN]:
-            told = "; ".join(clean(reason.message) for reason in node.reasons) or "fits"
+            told = "; ".join(_with_figures(reason) for reason in node.reasons) or "fits"
             line(f"  {node.node:<{width}}  {told}")
         if len(item.nodes) > NODES_SHOWN:
             line(f"  … and {plural(len(item.nodes) - NODES_SHOWN, 'more node')}")
         for number, suggestion in enumerate(item.suggestions):
             line(f"  {'try:' if number == 0 else '    '} {clean(suggestion)}")
+
+
+def _with_figures(reason: ReasonView) -> str:
+    """`not enough cpu (needs 0.1, 0.067 free)`; without what there is none of."""
+    figures = [f"needs {reason.need}"] if reason.need else []
+    figures += [reason.have] if reason.have else []
+    told = clean(", ".join(figures))
+    return clean(reason.message) + (f" ({told})" if told and told not in reason.message else "")
 
 
 def _names(item: ExplanationView) -> str:

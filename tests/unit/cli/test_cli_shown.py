@@ -1,0 +1,225 @@
+"""What people see while a job comes up, and printing that never fails because of where it goes."""
+
+from __future__ import annotations
+
+import os
+import pty
+import socket
+import struct
+import subprocess
+import sys
+import termios
+from collections.abc import Sequence
+from fcntl import ioctl
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from cube.agent.run import run as run_agent
+from cube.cli.exits import report
+from cube.cli.rollout import _Bars, _Lines, is_done, word_of
+from cube.cli.why import print_explanations
+from cube.client.errors import ApiProblem
+from cube.model.views import (
+    ExplanationView,
+    GroupCounts,
+    JobView,
+    NodeReasons,
+    ProblemView,
+    ReasonView,
+    TaskView,
+)
+
+ROOT = Path(__file__).resolve().parents[3]
+
+TASK = TaskView(
+    id="t0", name="j.g.0", job="j", group="g", slot=0, version=1, attempt=1, node_id="a",
+    node_name="n1", state="running", desired="run", health=None, driver="process", image=None,
+    handle="1", address="127.0.0.1", ports={}, restarts=0, exit_code=None, oom_killed=False,
+    reason="", message="", created_at=None, started_at=None, finished_at=None, history=(),
+)  # fmt: skip
+
+
+def task(slot: int, state: str = "running", message: str = "", desired: str = "run") -> TaskView:
+    return msgspec.structs.replace(
+        TASK, id=f"t{slot}", name=f"j.g.{slot}", slot=slot, state=state, message=message,
+        desired=desired, node_name="n1" if state != "pending" else None,
+    )  # fmt: skip
+
+
+def job(count: int) -> JobView:
+    return JobView(
+        name="j", type="service", version=1, status="running", spec={}, created_at=None,
+        groups={"g": GroupCounts(count)}, modified_index=1,
+    )  # fmt: skip
+
+
+# Bars on a terminal
+
+
+def drawn(tasks: Sequence[TaskView], columns: int, rows: int, monkeypatch: object) -> list[str]:
+    """The lines that bars draw on a terminal of this size."""
+    ours, theirs = pty.openpty()
+    ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+    with os.fdopen(theirs, "w") as terminal:
+        monkeypatch.setattr(sys, "stderr", terminal)  # type: ignore[attr-defined]
+        _Bars().update(tasks)
+        text = os.read(ours, 1 << 16).decode()
+    os.close(ours)
+    return text.replace("\x1b[K", "").split("\r\n")[:-1]
+
+
+@pytest.mark.parametrize("columns", [30, 80, 200])
+def test_no_bar_is_wider_than_the_terminal(columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    tasks = [task(0), task(1, "pending", "3 tasks about to be placed: 3 nodes have room " * 5)]
+    lines = drawn(tasks, columns, 24, monkeypatch)
+    assert len(lines) == 3
+    assert max(map(len, lines)) == columns - 1
+
+
+def test_no_bar_scrolls_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = drawn([task(slot) for slot in range(50)], 80, 10, monkeypatch)
+    assert len(lines) < 10
+    assert "50/50" in lines[-1]
+    assert "not shown" in lines[-1]
+
+
+# Lines without a terminal
+
+
+def test_many_tasks_in_the_same_state_share_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = _Lines()
+    lines.update([task(0), *(task(slot, "pending", "no room") for slot in range(1, 100))])
+    lines.update([task(0), *(task(slot, "pending", "no room") for slot in range(1, 100))])
+    told = capsys.readouterr().err.splitlines()
+    assert told == ["  j.g.0  n1  healthy", "  j.g.1, j.g.2, … (99 tasks)  –  pending: no room"]
+
+
+def test_a_few_tasks_have_a_line_each(capsys: pytest.CaptureFixture[str]) -> None:
+    _Lines().update([task(slot) for slot in range(3)])
+    assert len(capsys.readouterr().err.splitlines()) == 3
+
+
+# Done
+
+
+def test_scaled_down_is_done_when_what_is_too_much_has_ended() -> None:
+    wanted, surplus = task(0), task(1, desired="stop")
+    assert word_of(wanted) == "healthy"
+    assert not is_done(job(1), [wanted, surplus])
+    assert is_done(job(1), [wanted, task(1, "completed", desired="stop")])
+    assert not is_done(job(2), [wanted])
+
+
+# Why
+
+
+def test_reasons_have_their_figures(capsys: pytest.CaptureFixture[str]) -> None:
+    reason = ReasonView("cpu", "not enough cpu", "0.1", "0.067 free")
+    item = ExplanationView(
+        job="j", group="g", slots=(0,), kind="unplaced", summary="1 task not placed", reasons=(),
+        nodes=(NodeReasons("a", "n1", (reason,)),), suggestions=(), since=None,
+    )  # fmt: skip
+    print_explanations([item], print)
+    assert "not enough cpu (needs 0.1, 0.067 free)" in capsys.readouterr().out
+
+
+# Errors
+
+
+def problem(status: int, code: str, detail: str, hint: str = "") -> ApiProblem:
+    view = ProblemView(
+        type="about:blank", title="t", status=status, detail=detail, code=code, hint=hint
+    )
+    return ApiProblem(view)
+
+
+def test_advice_is_in_words_of_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
+    code = report(problem(404, "not_found", "there is no job x", "GET /v1/jobs lists them"))
+    assert code == 4
+    assert capsys.readouterr().err == "error: there is no job x\n  try: cube job ls\n"
+
+
+def test_what_is_no_agent_is_called_so(capsys: pytest.CaptureFixture[str]) -> None:
+    assert report(problem(404, "not_an_agent", "status 404: <html>")) == 7
+    told = capsys.readouterr().err
+    assert "no Cube agent" in told
+    assert "<html>" not in told
+
+
+# Where the output goes
+
+
+def cube(*arguments: str, **options: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "cube", *arguments]
+    return subprocess.run(  # type: ignore[call-overload,no-any-return]
+        command, timeout=60, check=False, cwd=ROOT, text=True, stderr=subprocess.PIPE, **options
+    )
+
+
+def shell(script: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ["bash", "-c", script], timeout=60, check=False, cwd=ROOT, text=True, capture_output=True,
+        env={**os.environ, "CUBE": f"{sys.executable} -m cube", **environment},
+    )  # fmt: skip
+
+
+def test_help_without_a_command_is_help() -> None:
+    bare, asked = cube(), cube("help", stdout=subprocess.PIPE)
+    assert (bare.returncode, asked.returncode) == (2, 0)
+    assert bare.stderr.startswith("Usage: cube")
+    assert asked.stdout.startswith("Usage: cube")
+
+
+def test_a_terminal_without_utf8_gets_question_marks() -> None:
+    done = shell(
+        "printf 'name = \"x–y\"' | $CUBE run -",
+        LC_ALL="C", PYTHONUTF8="0", PYTHONCOERCECLOCALE="0", PYTHONIOENCODING="",
+    )  # fmt: skip
+    assert "Traceback" not in done.stderr
+
+
+def test_a_pipe_that_is_closed_early_is_no_failure() -> None:
+    done = shell("$CUBE job init | true; echo ${PIPESTATUS[0]}")
+    assert done.stdout.strip() == "0"
+    assert done.stderr == ""
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_is_told() -> None:
+    done = shell("$CUBE job init > /dev/full")
+    assert done.returncode == 1
+    assert done.stderr == "error: cannot write the output: No space left on device\n"
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-"])
+def test_closed_streams_are_borne(closed: str) -> None:
+    done = shell(f"$CUBE job validate - {closed} < /dev/null" if closed != "<&-" else
+                 f"$CUBE job validate - {closed}")  # fmt: skip
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+
+
+# The agent's ports
+
+
+def test_taken_ports_are_told_together_before_anything_is_made(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with (
+        socket.create_server(("127.0.0.1", 0)) as one,
+        socket.create_server(("127.0.0.1", 0)) as two,
+        socket.create_server(("127.0.0.1", 0)) as free,
+    ):
+        ports = [each.getsockname()[1] for each in (one, two, free)]
+        free.close()
+        directory = tmp_path / "d"
+        flags = {"insecure": True, "data_dir": str(directory)}
+        flags |= dict(zip(("raft", "gossip", "http"), ports, strict=True))
+        assert run_agent(None, flags) == 1
+    told = capsys.readouterr().err
+    assert f"127.0.0.1:{ports[0]}" in told
+    assert f"127.0.0.1:{ports[1]}" in told
+    assert f"127.0.0.1:{ports[2]}" not in told
+    assert not directory.exists()
