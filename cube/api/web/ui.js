@@ -1,7 +1,8 @@
-// The first dashboard: asks each two seconds, draws what it is told. Text is set as text, never as HTML.
+// The first dashboard: asks each second, draws what it is told. Text is set as text, never as HTML.
 "use strict";
 
-const PERIOD_MS = 2000;
+const PERIOD_MS = 1000;
+const ADDRESSES_MAX = 6; // links per job
 const PAGES_MAX = 10; // of 1,000 tasks: more boxes tell nobody anything
 
 const byId = (id) => document.getElementById(id);
@@ -74,7 +75,40 @@ function nodeCard(node, tasks) {
   return card;
 }
 
-function show(status, nodes, tasks) {
+function addresses(tasks) {
+  const serving = tasks.filter((task) => task.state === "running" && task.health !== "unhealthy");
+  return serving.flatMap((task) =>
+    Object.values(task.ports)
+      .filter((port) => port.protocol === "tcp")
+      .map((port) => `${task.address}:${port.host}`),
+  );
+}
+
+function jobRow(job, tasks) {
+  const row = element("tr");
+  const groups = Object.values(job.groups);
+  const sum = (key) => groups.reduce((total, group) => total + group[key], 0);
+  const done = job.type === "batch" ? `${sum("completed")} of ${sum("count")} complete` : `${sum("healthy")} of ${sum("count")}`;
+  const name = element("td");
+  const link = element("a", "", job.name);
+  link.href = `/v1/jobs/${encodeURIComponent(job.name)}/why`;
+  link.title = "why it is as it is";
+  name.append(link);
+  const status = element("td");
+  status.append(element("span", `badge ${job.status}`, job.status));
+  const places = element("td");
+  const found = addresses(tasks);
+  for (const address of found.slice(0, ADDRESSES_MAX)) {
+    const place = element("a", "", address);
+    place.href = `http://${address}/`;
+    places.append(place, " ");
+  }
+  if (found.length > ADDRESSES_MAX) places.append(`and ${found.length - ADDRESSES_MAX} more`);
+  row.append(name, element("td", "", job.type), element("td", "", `v${job.version}`), status, element("td", "", done), places);
+  return row;
+}
+
+function show(status, nodes, tasks, jobs) {
   byId("cluster").textContent = status.cluster_name || "Cube";
   const leader = status.leader ? `leader ${status.leader.name}` : "no leader";
   byId("summary").textContent =
@@ -83,10 +117,14 @@ function show(status, nodes, tasks) {
   byId("nodes").replaceChildren(
     ...nodes.map((node) => nodeCard(node, tasks.filter((task) => task.node_id === node.id))),
   );
+  byId("jobs").hidden = jobs.length === 0;
+  byId("job-rows").replaceChildren(
+    ...jobs.map((job) => jobRow(job, tasks.filter((task) => task.job === job.name))),
+  );
   const unplaced = tasks.filter((task) => task.node_id === null);
   byId("waiting").hidden = unplaced.length === 0;
   byId("unplaced").replaceChildren(...unplaced.map(taskBox));
-  byId("empty").hidden = tasks.length > 0;
+  byId("empty").hidden = jobs.length > 0;
 }
 
 function trouble(text) {
@@ -97,7 +135,7 @@ function trouble(text) {
 async function round() {
   if (!document.hidden) {
     try {
-      show(await read("/v1/status"), await readAll("/v1/nodes"), await readAll("/v1/tasks"));
+      show(await read("/v1/status"), await readAll("/v1/nodes"), await readAll("/v1/tasks"), await readAll("/v1/jobs"));
     } catch (error) {
       trouble(`This node does not answer as it should: ${error.message}`);
     }
