@@ -20,3 +20,8 @@ def short_id() -> str:
 def dice() -> random.Random:
     """A generator of its own for timing and choice of peers; seeded by the system."""
     return random.Random(secrets.randbits(64))
+
+
+def secret(length: int) -> bytes:
+    """Random bytes that nobody can guess: keys, tokens."""
+    return secrets.token_bytes(length)

@@ -25,11 +25,12 @@ from cube.adapters.prober import SocketProber
 from cube.adapters.raft.log import PySyncObjLog
 from cube.adapters.raft.settings import RaftSettings
 from cube.adapters.system_clock import SystemClock
+from cube.adapters.trust.envelope import open_envelope
+from cube.adapters.trust.gossip_seal import AesSeal
 from cube.adapters.udp import UdpDatagrams
 from cube.agent.drivers import make_drivers
 from cube.api.app import make_app
 from cube.config import Config
-from cube.gossip.seal import PlainSeal
 from cube.gossip.swim import Swim
 from cube.model.addresses import join_address
 from cube.model.cluster import ClusterSettings, NodeFacts
@@ -37,7 +38,7 @@ from cube.model.commands import InitCluster, ReportTasks
 from cube.model.errors import OutcomeUnknown, Unavailable
 from cube.model.ids import ClusterId, CommandId, NodeId
 from cube.model.resources import Resources
-from cube.ports.cluster import BootstrapView, JoinRequest
+from cube.ports.cluster import BootstrapView, JoinGrant, JoinRequest
 from cube.ports.driver import Driver
 from cube.ports.log import LogStatus, Role
 from cube.scheduler.liveness import Liveness
@@ -46,6 +47,7 @@ from cube.services.driver_facts import DriverFacts
 from cube.services.formation import Formation, NodeRecord, Records
 from cube.services.gossip_loop import GossipLoop
 from cube.services.heartbeats import Heartbeats
+from cube.services.keyring import Keyring, follow_keys
 from cube.services.leader_clock import LeaderClock
 from cube.services.leader_loop import LeaderLoop
 from cube.services.peers import PeerDesk
@@ -85,6 +87,7 @@ class Agent:
             self._disk,
             NodeRecord(node_id=NodeId(entropy.new_id()), raft_address=self.raft_address),
         )
+        self._keyring = Keyring(self._disk)
         self.node_id = self._records.now.node_id
         self.name = config.node.name or socket.gethostname()
         self._clock = SystemClock()
@@ -102,8 +105,12 @@ class Agent:
             http_address=self.http_address,
             version=cube.__version__,
         )
-        self._formation = Formation(self._records, self._remote, self._request, self._set_obstacle)
-        self._desk = PeerDesk(self._view, self._bootstrap_view, self._gossip_seeds)
+        self._formation = Formation(
+            self._records, self._remote, self._request, self._set_obstacle, self._keep_keys
+        )
+        self._desk = PeerDesk(
+            self._view, self._bootstrap_view, self._gossip_seeds, lambda: self._keyring.now
+        )
         self._is_caught_up = False
         self._log: PySyncObjLog | None = None
         self._web: web.AppRunner | None = None
@@ -141,6 +148,11 @@ class Agent:
 
     def _set_obstacle(self, why: str) -> None:
         self._view.obstacle = why
+
+    def _keep_keys(self, grant: JoinGrant) -> None:
+        if grant.keys is None:
+            raise Unavailable("the cluster's nodes hand out no keys: they are of an older version")
+        self._keyring.take(grant.keys)
 
     def _bootstrap_view(self) -> BootstrapView:
         return self._formation.bootstrap_view(self._config.cluster.bootstrap_expect)
@@ -217,6 +229,7 @@ class Agent:
             else:
                 addresses = (through, *(a for a in cluster.join if a != through))
         if not addresses:
+            self._keyring.create(entropy.secret)
             return self._formation.create(entropy.new_id(), cluster.name)
         others = tuple(address for address in addresses if address != self.http_address)
         if not others:
@@ -240,7 +253,14 @@ class Agent:
         self._drivers.update(
             make_drivers(self._config, cluster_id, self.node_id, self._clock, is_root=self._is_root)
         )
-        gossip = self._make_gossip(cluster_id)
+        seal = AesSeal(
+            cluster_id,
+            self.node_id,
+            self._keyring.known.gossip_keys,
+            self._disk,
+            self._clock.now_ms(),
+        )
+        gossip = self._make_gossip(seal)
         roll_call = RollCall(gossip, lambda: host.stats(self._data_dir, log.status().applied_index))
         leader_loop = LeaderLoop(
             self.node_id,
@@ -272,6 +292,7 @@ class Agent:
             await self._run_loops(
                 {
                     "gossip": gossip.wait(),
+                    "keys": follow_keys(self._feed, self._keyring, open_envelope, seal.set_keys),
                     "leader": keep_running("leader", leader_loop.run),
                     "worker": worker_loop.run(),
                     "heartbeats": Heartbeats(
@@ -311,7 +332,7 @@ class Agent:
             cluster=record.cluster_id or "",
         )
 
-    def _make_gossip(self, cluster_id: ClusterId) -> GossipLoop:
+    def _make_gossip(self, seal: AesSeal) -> GossipLoop:
         swim = Swim(
             self._config.gossip,
             self.node_id,
@@ -321,9 +342,7 @@ class Agent:
             entropy.dice(),
         )
         bind = self._config.bind
-        return GossipLoop(
-            swim, UdpDatagrams(bind.address, bind.gossip), self._clock, PlainSeal(cluster_id)
-        )
+        return GossipLoop(swim, UdpDatagrams(bind.address, bind.gossip), self._clock, seal)
 
     def _seeds(self, record: NodeRecord) -> list[str]:
         known = {*record.gossip_seeds, *self._gossip_seeds()}

@@ -14,6 +14,7 @@ from cube.model.explain import Explanation
 from cube.model.ids import CommandId, NodeId
 from cube.model.launch import LogChunk
 from cube.model.outcome import Outcome
+from cube.model.trust import NodeKeys
 from cube.ports.log import LogStatus
 
 
@@ -127,12 +128,14 @@ class JoinRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class JoinGrant(msgspec.Struct, frozen=True, kw_only=True):
-    """What a joiner needs to start. `voters` and `gossip_seeds` are host:port."""
+    """What a joiner needs to start. `voters` and `gossip_seeds` are host:port. `keys` None: the
+    granting node has none to give."""
 
     cluster_id: str
     cluster_name: str
     voters: tuple[str, ...]
     gossip_seeds: tuple[str, ...]
+    keys: NodeKeys | None = None
 
 
 class BootstrapView(msgspec.Struct, frozen=True, kw_only=True):

@@ -134,11 +134,14 @@ class Formation:
         remote: RemoteNodes,
         request: JoinRequest,
         on_obstacle: Callable[[str], None],
+        on_grant: Callable[[JoinGrant], None] = lambda _: None,
     ) -> None:
+        """`on_grant` keeps what the record does not, durably, before the record names a cluster."""
         self._records = records
         self._remote = remote
         self._request = request
         self._on_obstacle = on_obstacle
+        self._on_grant = on_grant
         self._last_why = ""
 
     def _obstacle(self, why: str) -> None:
@@ -199,6 +202,7 @@ class Formation:
             for address in addresses:
                 grant = await self._ask(address)
                 if grant is not None:
+                    self._on_grant(grant)
                     _log.info("join_granted cluster=%s by=%s", grant.cluster_id, address)
                     return self._records.update(
                         cluster_id=grant.cluster_id,

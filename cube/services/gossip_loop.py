@@ -15,7 +15,8 @@ import msgspec
 
 from cube.gossip.effects import Effect, Exchange, MemberChanged, Send
 from cube.gossip.member import Member, MemberState
-from cube.gossip.packets import PACKET_BYTES_MAX, Packet, decode, encode
+from cube.gossip.packets import PACKET_BYTES_MAX, Gossip, Packet, decode, encode
+from cube.gossip.replay import StalePacket
 from cube.gossip.seal import SEAL_BYTES_MAX, Seal
 from cube.gossip.swim import Swim
 from cube.model.errors import BadPacket, Unavailable
@@ -32,6 +33,7 @@ QUEUE_RESERVED = (
 BATCH_MAX = 64  # inputs between two looks at the timers
 EXCHANGES_MAX = 8  # under way from here; one more is not made, the machine tries again
 INPUTS_REMEMBERED = 1_000  # for debugging
+GREETING_EVERY_MS = 20  # at most: who replays packets at us must not make us talk more than listen
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +64,9 @@ class Call(msgspec.Struct, frozen=True):
 
 
 Input = PacketIn | RequestIn | AnswerIn | Call
-Count = Literal["received", "sent", "bad", "lost", "exchanges", "exchanges_failed", "ticks"]
+Count = Literal[
+    "received", "sent", "bad", "lost", "exchanges", "exchanges_failed", "ticks", "greetings"
+]
 
 
 class GossipLoop:
@@ -83,6 +87,7 @@ class GossipLoop:
         self._owner: asyncio.Task[None] | None = None
         self._heard_ms: dict[NodeId, int] = {}
         self._quiet = asyncio.Event()
+        self._greet_after_ms = 0
         self.counts: Counter[Count] = Counter()
         self.inputs: deque[tuple[int, str, str]] = deque(maxlen=INPUTS_REMEMBERED)
 
@@ -195,7 +200,7 @@ class GossipLoop:
         now_ms = self._clock.monotonic_ms()
         match item:
             case PacketIn():
-                packet = self._opened(item.sender, item.data)
+                packet = self._opened(item.sender, item.data, may_greet=True)
                 if packet is not None:
                     self._note(now_ms, item.sender, packet)
                     self._obey(self._swim.on_packet(now_ms, item.sender, packet))
@@ -224,14 +229,25 @@ class GossipLoop:
         else:
             item.answer.set_result(self._seal.seal(encode(answer)))
 
-    def _opened(self, sender: str, data: bytes) -> Packet | None:
+    def _opened(self, sender: str, data: bytes, *, may_greet: bool = False) -> Packet | None:
         self.counts["received"] += 1
         try:
             return decode(self._seal.open(data))
         except BadPacket as error:
             self.counts["bad"] += 1
+            if may_greet and isinstance(error, StalePacket):
+                self._greet(sender)
             log.debug("packet_refused sender=%s reason=%s", sender, error)
             return None
+
+    def _greet(self, sender: str) -> None:
+        """A member does not know yet that this node has restarted: hearing of it, it makes itself
+        understood (cube.gossip.replay)."""
+        now_ms = self._clock.monotonic_ms()
+        if now_ms >= self._greet_after_ms:
+            self._greet_after_ms = now_ms + GREETING_EVERY_MS
+            self.counts["greetings"] += 1
+            self._datagrams.send(sender, self._seal.seal(encode(Gossip(self._swim.me.node_id))))
 
     def _note(self, now_ms: int, sender: str, packet: Packet) -> None:
         self.inputs.append((now_ms, sender, type(packet).__name__))

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from cube.model.errors import Unavailable
 from cube.model.ids import NodeId
+from cube.model.trust import NodeKeys
 from cube.ports.cluster import BootstrapView, JoinGrant, JoinRequest
 from cube.ports.log import Log, Role
 from cube.services.cluster_view import ClusterView
@@ -22,10 +23,12 @@ class PeerDesk:
         cluster: ClusterView,
         bootstrap_view: Callable[[], BootstrapView],
         gossip_seeds: Callable[[], tuple[str, ...]],
+        keys: Callable[[], NodeKeys | None] = lambda: None,
     ) -> None:
         self._cluster = cluster
         self._bootstrap_view = bootstrap_view
         self._gossip_seeds = gossip_seeds
+        self._keys = keys
         self.leader_loop: LeaderLoop | None = None
 
     def _log_as_leader(self) -> Log:
@@ -62,6 +65,7 @@ class PeerDesk:
             cluster_name=state.cluster_name,
             voters=voters,
             gossip_seeds=self._gossip_seeds(),
+            keys=self._keys(),
         )
 
     async def admit(self, request: JoinRequest) -> None:
