@@ -27,7 +27,8 @@ class LogStatus(msgspec.Struct, frozen=True):
     `quorum` is True when this node is a leader that hears from a majority, or follows a leader it
     has heard from within the election timeout. `ready` is True once the log of earlier runs has
     been applied as far as it was known to be committed and, at a leader, a barrier of its own term
-    has been applied.
+    has been applied. `fault` says why this member cannot take part at present ("disk: No space left
+    on device"); it is empty when all is well, and again once the cause is gone.
     """
 
     role: Role
@@ -38,6 +39,7 @@ class LogStatus(msgspec.Struct, frozen=True):
     voters: tuple[Voter, ...]
     quorum: bool
     ready: bool
+    fault: str = ""
 
 
 class Progress(msgspec.Struct, frozen=True):
@@ -98,8 +100,8 @@ class Log(Protocol):
         """Commit and apply `data` (≤ ENTRY_BYTES_MAX), from any member.
 
         Raises Unavailable: it is certain that it did not and will not happen (no leader known, the
-        queue is full, too large). Raises OutcomeUnknown: leader lost or deadline passed on the way;
-        the entry may still be committed later.
+        queue is full, too large, this member has a fault: the message says which). Raises OutcomeUnknown:
+        leader lost or deadline passed on the way; the entry may still be committed later.
         """
         ...
 
@@ -114,7 +116,7 @@ class Log(Protocol):
 
     def watch(self, callback: Callable[[LogStatus], None]) -> None:
         """`callback` is called on the event loop that called start(), whenever role, term, leader,
-        voters, quorum or ready changed."""
+        voters, quorum, ready or fault changed."""
         ...
 
     def follow(self, learners: frozenset[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import socket
 import struct
 import threading
@@ -13,6 +14,8 @@ from typing import Any
 import pytest
 
 from cube.adapters.raft import PySyncObjLog, RaftSettings, wire
+from cube.adapters.raft.commands import stamped, unstamped
+from cube.adapters.raft.journal import FileJournal
 from cube.adapters.raft.node import RaftNode
 from cube.model.errors import BadConfig, BadPacket, OutcomeUnknown, Unavailable
 from cube.ports.log import Committed, Role
@@ -28,7 +31,7 @@ from tests.raft_support import (
 
 @pytest.fixture
 async def cluster(tmp_path: Path) -> AsyncIterator[RealCluster]:
-    made = RealCluster(tmp_path, RaftSettings(snapshot_tail=5))
+    made = RealCluster(tmp_path, RaftSettings(snapshot_tail=5, segment_bytes=1_000))
     yield made
     await made.close()
 
@@ -126,38 +129,44 @@ async def test_a_kill_between_snapshot_and_trim_loses_nothing(
     wanted = [b"%d" % i for i in range(50)]
     for data in wanted:
         await leader.propose(data, PROPOSE_MS)
-    journal = tmp_path / "0" / "journal"
-    untrimmed = journal.read_bytes()
-    await leader.compact()
-    await until(lambda: node_of(cluster, 0).journal.first_index > 40)
-    trimmed_bytes = journal.stat().st_size
-    for i in range(5):
-        wanted.append(b"after-%d" % i)
-        await leader.propose(wanted[-1], PROPOSE_MS)
     await cluster.stop(0)
-    # As if the trim had not happened: all that was before, and what came after.
-    journal.write_bytes(untrimmed + journal.read_bytes()[trimmed_bytes:])
+    directory, before = tmp_path / "0", tmp_path / "before"
+    shutil.copytree(directory, before)
+    await cluster.start(0)
+    await cluster.logs[0].compact()
+    await until(lambda: node_of(cluster, 0).journal.first_index > 40)
+    await cluster.stop(0)
+    # As if the trim had not happened.
+    shutil.copy(directory / "snapshot", before / "snapshot")
+    shutil.rmtree(directory)
+    shutil.copytree(before, directory)
     await cluster.start(0)
     assert await cluster.agree() == wanted
     assert cluster.replicas[0].loads == 1
     # And the other way round: a snapshot that was received, the journal still that of before.
     await cluster.stop(0)
-    journal.write_bytes(untrimmed[: len(untrimmed) // 2])
+    shutil.rmtree(directory / "journal")
+    journal = FileJournal(directory / "journal", fsync=False)
+    journal.add(stamped(unstamped(b"0"), 0), 2, 1)
+    journal._destroy()
     await cluster.start(0)
-    assert await cluster.agree() == wanted[:50]
+    assert await cluster.agree() == wanted
+    await cluster.logs[0].propose(b"after", PROPOSE_MS)
+    assert await cluster.agree() == [*wanted, b"after"]
 
 
 async def test_a_damaged_snapshot_or_journal_stops_the_start(
     cluster: RealCluster, tmp_path: Path
 ) -> None:
     leader = await cluster.found(1)
-    for i in range(20):
+    for i in range(40):
         await leader.propose(b"%d" % i, PROPOSE_MS)
     await leader.compact()
-    await until(lambda: node_of(cluster, 0).journal.first_index > 10)
+    await until(lambda: node_of(cluster, 0).journal.first_index > 30)
     await cluster.stop(0)
-    for name in ("snapshot", "journal", "member"):
-        path = tmp_path / "0" / name
+    directory = tmp_path / "0"
+    segments = sorted((directory / "journal").iterdir())
+    for path in (directory / "snapshot", segments[0], segments[-1], directory / "member"):
         whole = path.read_bytes()
         path.write_bytes(bytes([whole[0] ^ 1]) + whole[1:])
         with pytest.raises(BadPacket):
@@ -168,7 +177,7 @@ async def test_a_damaged_snapshot_or_journal_stops_the_start(
         await cluster.start(0)
     (tmp_path / "gone").rename(tmp_path / "0" / "snapshot")
     await cluster.start(0)
-    assert len(await cluster.agree()) == 20
+    assert len(await cluster.agree()) == 40
 
 
 async def test_a_replica_that_raises_ends_the_member_and_applies_nothing_twice(

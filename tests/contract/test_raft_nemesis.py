@@ -22,7 +22,12 @@ SECONDS = float(os.environ.get("CUBE_RAFT_NEMESIS_S", "5"))
 SEEDS = [int(seed) for seed in os.environ.get("CUBE_RAFT_NEMESIS_SEED", "1,2").split(",")]
 MEMBERS = 3
 FAST = RaftSettings(
-    heartbeat_ms=40, election_min_ms=150, election_max_ms=300, snapshot_every=40, snapshot_tail=3
+    heartbeat_ms=40,
+    election_min_ms=150,
+    election_max_ms=300,
+    snapshot_every=40,
+    snapshot_tail=3,
+    segment_bytes=4_000,
 )
 
 

@@ -122,7 +122,7 @@ class Applying(Replication):
         new_entries = self.applied_index - self.snapshots.index
         is_due = (
             new_entries >= self._snapshot_every
-            or (self.journal.bytes_written > JOURNAL_BYTES_MAX and new_entries > 0)
+            or (self.journal.bytes_on_disk > JOURNAL_BYTES_MAX and new_entries > 0)
             or (self._is_compaction_forced and new_entries > 0)
         )
         if is_due and self.applied_index > self.journal.first_index:

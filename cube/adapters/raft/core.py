@@ -42,6 +42,9 @@ class RaftCore(SyncObj):
         self._SyncObj__votedForNodeId = journal.getVotedForNodeId()
         self._SyncObj__raftCommitIndex = journal.getRaftCommitIndex()
         self._SyncObj__raftLastApplied = journal.first_index
+        journal.on_fault = transport.mute
+        if journal.fault:
+            transport.mute()
 
     @property
     def is_leader(self) -> bool:

@@ -35,6 +35,7 @@ class Election(Applying):
     def _onTick(self, timeToWait: float = 0.0) -> None:  # noqa: N802, N803
         if self.is_leader:
             self._may_campaign = False
+            self.advance_commit()
         elif not self.is_electable:
             # The library's deadline is kept ahead, so that poll() can sleep until it.
             self._SyncObj__raftElectionDeadline = monotonic() + self.settings.election_max_ms / 1000
@@ -47,7 +48,7 @@ class Election(Applying):
 
     @property
     def is_electable(self) -> bool:
-        return self.is_voter and not self.joining
+        return self.is_voter and not self.joining and not self.journal.fault
 
     def _step_election(self) -> None:
         now = monotonic()
@@ -142,6 +143,14 @@ class Election(Applying):
             return
         self._lose_leader()
         self._stand_within(LEADER_GONE_S)
+
+    def step_down(self) -> None:
+        """Out of office at once, and the others know it. What it appended and did not commit is
+        settled by the next leader's log, or by its callers' deadlines."""
+        logger.warning("raft_stepped_down term=%d reason=%s", self.term, self.journal.fault)
+        self._SyncObj__setState(FOLLOWER)
+        self._lose_leader()
+        self.transport.hang_up()
 
     def _stand_within(self, seconds: tuple[float, float]) -> None:
         deadline = monotonic() + random.uniform(*seconds)

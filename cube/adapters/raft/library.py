@@ -96,6 +96,12 @@ if TYPE_CHECKING:
         def _SyncObj__onNodeConnected(self, node: Peer) -> None: ...  # noqa: N802
         def _SyncObj__onNodeDisconnected(self, node: Peer) -> None: ...  # noqa: N802
         def _SyncObj__connectedToAnyone(self) -> bool: ...  # noqa: N802
+        def _SyncObj__getEntries(  # noqa: N802
+            self,
+            fromIDx: int,  # noqa: N803
+            count: int | None = None,
+            maxSizeBytes: int | None = None,  # noqa: N803
+        ) -> list[Entry]: ...
         def _SyncObj__applyLogEntries(self) -> bool: ...  # noqa: N802
         def _SyncObj__sendAppendEntries(self) -> None: ...  # noqa: N802
         def _SyncObj__tryLogCompaction(self) -> None: ...  # noqa: N802
@@ -144,6 +150,7 @@ _METHODS = (
     "onNodeConnected",
     "onNodeDisconnected",
     "connectedToAnyone",
+    "getEntries",
     "applyLogEntries",
     "sendAppendEntries",
     "tryLogCompaction",

@@ -191,7 +191,7 @@ class PySyncObjLog:
                 return index
             if self._node is None or self._is_stopping or self._is_dead:
                 break
-        raise Unavailable("no leader answered a barrier in time")
+        raise Unavailable(self._status.fault or "no leader answered a barrier in time")
 
     def status(self) -> LogStatus:
         return self._status
@@ -229,6 +229,8 @@ class PySyncObjLog:
 
     async def _commit(self, command: bytes, timeout_ms: int) -> Committed:
         node = self._living_node()
+        if self._status.fault:
+            raise Unavailable(self._status.fault)
         pending = self._new_pending()
         pending.submission = Submission(command, pending.settle)
         if not node.queue.put(pending.submission):
@@ -390,6 +392,7 @@ class PySyncObjLog:
             voters=self._voters,
             quorum=node.hears_quorum(),
             ready=node.is_ready,
+            fault=node.journal.fault,
         )
         self._status = status
         now = monotonic()
@@ -400,7 +403,15 @@ class PySyncObjLog:
             self._progress = node.progress()
             self._progress_next = now + PROGRESS_S
         self._publish_outcomes()
-        watched = (role, status.term, status.leader, self._voters, status.quorum, status.ready)
+        watched = (
+            role,
+            status.term,
+            status.leader,
+            self._voters,
+            status.quorum,
+            status.ready,
+            status.fault,
+        )
         if watched != self._watched:
             if self._watched[:3] != watched[:3]:
                 logger.info("raft_%s term=%d leader=%s", role, status.term, status.leader)

@@ -12,7 +12,8 @@ import msgspec
 
 from cube.adapters.raft import library
 from cube.adapters.raft.applying import align_journal, open_configuration
-from cube.adapters.raft.journal import FileJournal, write_atomically
+from cube.adapters.raft.files import write_atomically
+from cube.adapters.raft.journal import FileJournal
 from cube.adapters.raft.library import monotonic
 from cube.adapters.raft.membership import STEP_S, Membership
 from cube.adapters.raft.proposing import SubmissionQueue
@@ -24,6 +25,8 @@ from cube.ports.log import Replica
 
 # The commit index is noted, and forgotten requests are swept, at least this often.
 POLL_S_MAX = 1.0
+# A disk that failed is tried again this often.
+DISK_RETRY_S = 1.0
 
 
 class MemberFile(msgspec.Struct, frozen=True):
@@ -41,6 +44,7 @@ class MemberFile(msgspec.Struct, frozen=True):
 class RaftNode(Membership):
     """All of it belongs to the Raft thread, except `queue` and wake()."""
 
+    _disk_retry_at = 0.0
     recovered_index = 0  # what was known to be committed when it was opened
 
     def __init__(
@@ -75,7 +79,7 @@ class RaftNode(Membership):
             member = _open_member(self._member_path, address, members, joining=joining)
             self.snapshots = SnapshotStore(directory, self.wake)
             data = self.snapshots.load()
-            journal = _open_journal(directory / "journal", self.snapshots.header, settings.fsync)
+            journal = _open_journal(directory / "journal", self.snapshots.header, settings)
             founders = frozenset(member.founders)
             super().__init__(
                 address,
@@ -89,6 +93,8 @@ class RaftNode(Membership):
             self.transport.on_peer_silent = self.on_peer_silent
             self.recovered_index = self.commit_index
             self.load(data)
+            if self.joining and self.address in self.configuration.at(self.applied_index):
+                self.joining = False  # its addition is in the snapshot, or the file was not written
         except BaseException:
             os.close(self._lock_fd)
             raise
@@ -105,22 +111,40 @@ class RaftNode(Membership):
     def on_joined(self) -> None:
         founders = tuple(sorted(self.configuration.current))
         member = MemberFile(self.address, founders, joining=False)
-        write_atomically(self._member_path, msgspec.json.encode(member))
+        try:
+            write_atomically(self._member_path, msgspec.json.encode(member))
+        except OSError as error:
+            # The next start sees in the log that it has joined.
+            self.journal.fail(error)
 
     def turn(self) -> None:
         """One turn of the thread: waits for a message, a command or a deadline at its end.
 
-        Order: the leader's own entries are in its journal before they count for a commit, and a
-        follower's before they are acknowledged.
+        Order: a vote is on disk before it is sent; a follower's entries once a turn, before the
+        last, cumulative acknowledgement; the leader's own are sent first, synced while the others
+        do the same, and count for a commit once they are.
         """
         self._is_woken = False
         now = monotonic()
         self.transport.on_tick(now)
         self.journal.sync()
+        if self.journal.fault:
+            self._step_fault(now)
         self.step_changes()
         self.step_handover()
         self._onTick(self._poll_s(now))
         self.flush_acks()
+
+    def _step_fault(self, now: float) -> None:
+        """A member whose disk failed is out of office and mute until the disk takes all that is
+        not on it yet. It stays up: what it has, it can still be asked for."""
+        if self.is_leader:
+            self.step_down()
+            self._disk_retry_at = now + DISK_RETRY_S
+        elif now >= self._disk_retry_at:
+            self._disk_retry_at = now + DISK_RETRY_S
+            if self.journal.retry():
+                self.transport.unmute()
 
     def _poll_s(self, now: float) -> float:
         """How long nothing can be due. 0 when something is already: this turn does it, the next
@@ -132,6 +156,8 @@ class RaftNode(Membership):
             wake_at = min(wake_at, self._SyncObj__newAppendEntriesTime)
         else:
             wake_at = min(wake_at, self._SyncObj__raftElectionDeadline)
+        if self.journal.fault:
+            wake_at = min(wake_at, self._disk_retry_at)
         if self.has_pending_steps:
             wake_at = min(wake_at, now + STEP_S)
         return max(0.0, wake_at - now)
@@ -140,6 +166,8 @@ class RaftNode(Membership):
         """A leader: a majority answered within an election timeout. A follower: its leader spoke."""
         window = self.settings.election_max_ms / 1000
         now = monotonic()
+        if self.journal.fault:
+            return False
         if not self.is_leader:
             return self.leader is not None and now - self.heard_at < window
         answered = self._SyncObj__lastResponseTime
@@ -178,9 +206,9 @@ def _lock(path: Path) -> int:
     return fd
 
 
-def _open_journal(path: Path, header: SnapshotHeader | None, fsync: bool) -> FileJournal:
+def _open_journal(path: Path, header: SnapshotHeader | None, settings: RaftSettings) -> FileJournal:
     """The journal, continuing the snapshot. Raises BadPacket when the two do not meet."""
-    journal = FileJournal(path, fsync=fsync)
+    journal = FileJournal(path, fsync=settings.fsync, segment_bytes=settings.segment_bytes)
     if header is not None:
         align_journal(journal, header)
         journal.setRaftCommitIndex(max(journal.getRaftCommitIndex(), header.index))

@@ -147,13 +147,18 @@ class Replication(RaftCore):
 
     def flush_acks(self) -> None:
         if self._acks:
-            self.journal.sync()
+            self.journal.sync()  # or it has a fault, and the transport is mute
             acks, self._acks = self._acks, {}
             for node, message in acks.items():
                 self.transport.send(node, message)
 
     def _on_snapshot_chunk(self, node: Peer, chunk: list[object]) -> None:
-        index = self.snapshots.receive(node.id, chunk)
+        try:
+            index = self.snapshots.receive(node.id, chunk)
+        except OSError as error:
+            self.snapshots.stop_receiving()
+            self.journal.fail(error)
+            return
         if index is None:
             # Tells the leader that we are alive, and that it may send more.
             self._ack(node, self.journal.last_index + 1, success=False, reset=False)
@@ -166,6 +171,32 @@ class Replication(RaftCore):
         raise NotImplementedError
 
     # --- the leader's side
+
+    def _SyncObj__getEntries(  # noqa: N802
+        self,
+        fromIDx: int,  # noqa: N803
+        count: int | None = None,
+        maxSizeBytes: int | None = None,  # noqa: N803
+    ) -> list[Entry]:
+        """Asked by the library's commit rule only, which counts the leader itself for every entry:
+        what is not on its own disk is not there yet (D1)."""
+        assert (count, maxSizeBytes) == (1, None)
+        if fromIDx > self.journal.synced_index:
+            return []
+        return [self.journal[fromIDx - self.journal.first_index]]
+
+    def advance_commit(self) -> None:
+        """What a majority has, this leader's disk included, is committed. The library's own rule
+        finds the same, one entry and member at a time, on every tick."""
+        matched = self._SyncObj__raftMatchIndex
+        reached = [matched[node] for node in self._SyncObj__otherNodes]
+        if self.address in self.configuration.current:
+            reached.append(self.journal.synced_index)
+        reached.sort(reverse=True)
+        index = min(reached[self.quorum_size - 1], self.journal.last_index)
+        if index > self.commit_index and self.journal.term_at(index) == self.term:
+            self._SyncObj__raftCommitIndex = index
+            self.journal.setRaftCommitIndex(index)
 
     def _SyncObj__onNodeConnected(self, node: Peer) -> None:  # noqa: N802
         """A peer that comes (back) hears from its leader at once."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from cube.adapters.raft import library
+from cube.adapters.raft.journal import SEGMENT_BYTES
 from cube.ports.log import ENTRY_BYTES_MAX
 
 # The library cuts a command into chunks when it is at least as long as a batch, and can mark the
@@ -31,14 +32,16 @@ class RaftSettings(msgspec.Struct, frozen=True):
     snapshot_every: int = 10_000
     # Entries kept behind a snapshot, so that a member which was away for a moment needs none.
     snapshot_tail: int = 1_000
+    # A file of the journal. What a snapshot covers is given back in whole files.
+    segment_bytes: int = SEGMENT_BYTES
     # True: fdatasync before anything is acknowledged. False survives kill -9, not a power cut.
-    fsync: bool = False
+    fsync: bool = True
 
     def __post_init__(self) -> None:
         if not (0 < 3 * self.heartbeat_ms < self.election_min_ms < self.election_max_ms <= 3_000):
             raise ValueError("need 3 × heartbeat_ms < election_min_ms < election_max_ms ≤ 3000")
-        if self.snapshot_every < 2 or self.snapshot_tail < 1:
-            raise ValueError("need snapshot_every ≥ 2 and snapshot_tail ≥ 1")
+        if self.snapshot_every < 2 or self.snapshot_tail < 1 or self.segment_bytes < 1:
+            raise ValueError("need snapshot_every ≥ 2, snapshot_tail ≥ 1 and segment_bytes ≥ 1")
 
 
 def library_conf(settings: RaftSettings) -> object:

@@ -18,7 +18,7 @@ from typing import BinaryIO
 
 import msgspec
 
-from cube.adapters.raft.journal import sync_directory
+from cube.adapters.raft.files import sync_directory
 from cube.model.errors import BadPacket
 
 logger = logging.getLogger(__name__)
@@ -144,14 +144,15 @@ class SnapshotStore:
 
     def receive(self, sender: str, chunk: list[object]) -> int | None:
         """The index of the snapshot that this chunk completes, else None. It is in place if it is
-        ahead of the present one; a chunk out of turn, or a damaged whole, starts over."""
+        ahead of the present one; a chunk out of turn, or a damaged whole, starts over. Raises
+        OSError."""
         if not chunk:
             return None
         data, offset, is_last = chunk
         assert isinstance(data, bytes)
         assert isinstance(offset, int)
         if offset == 0:
-            self._stop_receiving()
+            self.stop_receiving()
             self._receiving = self._receiving_path.open("wb")
             self._receiving_from = sender
         file = self._receiving
@@ -159,13 +160,13 @@ class SnapshotStore:
             return None
         file.write(data)
         if file.tell() > SNAPSHOT_BYTES_MAX:
-            self._stop_receiving()
+            self.stop_receiving()
             return None
         if not is_last:
             return None
         file.flush()
         os.fsync(file.fileno())
-        self._stop_receiving()
+        self.stop_receiving()
         try:
             header, _ = _read(self._receiving_path)
         except BadPacket as error:
@@ -180,11 +181,12 @@ class SnapshotStore:
         if self._encoder is not None:
             self._encoder.join()
             self.finish()
-        self._stop_receiving()
+        self.stop_receiving()
         for receiver in list(self._sending):
             self.cancel_sending(receiver)
 
-    def _stop_receiving(self) -> None:
+    def stop_receiving(self) -> None:
+        """What has come so far is dropped; the sender starts over."""
         if self._receiving is not None:
             self._receiving.close()
             self._receiving = None

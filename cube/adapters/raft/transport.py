@@ -271,6 +271,7 @@ class PeerTransport:
     def __init__(self, address: str, cluster: str) -> None:
         self.address = address
         self.cluster = cluster
+        self.is_mute = False  # nothing is said or heard: see mute()
         self.is_transfer = False  # our vote requests follow a leader's own wish
         self.on_peer_silent: Callable[[Peer], None] = lambda _peer: None
         self.poller: Poller
@@ -351,6 +352,21 @@ class PeerTransport:
             if link.is_up and self._on_up is not None:
                 self._on_up(peer)
 
+    def mute(self) -> None:
+        """Nothing leaves this member from now on, not even what is about to be sent: its disk
+        failed, and anything it said could be a promise that it cannot keep. What comes is dropped,
+        too: there is nowhere to put it."""
+        self.is_mute = True
+
+    def unmute(self) -> None:
+        self.is_mute = False
+
+    def hang_up(self) -> None:
+        """The peers see at once that this member is gone; it dials again."""
+        for link in list(self._links.values()):
+            if link.is_up:
+                link.close()
+
     def part(self, peer: Peer) -> None:
         """`peer` is not dialled any more; while it keeps up a connection to us it is answered."""
         link = self._links.get(peer.id)
@@ -369,7 +385,7 @@ class PeerTransport:
 
     def send_frame(self, peer: Peer, frame: bytes) -> bool:
         """False when it certainly did not leave."""
-        link = self._links.get(peer.id)
+        link = None if self.is_mute else self._links.get(peer.id)
         return link is not None and link.send(frame)
 
     def pending_bytes(self, peer: Peer) -> int:
@@ -436,7 +452,7 @@ class PeerTransport:
     def on_message(self, peer: Peer, message: Message) -> None:
         if message["type"] == wire.HELLO:
             raise BadPacket("introduced twice")
-        if self._on_message is not None:
+        if self._on_message is not None and not self.is_mute:
             self._on_message(peer, message)
 
     def on_inbound_closed(self, inbound: _Inbound) -> None:
