@@ -25,7 +25,7 @@ from cube.adapters.prober import SocketProber
 from cube.adapters.raft.log import PySyncObjLog
 from cube.adapters.raft.settings import RaftSettings
 from cube.adapters.system_clock import SystemClock
-from cube.adapters.trust.envelope import open_envelope
+from cube.adapters.trust.envelope import open_envelope, seal_envelope
 from cube.adapters.trust.gossip_seal import AesSeal
 from cube.adapters.udp import UdpDatagrams
 from cube.agent.drivers import make_drivers
@@ -34,7 +34,7 @@ from cube.config import Config
 from cube.gossip.swim import Swim
 from cube.model.addresses import join_address
 from cube.model.cluster import ClusterSettings, NodeFacts
-from cube.model.commands import InitCluster, ReportTasks
+from cube.model.commands import InitCluster, InstallGossipKey, ReportTasks
 from cube.model.errors import OutcomeUnknown, Unavailable
 from cube.model.ids import ClusterId, CommandId, NodeId
 from cube.model.resources import Resources
@@ -47,7 +47,7 @@ from cube.services.driver_facts import DriverFacts
 from cube.services.formation import Formation, NodeRecord, Records
 from cube.services.gossip_loop import GossipLoop
 from cube.services.heartbeats import Heartbeats
-from cube.services.keyring import Keyring, follow_keys
+from cube.services.keyring import Keyring, first_gossip_key, follow_keys
 from cube.services.leader_clock import LeaderClock
 from cube.services.leader_loop import LeaderLoop
 from cube.services.peers import PeerDesk
@@ -391,6 +391,11 @@ class Agent:
                     await proposer.propose(
                         init, actor="node", command_id=CommandId(f"init-{record.cluster_id}")
                     )
+        if record.created and not self._feed.state.trust.gossip_keys:
+            # Not a must: while the cluster has agreed on none, all go on with what they were given.
+            with contextlib.suppress(Unavailable, OutcomeUnknown):
+                key = first_gossip_key(self._keyring.known, seal_envelope)
+                await proposer.propose(InstallGossipKey(key), actor="node")
 
     async def _watch_drivers(self, registration: Registration) -> None:
         async def on_change(_infos: object) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import msgspec
 
 from cube.model.errors import BadPacket, Unavailable
-from cube.model.trust import KEY_BYTES, NodeKeys, TrustState, key_id
+from cube.model.trust import KEY_BYTES, GossipKey, NodeKeys, TrustState, key_id
 from cube.ports.disk import Disk
 from cube.services.state_feed import StateFeed
 
@@ -18,6 +18,7 @@ GOSSIP_PURPOSE = "gossip-key"  # of an envelope in the log
 _log = logging.getLogger(__name__)
 
 OpenEnvelope = Callable[[bytes, str, bytes], bytes]  # cluster key, purpose, envelope
+SealEnvelope = Callable[[bytes, str, bytes], bytes]  # cluster key, purpose, secret
 
 
 class Keyring:
@@ -60,6 +61,12 @@ class Keyring:
         """Durable before they are used."""
         self._disk.replace(KEYS, msgspec.json.encode(keys))
         self.now = keys
+
+
+def first_gossip_key(keys: NodeKeys, seal_envelope: SealEnvelope) -> GossipKey:
+    """What the node that made the cluster tells it, so that the key can be rotated."""
+    secret = keys.gossip_keys[0]
+    return GossipKey(key_id(secret), seal_envelope(keys.cluster_key, GOSSIP_PURPOSE, secret))
 
 
 def cluster_gossip_keys(

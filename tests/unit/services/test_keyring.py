@@ -22,6 +22,7 @@ from cube.services.keyring import (
     KEYS,
     Keyring,
     cluster_gossip_keys,
+    first_gossip_key,
     follow_keys,
 )
 from cube.services.state_feed import StateFeed
@@ -158,7 +159,8 @@ async def test_a_node_follows_a_rotation_and_keeps_it() -> None:
     cluster = Cluster()
     await cluster.do(c.InitCluster(ClusterId("x"), "x"))
     assert cluster.used == []
-    await cluster.do(c.InstallGossipKey(sealed(ONE)))
+    await cluster.do(c.InstallGossipKey(first_gossip_key(MINE, seal_envelope)))
+    assert cluster.feed.state.trust.gossip_in_use == key_id(ONE)
     assert cluster.used == []  # what it had
     await cluster.do(c.InstallGossipKey(sealed(TWO)))
     await cluster.do(c.Noop())

@@ -134,7 +134,8 @@ def test_a_ca_that_comes_late_keeps_the_gossip_key() -> None:
     machine = Machine()
     machine.do(c.InstallGossipKey(key(1)))
     assert refused(machine.do(INIT)) is RejectReason.REFUSED
-    assert machine.do(c.InitTrust("pem", b"sealed", HASH, key(1))) == Done()
+    resealed = GossipKey(key(1).id, b"sealed anew")
+    assert machine.do(c.InitTrust("pem", b"sealed", HASH, resealed)) == Done()
     assert machine.state.trust.gossip_keys == (key(1),)
 
 
