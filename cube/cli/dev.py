@@ -17,6 +17,7 @@ from types import FrameType
 import click
 
 from cube.cli.context import Settings, command
+from cube.cli.dev_leftovers import LOCK, PREFIX, end_all, end_tasks, hold
 from cube.cli.exits import FAILED, NOT_FOUND, CommandError
 from cube.cli.output import Style, note, out, plural
 from cube.cli.rollout import Watch, serves, tasks_gone, wait_until
@@ -26,10 +27,13 @@ from cube.model.addresses import join_address
 
 PORT_FIRST = 7700
 PORT_STEP = 10  # http, raft, gossip, and room to see which node a port is of
+PORT_CLAIM = 9  # of a block, bound as long as it is in use: two `cube dev` at once take two blocks
 PORT_BLOCKS = 50  # tried in turn when other agents hold the first ports
 NODES_MAX = 9  # more would share the same few cores to nobody's benefit
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 START_S = 60.0
 STOP_S = 15.0
+QUIET_S = 2.0  # a wait that is longer is told
 
 
 @dataclass
@@ -54,6 +58,8 @@ class DevAgent:
 class DevCluster:
     directory: Path
     agents: list[DevAgent] = field(default_factory=list)
+    claim: socket.socket | None = None  # of its block of ports
+    is_complete: bool = False
 
     def client(self) -> Client:
         """Of those that still run: the user may kill some."""
@@ -69,8 +75,10 @@ def dev(settings: Settings, nodes: int, job: str | None, keep: bool) -> int:
     """A throw-away cluster on this machine: real agents, real Raft, real failures. Ctrl-C stops
     everything it started."""
     data = _job_bytes(job)
-    cluster = DevCluster(Path(tempfile.mkdtemp(prefix="cube-dev-")))
-    for number in (signal.SIGINT, signal.SIGTERM):  # SIGINT is ignored at first in a script's `&`
+    end_all()
+    cluster = DevCluster(Path(tempfile.mkdtemp(prefix=PREFIX)))
+    hold(cluster.directory)
+    for number in ENDING:  # SIGINT is ignored at first in a script's `&`
         signal.signal(number, _interrupt)
     code = 0
     try:
@@ -86,9 +94,11 @@ def dev(settings: Settings, nodes: int, job: str | None, keep: bool) -> int:
     except KeyboardInterrupt:
         note("\nStopping everything …")
     finally:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C must not leave tasks behind
+        for number in ENDING:  # a second Ctrl-C must not leave tasks behind
+            signal.signal(number, signal.SIG_IGN)
         _stop(cluster)
         if keep:
+            (cluster.directory / LOCK).unlink(missing_ok=True)
             note(f"The data is kept in {cluster.directory}")
         else:
             shutil.rmtree(cluster.directory, ignore_errors=True)
@@ -119,7 +129,9 @@ def _job_bytes(job: str | None) -> bytes | None:
 
 
 def _start(cluster: DevCluster, nodes: int) -> None:
-    base = _free_base(nodes)
+    base, cluster.claim = _claim_ports(nodes)
+    if base != PORT_FIRST:
+        note(f"Ports from {PORT_FIRST} on are in use, by another cluster perhaps: taking {base} …")
     for number in range(nodes):
         http = base + PORT_STEP * number
         agent = DevAgent(f"n{number + 1}", http, cluster.directory / f"n{number + 1}")
@@ -137,15 +149,23 @@ def _start(cluster: DevCluster, nodes: int) -> None:
                 _last_lines(cluster.agents[0]),
             )
         time.sleep(0.1)
+    cluster.is_complete = True
 
 
-def _free_base(nodes: int) -> int:
-    """The first block of ports of which all are free."""
+def _claim_ports(nodes: int) -> tuple[int, socket.socket]:
+    """The first block of ports of which all are free, and the socket that claims it."""
     for block in range(PORT_BLOCKS):
         base = PORT_FIRST + 100 * block
+        claim = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        try:
+            claim.bind(("127.0.0.1", base + PORT_CLAIM))
+        except OSError:
+            claim.close()
+            continue
         ports = [base + PORT_STEP * n + kind for n in range(nodes) for kind in range(3)]
         if all(_is_free(port) for port in ports):
-            return base
+            return base, claim
+        claim.close()
     raise CommandError(FAILED, "no free ports found from 7700 on")
 
 
@@ -285,7 +305,7 @@ def _sleep_until_all_ended(cluster: DevCluster) -> None:
 
 def _stop(cluster: DevCluster) -> None:
     """No task, no agent is left: asked first, killed where that does not help."""
-    if any(agent.is_running for agent in cluster.agents):
+    if cluster.is_complete and any(agent.is_running for agent in cluster.agents):
         _end_jobs(cluster)
     for agent in cluster.agents:
         if agent.is_running and agent.process is not None:
@@ -299,7 +319,7 @@ def _stop(cluster: DevCluster) -> None:
         except subprocess.TimeoutExpired:
             agent.process.kill()
             agent.process.wait()
-    _end_leftovers(cluster)
+    end_tasks(cluster.directory)
 
 
 def _end_jobs(cluster: DevCluster) -> None:
@@ -311,25 +331,9 @@ def _end_jobs(cluster: DevCluster) -> None:
             names = [job.name for job in client.jobs()]
             for name in names:
                 client.stop_job(name)
-            wait_until(lambda: all(tasks_gone(client, name) for name in names), STOP_S)
+            is_quick = wait_until(lambda: all(tasks_gone(client, n) for n in names), QUIET_S)
+            if not is_quick:
+                note(f"waiting up to {STOP_S:g} s for tasks to end …")
+                wait_until(lambda: all(tasks_gone(client, n) for n in names), STOP_S)
     except ClientError as error:
         note(f"could not stop the jobs in good order ({error})")
-
-
-def _end_leftovers(cluster: DevCluster) -> None:
-    """The tasks of agents that were killed outlive them, by design: end those too."""
-    from cube.agent.cleanup import end_tasks_now
-    from cube.config import load
-    from cube.model.errors import CubeError
-
-    for agent in cluster.agents:
-        if not agent.directory.exists():
-            continue
-        config = load(None, {}, {"insecure": True, "data_dir": str(agent.directory)})
-        try:
-            ended = end_tasks_now(config)
-        except CubeError as error:
-            note(f"{agent.name}: some tasks may be left: {error}")
-            continue
-        if ended:
-            note(f"{agent.name}: {plural(ended, 'task')} ended that its agent had left")

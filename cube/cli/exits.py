@@ -25,6 +25,7 @@ _COMMANDS = {
     "GET /v1/nodes lists them": "cube node ls",
     "GET /v1/tasks lists them": "cube ps --all",
     "GET /v1/services lists them": "cube service ls",
+    "nothing was done; try again": "again in a moment: nothing was done (cube status shows the quorum)",
 }
 
 
@@ -66,6 +67,9 @@ def report(error: BaseException) -> int:
                 hint="cube --addr HOST:PORT status    with the address of an agent (or set CUBE_ADDR)",
             )
             return NO_CLUSTER
+        case ApiProblem(code="not_joined" | "not_ready"):
+            complain("the agent that answers is not ready yet", error.detail, "again in a moment")
+            return exit_code_of(error.status)
         case ApiProblem():
             causes = [
                 f"{item.path or item.pointer}: {item.detail}"

@@ -16,6 +16,7 @@ from cube.cli.why import job_of
 from cube.client.client import Client
 from cube.model.views import JobView
 
+QUIET_S = 2.0  # a wait that is longer is told
 STOP_WAIT_S = 60.0  # above every usual stop_timeout
 
 
@@ -70,7 +71,12 @@ def stop(settings: Settings, name: str, detach: bool) -> None:
 
 
 def _await_end(settings: Settings, client: Client, job: str) -> None:
-    if not wait_until(lambda: tasks_gone(client, job), settings.timeout_s or STOP_WAIT_S):
+    timeout_s = settings.timeout_s or STOP_WAIT_S
+    is_quick = wait_until(lambda: tasks_gone(client, job), min(QUIET_S, timeout_s))
+    if not is_quick:
+        note("waiting for tasks to end; those that ignore the stop signal are killed after")
+        note(f"their group's stop_timeout, 10 s unless {job} says otherwise. Ctrl-C stops waiting")
+    if not is_quick and not wait_until(lambda: tasks_gone(client, job), timeout_s):
         raise CommandError(
             TIMED_OUT, f"some tasks of {job} have not ended yet", hint=f"cube ps {job}"
         )

@@ -38,6 +38,8 @@ def _list(settings: Settings) -> None:
             out(found.name)
         return
     print_nodes(settings, nodes)
+    if not any(found.role == "leader" for found in nodes):
+        note("no leader: the others are shown as the last one left them. next: cube status")
 
 
 def print_nodes(settings: Settings, nodes: list[NodeView]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import re
 import sys
@@ -31,9 +32,11 @@ def out(text: str = "") -> None:
 
 
 def note(text: str = "") -> None:
-    """A line of progress or advice: stderr, so that data can be piped."""
-    sys.stderr.write(text + "\n")
-    sys.stderr.flush()
+    """A line of progress or advice: stderr, so that data can be piped. No failure when nobody can
+    read it any more: a terminal that was closed must not stop what cleans up."""
+    with contextlib.suppress(OSError):
+        sys.stderr.write(text + "\n")
+        sys.stderr.flush()
 
 
 def clean(text: str) -> str:

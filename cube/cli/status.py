@@ -46,6 +46,11 @@ def _cluster(settings: Settings, client: Client) -> None:
         out("! one voter: a second disk is not yet protecting the log; join two more nodes")
     if not seen.quorum:
         out(style.paint("! no quorum: reads are served, writes are not", "red"))
+        members = seen.members
+        out(
+            f"  gossip hears {members.alive} of {plural(len(nodes), 'node')}; without a leader "
+            "nobody updates what is shown of the others"
+        )
     if jobs:
         out()
         print_jobs(settings, jobs)
