@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import signal
 import socket
@@ -17,7 +18,7 @@ from types import FrameType
 import click
 
 from cube.cli.context import Settings, command
-from cube.cli.dev_leftovers import LOCK, PREFIX, end_all, end_tasks, hold
+from cube.cli.dev_leftovers import LOCK, PREFIX, end_agents, end_all, end_tasks, hold
 from cube.cli.exits import FAILED, NOT_FOUND, CommandError
 from cube.cli.output import Style, note, out, plural
 from cube.cli.rollout import Watch, serves, tasks_gone, wait_until
@@ -182,11 +183,7 @@ def _is_free(port: int) -> bool:
 
 def _spawn(agent: DevAgent, nodes: int, join: DevAgent | None) -> subprocess.Popen[bytes]:
     agent.directory.mkdir(mode=0o700)
-    arguments = [
-        sys.executable, "-m", "cube", "agent", "--insecure",
-        "--data-dir", str(agent.directory), "--name", agent.name, "--http", str(agent.http),
-        "--raft", str(agent.http + 1), "--gossip", str(agent.http + 2),
-    ]  # fmt: skip
+    arguments = [sys.executable, "-m", "cube", *_arguments(agent)]
     if join is not None:
         arguments += ["--join", join.address]
     with (agent.directory / "agent.log").open("ab") as log:
@@ -195,6 +192,13 @@ def _spawn(agent: DevAgent, nodes: int, join: DevAgent | None) -> subprocess.Pop
             arguments, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
             env={**os.environ, **_share(nodes)},
         )  # fmt: skip
+
+
+def _arguments(agent: DevAgent) -> list[str]:
+    return [
+        "agent", "--insecure", "--data-dir", str(agent.directory), "--name", agent.name,
+        "--http", str(agent.http), "--raft", str(agent.http + 1), "--gossip", str(agent.http + 2),
+    ]  # fmt: skip
 
 
 def _share(nodes: int) -> dict[str, str]:
@@ -296,7 +300,8 @@ def _sleep_until_all_ended(cluster: DevCluster) -> None:
         for agent in cluster.agents:
             if not agent.is_running and agent.name not in told:
                 told.add(agent.name)
-                note(f"{agent.name} has ended; the others go on")
+                note(f"{agent.name} has ended; the others go on. To start it again:")
+                note(f"  {_cube()} {shlex.join(_arguments(agent))}")
         time.sleep(0.2)
 
 
@@ -319,6 +324,7 @@ def _stop(cluster: DevCluster) -> None:
         except subprocess.TimeoutExpired:
             agent.process.kill()
             agent.process.wait()
+    end_agents(cluster.directory)  # those that the user started again
     end_tasks(cluster.directory)
 
 
