@@ -196,9 +196,14 @@ class FakeLog:
             return ()
         others = {*cluster.voters, *self.learners} - {self.address}
         return tuple(
-            Progress(address, cluster.running[address].applied_index, 0)
+            Progress(
+                address,
+                cluster.running[address].applied_index,
+                cluster.last_index - cluster.running[address].applied_index,
+                0,
+            )
             if cluster.hears_leader(address)
-            else Progress(address, 0, 60_000)
+            else Progress(address, 0, cluster.last_index, 60_000)
             for address in sorted(others)
         )
 

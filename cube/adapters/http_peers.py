@@ -55,6 +55,12 @@ class HttpPeers:
         except _Late as error:
             raise OutcomeUnknown(str(error)) from error
 
+    async def remove_vote(self, address: str, node_id: NodeId) -> None:
+        try:
+            await self._call("POST", address, "remove_vote", {"node_id": node_id}, ADMIT_TIMEOUT_S)
+        except _Late as error:
+            raise OutcomeUnknown(str(error)) from error
+
     async def heartbeat(self, address: str, node_id: NodeId) -> None:
         await self._call("POST", address, "heartbeat", {"node_id": node_id}, HEARTBEAT_TIMEOUT_S)
 

@@ -57,11 +57,13 @@ from cube.services.roll_call import RollCall, encode_meta
 from cube.services.state_feed import StateFeed
 from cube.services.supervisor import keep_running
 from cube.services.task_logs import TaskLogs
+from cube.services.voter_loop import VoterLoop
 from cube.services.worker_loop import WorkerLoop
 from cube.worker.machine import Worker
 from cube.worker.settings import WorkerSettings
 
 CATCH_UP_MS = 2_000  # one barrier; asked again until it comes back
+LEADERLESS_S = 2.0  # a learner without a leader for this long asks to be followed
 HTTP_GOODBYE_S = 2.0  # for requests under way at shutdown
 
 _log = logging.getLogger(__name__)
@@ -274,12 +276,15 @@ class Agent:
             lambda: Liveness(node_grace_ms=self._config.cluster.node_grace_ms),
         )
         registration = Registration(self._facts, proposer.propose)
-        self._view.attach(Parts(log, proposer, leader_clock, roll_call.members))
+        voter_loop = self._make_voter_loop(log)
+        self._view.attach(Parts(log, proposer, leader_clock, roll_call.members, voter_loop))
         self._desk.leader_loop = leader_loop
+        self._desk.voter_loop = voter_loop
 
         def on_log_status(status: LogStatus) -> None:
             proposer.on_log_status(status)
             leader_loop.on_log_status(status)
+            voter_loop.on_log_status(status)
 
         log.watch(on_log_status)
         await gossip.start(self._seeds(record))
@@ -294,6 +299,8 @@ class Agent:
                     "gossip": gossip.wait(),
                     "keys": follow_keys(self._feed, self._keyring, open_envelope, seal.set_keys),
                     "leader": keep_running("leader", leader_loop.run),
+                    "voters": keep_running("voters", voter_loop.run),
+                    "admission": self._stay_followed(record),
                     "worker": worker_loop.run(),
                     "heartbeats": Heartbeats(
                         self.node_id, self._remote, self._leader_to_tell
@@ -375,14 +382,9 @@ class Agent:
         )
 
     async def _be_member(self, record: NodeRecord, proposer: Proposer) -> None:
-        """This node is a voter of a cluster that has a name."""
-        assert self._log is not None
-        log = self._log
+        """This node has the log sent to it, in a cluster that has a name."""
         if not record.admitted:
-            peers = record.peers or self._config.cluster.join
-            await self._formation.be_admitted(
-                peers, lambda: self.raft_address in {v.address for v in log.status().voters}
-            )
+            await self._formation.be_admitted(self._peers(record), self._is_followed)
         if record.created and not self._feed.state.cluster_id:
             settings = ClusterSettings(policy=self._config.scheduler.policy)
             init = InitCluster(ClusterId(record.cluster_id or ""), record.cluster_name, settings)
@@ -396,6 +398,36 @@ class Agent:
             with contextlib.suppress(Unavailable, OutcomeUnknown):
                 key = first_gossip_key(self._keyring.known, seal_envelope)
                 await proposer.propose(InstallGossipKey(key), actor="node")
+
+    async def _stay_followed(self, record: NodeRecord) -> None:
+        """A learner that no leader knows of asks for one: the leader that admitted it died before it
+        had registered, or it was away while the voters changed."""
+        while True:
+            await asyncio.sleep(LEADERLESS_S)
+            await self._formation.be_admitted(self._peers(record), self._is_followed)
+
+    def _peers(self, record: NodeRecord) -> tuple[str, ...]:
+        """Where other nodes may answer: those it knows, and those it was told of at first."""
+        known = {node.facts.http_address for node in self._feed.state.nodes.values()}
+        told = record.peers or self._config.cluster.join
+        return tuple(sorted({*known, *told} - {self.http_address}))
+
+    def _is_followed(self) -> bool:
+        assert self._log is not None
+        status = self._log.status()
+        return status.role is not Role.LEARNER or status.leader is not None
+
+    def _make_voter_loop(self, log: PySyncObjLog) -> VoterLoop:
+        return VoterLoop(
+            log,
+            self.raft_address,
+            self._feed,
+            self._clock,
+            self._remote,
+            self._view.leader_http,
+            self._config.raft.voters,
+            self._config.cluster.dead_voter_grace_ms,
+        )
 
     async def _watch_drivers(self, registration: Registration) -> None:
         async def on_change(_infos: object) -> None:

@@ -23,7 +23,9 @@ async def show_status(call: Call) -> web.Response:
     else:  # joined, and its registration not applied yet
         name = next((member.name for member in members if member.node_id == here), "")
     identity = NodeIdentity(here, name, call.api.version)
-    return call.json(render.status_view(call.state, identity, cluster.log_status(), members))
+    return call.json(
+        render.status_view(call.state, identity, cluster.log_status(), members, cluster.warnings())
+    )
 
 
 async def livez(call: Call) -> web.Response:

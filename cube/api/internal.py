@@ -14,7 +14,7 @@ from cube.ports.cluster import JoinRequest
 from cube.ports.log import Role
 
 
-class HeartbeatBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class NodeBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     node_id: str
 
 
@@ -42,8 +42,17 @@ async def admit(call: Call) -> web.Response:
     return call.json(Noted(True, call.api.cluster.state().index))
 
 
+async def remove_vote(call: Call) -> web.Response:
+    body, _ = await read_json(call, NodeBody)
+    try:
+        await call.api.peers.remove_vote(NodeId(body.node_id))
+    except Unavailable as error:
+        raise _elsewhere(call, str(error)) from None
+    return call.json(Noted(True, call.api.cluster.state().index))
+
+
 async def heartbeat(call: Call) -> web.Response:
-    body, _ = await read_json(call, HeartbeatBody)
+    body, _ = await read_json(call, NodeBody)
     if not call.api.peers.heartbeat(NodeId(body.node_id)):
         raise _elsewhere(call, "this node does not lead")
     return call.json(Noted(True, call.state.index))

@@ -231,7 +231,11 @@ def _used(stats: MemberStats) -> ResourcesView:
 
 
 def status_view(
-    state: ClusterState, here: NodeIdentity, status: LogStatus, members: Sequence[MemberView]
+    state: ClusterState,
+    here: NodeIdentity,
+    status: LogStatus,
+    members: Sequence[MemberView],
+    warnings: tuple[str, ...],
 ) -> StatusView:
     nodes = nodes_by_raft_address(state)
     return StatusView(
@@ -246,6 +250,7 @@ def status_view(
         voters=tuple(_voter_view(voter.address, nodes) for voter in status.voters),
         members=member_counts(members),
         quorum=status.quorum,
+        warnings=warnings,
     )
 
 
@@ -289,6 +294,11 @@ def raft_view(state: ClusterState, here: str, status: LogStatus) -> RaftView:
         commit_index=status.commit_index,
         applied_index=status.applied_index,
         voters=tuple(voters),
+        learners=tuple(
+            RaftMemberView(node.id, node.name, node.facts.raft_address, leader=False)
+            for node in sorted(state.nodes.values(), key=lambda node: node.name)
+            if role_of(node, status) == Role.LEARNER.value
+        ),
         quorum=status.quorum,
         ready=status.ready,
     )

@@ -82,13 +82,14 @@ def raft() -> None:
 
 @command("members")
 def raft_members(settings: Settings) -> None:
-    """Who votes, and who leads."""
+    """Who votes, who leads, and who follows without a vote."""
     client = settings.client
     if settings.output == "json":
         raw(client.read_raw("/v1/raft"))
         return
     seen = client.raft()
     rows = [[m.name, m.address, "leader" if m.leader else "voter"] for m in seen.voters]
+    rows += [[m.name, m.address, "learner"] for m in seen.learners]
     table(["NODE", "ADDRESS", "ROLE"], rows)
     note(f"term {seen.term}, commit {seen.commit_index}, applied here {seen.applied_index}")
 

@@ -42,8 +42,8 @@ def _cluster(settings: Settings, client: Client) -> None:
         f"lag {seen.commit_index - seen.applied_index}"
     )
     _room(nodes)
-    if len(seen.voters) == 1 and len(nodes) < 3:
-        out("! one voter: a second disk is not yet protecting the log; join two more nodes")
+    for warning in seen.warnings:
+        out(f"! {warning}")
     if not seen.quorum:
         out(style.paint("! no quorum: reads are served, writes are not", "red"))
         members = seen.members

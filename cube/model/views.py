@@ -86,6 +86,7 @@ class StatusView(msgspec.Struct, frozen=True, kw_only=True):
     voters: tuple[VoterView, ...]
     members: MemberCounts
     quorum: bool
+    warnings: tuple[str, ...] = ()
 
 
 class ReadyView(msgspec.Struct, frozen=True):
@@ -304,6 +305,7 @@ class RaftView(msgspec.Struct, frozen=True, kw_only=True):
     commit_index: int
     applied_index: int
     voters: tuple[RaftMemberView, ...]
+    learners: tuple[RaftMemberView, ...] = ()
     quorum: bool
     ready: bool
 

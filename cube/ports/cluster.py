@@ -87,6 +87,14 @@ class Cluster(Protocol):
         """See Log."""
         ...
 
+    async def remove_vote(self, node_id: NodeId) -> None:
+        """See Peers; from any node."""
+        ...
+
+    def warnings(self) -> tuple[str, ...]:
+        """What an operator should know of the cluster, as sentences, as far as this node can tell."""
+        ...
+
     def node_id(self) -> NodeId:
         """This node's."""
         ...
@@ -156,8 +164,13 @@ class Peers(Protocol):
         ...
 
     async def admit(self, request: JoinRequest) -> None:
-        """At the leader: the joiner, which listens by now, is a voter, committed. Raises
-        Unavailable, OutcomeUnknown. Idempotent."""
+        """At the leader: the joiner, which listens by now, is sent the log, as a learner; the
+        cluster gives it a vote when it wants one. Raises Unavailable. Idempotent."""
+        ...
+
+    async def remove_vote(self, node_id: NodeId) -> None:
+        """At the leader: a node that is down, or has left, votes no more, committed. Raises
+        Unavailable (also when its vote is needed), OutcomeUnknown. Idempotent."""
         ...
 
     def leader_http(self) -> str | None:

@@ -44,11 +44,13 @@ class LogStatus(msgspec.Struct, frozen=True):
 
 class Progress(msgspec.Struct, frozen=True):
     """Another member as the leader sees it. `match_index`: its log is known to be the leader's up
-    to there; 0 until it has answered this leader. `silent_ms`: since it last answered, or since this
-    leader took office or began to follow it up."""
+    to there; 0 until it has answered this leader. `lag`: entries of the leader's log that are not
+    known to be in its own. `silent_ms`: since it last answered, or since this leader took office or
+    began to follow it up."""
 
     address: str
     match_index: int
+    lag: int
     silent_ms: int
 
 

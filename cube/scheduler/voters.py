@@ -28,6 +28,7 @@ from cube.model.units import format_duration
 
 LIVE_MS = 1_500  # voters answer every heartbeat; as long as a leader stays in office unanswered
 LAG_ENTRIES_MAX = 100  # behind the leader, and still caught up: a message or two
+ONE_VOTER = "one voter: a second disk is not yet protecting the log; three nodes would"
 LIVE_KEPT_MIN = 3  # a dead voter may go without a replacement while this many live ones remain
 
 
@@ -214,5 +215,5 @@ def _why_not(seen: Seen, wanted: int) -> str:
     if len(seen.voters) < wanted:
         return f"{len(seen.voters)} of {wanted} voters: waiting for learners that have the log"
     if wanted == 1:
-        return "one voter: a second disk is not yet protecting the log"
+        return ONE_VOTER
     return ""

@@ -12,10 +12,12 @@ from cube.model.explain import Explanation
 from cube.model.ids import CommandId, NodeId
 from cube.ports.cluster import MemberView, Proposed, Published
 from cube.ports.log import Log, LogStatus
+from cube.scheduler.voters import ONE_VOTER
 from cube.scheduler.why import explain
 from cube.services.leader_clock import LeaderClock
 from cube.services.proposer import Proposer
 from cube.services.state_feed import StateFeed
+from cube.services.voter_loop import VoterLoop
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,7 @@ class Parts:
     proposer: Proposer
     leader_clock: LeaderClock
     members: Callable[[], Sequence[MemberView]]
+    voter_loop: VoterLoop
 
 
 class ClusterView:
@@ -71,6 +74,18 @@ class ClusterView:
 
     async def transfer_leadership(self, timeout_ms: int) -> None:
         await self.parts.log.transfer_leadership(timeout_ms)
+
+    async def remove_vote(self, node_id: NodeId) -> None:
+        await self.parts.voter_loop.remove_vote(node_id)
+
+    def warnings(self) -> tuple[str, ...]:
+        if self._parts is None:
+            return ()
+        if self._parts.voter_loop.why:
+            return (self._parts.voter_loop.why,)
+        # Only the leader knows more; this much everybody can see.
+        alone = len(self._parts.log.status().voters) == 1
+        return (ONE_VOTER,) if alone else ()
 
     def node_id(self) -> NodeId:
         return self._node_id

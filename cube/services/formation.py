@@ -28,7 +28,7 @@ _log = logging.getLogger(__name__)
 
 class NodeRecord(msgspec.Struct, frozen=True, kw_only=True):
     """A node's identity and membership, in its data directory. `cluster_id` None: not in one yet.
-    `created`: this node made the cluster. `admitted`: it has seen itself among the voters."""
+    `created`: this node made the cluster. `admitted`: a leader has sent it the log."""
 
     node_id: NodeId
     raft_address: str
@@ -148,7 +148,8 @@ class Formation:
         if why != self._last_why:
             _log.info("forming why=%s", why)
             self._last_why = why
-        self._on_obstacle(why)
+        if not self._records.now.admitted:  # later it is weather, which requests say themselves
+            self._on_obstacle(why)
 
     def bootstrap_view(self, expect: int) -> BootstrapView:
         """What this node says of itself."""
@@ -231,14 +232,14 @@ class Formation:
         self._obstacle(f"joining: sent from node to node {REDIRECTS_MAX} times, without a leader")
         return None
 
-    async def be_admitted(self, addresses: Sequence[str], is_voter: Callable[[], bool]) -> None:
-        """This node, which listens, is a voter: asked for until its own log says so."""
+    async def be_admitted(self, addresses: Sequence[str], is_followed: Callable[[], bool]) -> None:
+        """A leader sends its log to this node, which listens: asked for until its own log says so."""
         pause_s = RETRY_S
-        while not is_voter():
+        while not is_followed():
             for address in addresses:
-                if is_voter() or await self._ask_admission(address):
+                if is_followed() or await self._ask_admission(address):
                     break
-            await _until(is_voter, pause_s)
+            await _until(is_followed, pause_s)
             pause_s = min(pause_s * 2, RETRY_MAX_S)
         if not self._records.now.admitted:
             self._records.update(admitted=True)

@@ -11,12 +11,12 @@ from cube.ports.cluster import BootstrapView, JoinGrant, JoinRequest
 from cube.ports.log import Log, Role
 from cube.services.cluster_view import ClusterView
 from cube.services.leader_loop import LeaderLoop
-
-ADMIT_MS = 15_000  # one membership change may wait for another before it
+from cube.services.voter_loop import VoterLoop
 
 
 class PeerDesk:
-    """ports.cluster.Peers. `leader_loop` is set once this node is part of a cluster."""
+    """ports.cluster.Peers. `leader_loop` and `voter_loop` are set once this node is part
+    of a cluster."""
 
     def __init__(
         self,
@@ -30,6 +30,7 @@ class PeerDesk:
         self._gossip_seeds = gossip_seeds
         self._keys = keys
         self.leader_loop: LeaderLoop | None = None
+        self.voter_loop: VoterLoop | None = None
 
     def _log_as_leader(self) -> Log:
         log = self._cluster.parts.log
@@ -69,9 +70,15 @@ class PeerDesk:
         )
 
     async def admit(self, request: JoinRequest) -> None:
-        log = self._log_as_leader()
+        self._log_as_leader()
         self._refuse_taken_address(request)
-        await log.add_voter(request.raft_address, ADMIT_MS)
+        if self.voter_loop is not None:
+            self.voter_loop.admit(request.raft_address)
+
+    async def remove_vote(self, node_id: NodeId) -> None:
+        self._log_as_leader()
+        if self.voter_loop is not None:
+            await self.voter_loop.remove_vote(node_id)
 
     def leader_http(self) -> str | None:
         return self._cluster.leader_http()

@@ -156,6 +156,22 @@ class TestCluster:
         for node in self.nodes:
             wait_for(f"{node.name} is ready", node.is_ready)
         wait_for("every node sees every node ready", lambda: self.all_ready(count))
+        self.voters(min(5, count if count % 2 else count - 1))
+
+    def voters(self, count: int) -> set[str]:
+        """Names of the nodes that vote, once every running node agrees that there are `count`."""
+
+        def agreed() -> set[str] | None:
+            seen = [node.try_get("/v1/raft") for node in self.running()]
+            names = {
+                tuple(sorted(v["name"] for v in told["voters"])) if told else () for told in seen
+            }
+            found = names.pop()
+            return set(found) if not names and len(found) == count else None
+
+        found = wait_for(f"{count} nodes vote", agreed)
+        assert found is not None
+        return found
 
     def all_ready(self, count: int) -> bool:
         for node in self.running():

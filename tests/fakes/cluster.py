@@ -186,6 +186,8 @@ class FakeCluster:
         self.explanations: list[Explanation] = []
         self.barriers = 0
         self.transfers = 0
+        self.votes_removed: list[NodeId] = []
+        self.told: tuple[str, ...] = ()  # warnings
         self.lag: int | None = None  # the index that this node stands at, when it is behind
 
     def state(self) -> ClusterState:
@@ -234,6 +236,14 @@ class FakeCluster:
         if self.weather is not None:
             raise self.weather
         self.transfers += 1
+
+    async def remove_vote(self, node_id: NodeId) -> None:
+        if self.weather is not None:
+            raise self.weather
+        self.votes_removed.append(node_id)
+
+    def warnings(self) -> tuple[str, ...]:
+        return self.told
 
     def node_id(self) -> NodeId:
         return self.id
@@ -312,6 +322,7 @@ class FakePeers:
         self.leads = leads
         self.admitted: list[JoinRequest] = []
         self.heartbeats: list[NodeId] = []
+        self.votes_removed: list[NodeId] = []
 
     async def join(self, request: JoinRequest) -> JoinGrant:
         self._check()
@@ -325,6 +336,10 @@ class FakePeers:
     async def admit(self, request: JoinRequest) -> None:
         self._check()
         self.admitted.append(request)
+
+    async def remove_vote(self, node_id: NodeId) -> None:
+        self._check()
+        self.votes_removed.append(node_id)
 
     def _check(self) -> None:
         if not self.leads:

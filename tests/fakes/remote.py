@@ -32,6 +32,11 @@ class FakeRemote:
             raise Unavailable(f"cannot reach {address}")
         self.admits[address](request)
 
+    async def remove_vote(self, address: str, node_id: NodeId) -> None:
+        self.asked.append(("remove_vote", address))
+        if address not in self.beats:
+            raise Unavailable(f"cannot reach {address}")
+
     async def heartbeat(self, address: str, node_id: NodeId) -> None:
         self.asked.append(("heartbeat", address))
         if address not in self.beats:

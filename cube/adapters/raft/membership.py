@@ -183,6 +183,14 @@ class Membership(Proposing):
             learners.add(peer)
             self.follow_peer(peer)
 
+    def _SyncObj__onNodeConnected(self, node: Peer) -> None:  # noqa: N802
+        """A learner may come back without its disk, before anybody knows it by name: what it had is
+        asked anew. (A voter that lost its disk does not come back under its old address.)"""
+        if node in self._SyncObj__readonlyNodes:
+            self._SyncObj__raftMatchIndex[node] = 0
+            self._SyncObj__raftNextIndex[node] = self.journal.last_index + 1
+        super()._SyncObj__onNodeConnected(node)
+
     def progress(self) -> tuple[Progress, ...]:
         if not self.is_leader:
             return ()
@@ -192,6 +200,7 @@ class Membership(Proposing):
             Progress(
                 peer.id,
                 self._SyncObj__raftMatchIndex[peer],
+                self.journal.last_index - self._SyncObj__raftMatchIndex[peer],
                 int((now - self._SyncObj__lastResponseTime[peer]) * 1000),
             )
             for peer in sorted(peers, key=lambda peer: peer.id)

@@ -22,7 +22,7 @@ async def test_status_has_the_shape_of_the_contract() -> None:
         found: Json = await api.get("/v1/status")
         assert set(found) == {
             "cluster_id", "cluster_name", "node", "leader", "role", "term", "commit_index",
-            "applied_index", "voters", "members", "quorum",
+            "applied_index", "voters", "members", "quorum", "warnings",
         }  # fmt: skip
         assert found["node"]["name"] == "n1" and found["node"]["version"]
         assert found["leader"]["name"] == "n1" and found["leader"]["http"] == api.address

@@ -17,6 +17,7 @@ from cube.model.errors import OutcomeUnknown, Unavailable
 from cube.model.ids import ClusterId, CommandId, NodeId
 from cube.model.outcome import NodeRegistered, Outcome, Rejected, RejectReason
 from cube.ports.cluster import BootstrapView, JoinRequest, MemberStats, Proposed
+from cube.ports.log import Role
 from cube.ports.remote import Redirected
 from cube.services.cluster_view import ClusterView, Parts
 from cube.services.heartbeats import HEARTBEAT_S, Heartbeats
@@ -33,6 +34,7 @@ from cube.services.roll_call import (
     encode_stats,
 )
 from cube.services.state_feed import StateFeed
+from cube.services.voter_loop import VoterLoop
 from tests.builders import facts
 from tests.fake_log import FakeLog, FakeLogCluster
 from tests.fakes.remote import FakeRemote
@@ -218,7 +220,19 @@ class Node:
         numbers = iter(range(1000))
         self.proposer = Proposer(self.log, clock, 5000, lambda: f"{name}-{next(numbers)}")
         self.desk = PeerDesk(self.view, self._bootstrap_view, lambda: (f"{name}:7702",))
-        self.parts = Parts(self.log, self.proposer, LeaderClock(clock, lambda: 0), lambda: ())
+        self.voter_loop = VoterLoop(
+            self.log,
+            f"{name}:7701",
+            self.feed,
+            clock,
+            FakeRemote(),
+            self.view.leader_http,
+            5,
+            10_000,
+        )
+        self.parts = Parts(
+            self.log, self.proposer, LeaderClock(clock, lambda: 0), lambda: (), self.voter_loop
+        )
 
     def _bootstrap_view(self) -> BootstrapView:
         return BootstrapView(node_id=ME, cluster_id=None, expect=0, vouches_for=None)
@@ -226,6 +240,7 @@ class Node:
     async def start(self) -> None:
         await self.log.start()
         self.view.attach(self.parts)
+        self.desk.voter_loop = self.voter_loop
         self.view.obstacle = None
 
     async def init(self) -> None:
@@ -260,7 +275,7 @@ def test_a_leader_grants_what_a_joiner_needs() -> None:
     run_virtual(main())
 
 
-def test_a_joiner_is_admitted_once() -> None:
+def test_a_joiner_is_admitted_as_a_learner() -> None:
     async def main() -> None:
         cluster = FakeLogCluster()
         node = Node(cluster, "n1")
@@ -268,9 +283,12 @@ def test_a_joiner_is_admitted_once() -> None:
         await node.init()
         joiner = FakeLog("n2:7701", cluster, StateFeed(), joining=True)
         await joiner.start()
+        assert joiner.status().leader is None
         await node.desk.admit(request("n2"))
         await node.desk.admit(request("n2"))
-        assert cluster.voters == ("n1:7701", "n2:7701")
+        assert joiner.status().leader == "n1:7701"
+        assert joiner.status().role is Role.LEARNER
+        assert cluster.voters == ("n1:7701",)
 
     run_virtual(main())
 
@@ -289,10 +307,10 @@ def test_a_raft_address_has_one_owner() -> None:
         assert "belongs to node n2" in await refused(node.desk.join(taken))
         assert "belongs to node n2" in await refused(node.desk.admit(taken))
         await node.desk.join(request("n2"))  # its own
-        # Admitted, and wiped before it had registered: nobody's name is on the address yet.
+        # A voter whose node is not known (any more): nobody's name is on the address.
         joiner = FakeLog("n3:7701", cluster, StateFeed(), joining=True)
         await joiner.start()
-        await node.desk.admit(request("n3"))
+        await node.log.add_voter("n3:7701", 1000)
         wiped = request("wiped", raft="n3:7701")
         assert "is a voter's already" in await refused(node.desk.join(wiped))
 

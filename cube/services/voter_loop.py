@@ -1,0 +1,205 @@
+"""Who follows the log and who votes: the loop around cube.scheduler.voters. Runs on every node, acts
+on the leader."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable
+
+import msgspec
+
+from cube.model.cluster import ClusterState
+from cube.model.errors import OutcomeUnknown, Unavailable
+from cube.model.ids import NodeId
+from cube.model.lifecycle import NodeStatus
+from cube.ports.clock import Clock
+from cube.ports.log import LEARNERS_MAX, Log, LogStatus, Role
+from cube.ports.remote import Redirected, RemoteNodes
+from cube.scheduler.voters import (
+    AddVoter,
+    Decision,
+    Member,
+    RemoveVoter,
+    Seen,
+    Step,
+    TransferLeadership,
+    decide,
+    may_remove,
+)
+from cube.services.state_feed import StateFeed
+
+TICK_S = 0.25  # voters and learners are looked at this often, and when the leader changes
+STEP_MS = 5_000  # one change, with its commit; a change waits for the one before it
+RETRY_S = 1.0  # after a step that failed: what stopped it takes longer than a look
+ADMITTED_MS = 60_000  # followed without being registered: time enough to register
+
+_log = logging.getLogger(__name__)
+
+
+class VoterLoop:
+    """`why` says what of the voters is not as it should be, at the leader; empty elsewhere."""
+
+    def __init__(
+        self,
+        log: Log,
+        raft_address: str,
+        feed: StateFeed,
+        clock: Clock,
+        remote: RemoteNodes,
+        leader_http: Callable[[], str | None],
+        voters_max: int,
+        dead_voter_grace_ms: int,
+    ) -> None:
+        self._log = log
+        self._raft_address = raft_address
+        self._feed = feed
+        self._clock = clock
+        self._remote = remote
+        self._leader_http = leader_http
+        self._voters_max = voters_max
+        self._grace_ms = dead_voter_grace_ms
+        self._admitted: dict[str, int] = {}  # address → when
+        self._followed: frozenset[str] | None = None
+        self._status_changed = asyncio.Event()
+        self.why = ""
+
+    def on_log_status(self, _status: LogStatus) -> None:
+        self._status_changed.set()
+
+    def admit(self, raft_address: str) -> None:
+        """The node there is sent the log from now on, and has a minute to register. Raises
+        Unavailable when there are too many learners."""
+        now_ms = self._clock.monotonic_ms()
+        if raft_address not in self._admitted and len(self._wanted(now_ms)) >= LEARNERS_MAX:
+            raise Unavailable(
+                f"{LEARNERS_MAX} nodes without a vote are as many as a leader can feed"
+            )
+        self._admitted[raft_address] = now_ms
+        self._follow()
+
+    async def remove_vote(self, node_id: NodeId) -> None:
+        """A node that is down, or has left, votes no more; through the leader, wherever it is.
+        Raises Unavailable (also when its vote is needed), OutcomeUnknown."""
+        if self._leads():
+            await self._remove_here(node_id)
+            return
+        leader = self._leader_http()
+        if leader is None:
+            raise Unavailable("no leader is known")
+        try:
+            await self._remote.remove_vote(leader, node_id)
+        except Redirected as redirect:
+            raise Unavailable(f"the leader has just changed to {redirect.leader}") from None
+
+    async def _remove_here(self, node_id: NodeId) -> None:
+        node = self._feed.state.nodes.get(node_id)
+        if node is None or node.facts.raft_address not in self._voters():
+            return
+        if node.status not in (NodeStatus.DOWN, NodeStatus.LEFT):
+            raise Unavailable(
+                f"{node.name} is {node.status}: only a node that is down loses its vote"
+            )
+        refusal = may_remove(self._seen(self._feed.state), node.facts.raft_address)
+        if refusal is not None:
+            raise Unavailable(refusal)
+        await self._log.remove_voter(node.facts.raft_address, STEP_MS)
+
+    async def run(self) -> None:
+        while True:
+            self._status_changed.clear()
+            self._follow()
+            decision = self._decide()
+            if decision.why != self.why:
+                _log.info("voters why=%s", decision.why or "as wanted")
+            self.why = decision.why
+            if decision.step is not None:
+                if not await self._do(decision.step):
+                    await asyncio.sleep(RETRY_S)
+                continue
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(TICK_S):
+                    await self._status_changed.wait()
+
+    def _leads(self) -> bool:
+        status = self._log.status()
+        return status.role is Role.LEADER and status.ready
+
+    def _voters(self) -> frozenset[str]:
+        return frozenset(voter.address for voter in self._log.status().voters)
+
+    def _wanted(self, now_ms: int) -> frozenset[str]:
+        """Who should be sent the log without a vote."""
+        self._admitted = {
+            address: at_ms
+            for address, at_ms in self._admitted.items()
+            if now_ms - at_ms < ADMITTED_MS
+        }
+        registered = {
+            node.facts.raft_address
+            for node in self._feed.state.nodes.values()
+            if node.status is not NodeStatus.LEFT
+        }
+        return frozenset(registered | self._admitted.keys()) - self._voters()
+
+    def _follow(self) -> None:
+        """The log knows its learners, on every node: whoever leads next goes on with them."""
+        wanted = self._wanted(self._clock.monotonic_ms())
+        if wanted != self._followed:
+            self._followed = wanted
+            self._log.follow(wanted)
+
+    def _decide(self) -> Decision:
+        state = self._feed.state
+        if not self._leads() or not state.nodes:
+            return Decision(None, "")
+        return decide(self._seen(state))
+
+    def _seen(self, state: ClusterState) -> Seen:
+        progress = {one.address: one for one in self._log.progress()}
+        voters = self._voters() | {self._raft_address}
+        members = {
+            address: Member(
+                address=address, name=address, is_registered=address == self._raft_address
+            )
+            for address in voters
+        }
+        for node in state.nodes.values():
+            address = node.facts.raft_address
+            members[address] = Member(
+                address=address,
+                name=node.name,
+                is_registered=node.status is not NodeStatus.LEFT,
+                joined_at_ms=node.joined_at_ms,
+            )
+        for address, one in progress.items():
+            if address in members:
+                is_heard = one.match_index > 0
+                members[address] = msgspec.structs.replace(
+                    members[address],
+                    silent_ms=one.silent_ms,
+                    lag=one.lag if is_heard else None,
+                )
+        return Seen(
+            leader=self._raft_address,
+            voters=voters,
+            members=members,
+            voters_max=self._voters_max,
+            dead_voter_grace_ms=self._grace_ms,
+        )
+
+    async def _do(self, step: Step) -> bool:
+        _log.info("voter_step step=%s", step)
+        try:
+            match step:
+                case AddVoter(address=address):
+                    await self._log.add_voter(address, STEP_MS)
+                case RemoveVoter(address=address):
+                    await self._log.remove_voter(address, STEP_MS)
+                case TransferLeadership():
+                    await self._log.transfer_leadership(STEP_MS)
+        except (Unavailable, OutcomeUnknown) as error:
+            _log.warning("voter_step_failed step=%s cause=%s", type(step).__name__, error)
+            return False
+        return True

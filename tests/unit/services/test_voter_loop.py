@@ -1,0 +1,214 @@
+"""Learners become voters and dead voters are replaced, whoever leads, over a log in memory."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import pytest
+
+from cube.model import commands as c
+from cube.model.errors import Unavailable
+from cube.model.ids import ClusterId, NodeId
+from cube.model.lifecycle import NodeStatus
+from cube.ports.log import LEARNERS_MAX, Role
+from cube.ports.remote import Redirected
+from cube.services.proposer import Proposer
+from cube.services.state_feed import StateFeed
+from cube.services.voter_loop import ADMITTED_MS, VoterLoop
+from tests.builders import facts
+from tests.fake_log import FakeLog, FakeLogCluster
+from tests.fakes.remote import FakeRemote
+from tests.virtual_time import VirtualClock, run_virtual
+
+GRACE_MS = 10_000
+
+
+class Member:
+    """A node with its log and loop; it runs between start() and kill()."""
+
+    def __init__(self, world: World, name: str, *, joining: bool) -> None:
+        self.name = name
+        self.address = f"{name}:7701"
+        self.feed = StateFeed()
+        self.feed.open(asyncio.get_running_loop())
+        clock = VirtualClock()
+        self.log = FakeLog(self.address, world.log, self.feed, stamp=clock.now_ms, joining=joining)
+        numbers = iter(range(10_000))
+        self.proposer = Proposer(self.log, clock, 5_000, lambda: f"{name}-{next(numbers)}")
+        self.remote = FakeRemote()
+        self.loop = VoterLoop(
+            self.log, self.address, self.feed, clock, self.remote, lambda: world.leader_http,
+            5, GRACE_MS,
+        )  # fmt: skip
+        self.log.watch(self.loop.on_log_status)
+        self.task: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        await self.log.start()
+        self.task = asyncio.create_task(self.loop.run())
+
+    async def kill(self) -> None:
+        assert self.task is not None
+        assert not self.task.done(), self.task
+        self.task.cancel()
+        await asyncio.gather(self.task, return_exceptions=True)
+        await self.log.stop()
+
+
+class World:
+    def __init__(self) -> None:
+        self.log = FakeLogCluster()
+        self.members: dict[str, Member] = {}
+        self.leader_http: str | None = None
+
+    async def join(self, *names: str) -> None:
+        for name in names:
+            first = not self.members
+            member = self.members[name] = Member(self, name, joining=not first)
+            await member.start()
+            if first:
+                await member.proposer.propose(c.InitCluster(ClusterId("x"), "X"))
+            else:
+                self.leader.loop.admit(member.address)
+            await member.proposer.propose(c.RegisterNode(facts(name)))
+
+    async def kill(self, name: str) -> None:
+        await self.members.pop(name).kill()
+
+    async def say(self, name: str, status: NodeStatus) -> None:
+        body = c.SetNodeStatus(self.log.term, NodeId(f"id-{name}"), status)
+        await self.leader.proposer.propose(body)
+
+    @property
+    def leader(self) -> Member:
+        return next(m for m in self.members.values() if m.address == self.log.leader)
+
+    @property
+    def voters(self) -> set[str]:
+        return {address.partition(":")[0] for address in self.log.voters}
+
+
+def over(test: Callable[[World], Coroutine[Any, Any, None]]) -> None:
+    async def main() -> None:
+        world = World()
+        try:
+            await test(world)
+        finally:
+            for name in list(world.members):
+                await world.kill(name)
+
+    run_virtual(main())
+
+
+async def until(condition: Callable[[], bool], seconds: float = 60) -> None:
+    async with asyncio.timeout(seconds):
+        while not condition():  # noqa: ASYNC110 - of virtual time
+            await asyncio.sleep(0.01)
+
+
+def test_the_number_of_voters_follows_the_number_of_nodes() -> None:
+    async def test(world: World) -> None:
+        await world.join("n1", "n2")
+        await asyncio.sleep(5)
+        assert world.voters == {"n1"}
+        assert "second disk" in world.leader.loop.why
+        assert world.members["n2"].log.status().role is Role.LEARNER
+        await world.join("n3", "n4")
+        await until(lambda: world.voters == {"n1", "n2", "n3"})
+        await asyncio.sleep(5)
+        assert world.voters == {"n1", "n2", "n3"}
+        assert world.leader.loop.why == ""
+        await world.join("n5")
+        await until(lambda: len(world.voters) == 5)
+
+    over(test)
+
+
+def test_a_dead_voter_is_replaced_after_the_grace_even_when_it_led() -> None:
+    async def test(world: World) -> None:
+        await world.join("n1", "n2", "n3", "n4", "n5", "n6", "n7")
+        await until(lambda: len(world.voters) == 5)
+        for name in ("n1", "n2"):
+            await world.kill(name)
+            await until(lambda gone=name: gone not in world.voters)  # type: ignore[misc]
+            await until(lambda: len(world.voters) == 5)
+            await world.leader.proposer.propose(c.Noop())
+        await asyncio.sleep(5)
+        assert "n1" not in world.voters
+
+    over(test)
+
+
+def test_a_removed_node_loses_its_vote_and_is_not_followed() -> None:
+    async def test(world: World) -> None:
+        await world.join("n1", "n2", "n3", "n4")
+        await until(lambda: world.voters == {"n1", "n2", "n3"})
+        await world.kill("n3")
+        await world.say("n3", NodeStatus.DOWN)
+        await world.leader.loop.remove_vote(NodeId("id-n3"))
+        assert world.voters == {"n1", "n2"}
+        await world.leader.proposer.propose(c.RemoveNode(NodeId("id-n3")))
+        await until(lambda: world.voters == {"n1", "n2", "n4"})
+        await until(lambda: "n3:7701" not in world.leader.log.learners)
+
+    over(test)
+
+
+def test_a_vote_that_is_needed_is_not_taken() -> None:
+    async def test(world: World) -> None:
+        await world.join("n1", "n2", "n3")
+        await until(lambda: len(world.voters) == 3)
+        with pytest.raises(Unavailable, match="only a node that is down"):
+            await world.leader.loop.remove_vote(NodeId("id-n3"))
+        await world.kill("n3")
+        await world.say("n2", NodeStatus.DOWN)  # it is not: its vote decides
+        with pytest.raises(Unavailable, match="no majority"):
+            await world.leader.loop.remove_vote(NodeId("id-n2"))
+
+    over(test)
+
+
+def test_a_follower_asks_the_leader_to_take_a_vote() -> None:
+    async def test(world: World) -> None:
+        await world.join("n1", "n2", "n3")
+        await until(lambda: len(world.voters) == 3)
+        follower = world.members["n2"]
+        with pytest.raises(Unavailable, match="no leader"):
+            await follower.loop.remove_vote(NodeId("id-n3"))
+        world.leader_http = "n1:7700"
+        follower.remote.beats = {"n1:7700": lambda _: None}
+        await follower.loop.remove_vote(NodeId("id-n3"))
+        assert follower.remote.asked == [("remove_vote", "n1:7700")]
+
+    over(test)
+
+
+def test_who_is_admitted_and_never_registers_is_forgotten() -> None:
+    async def test(world: World) -> None:
+        await world.join("n1")
+        for number in range(LEARNERS_MAX):
+            world.leader.loop.admit(f"x{number}:1")
+        with pytest.raises(Unavailable):
+            world.leader.loop.admit("one-too-many:1")
+        world.leader.loop.admit("x1:1")
+        await asyncio.sleep(ADMITTED_MS / 1000 + 1)
+        assert world.leader.log.learners == frozenset()
+
+    over(test)
+
+
+def test_redirected_is_weather() -> None:
+    class Elsewhere(FakeRemote):
+        async def remove_vote(self, address: str, node_id: NodeId) -> None:
+            raise Redirected("n9:7700")
+
+    async def test(world: World) -> None:
+        await world.join("n1", "n2", "n3")
+        world.leader_http = "n1:7700"
+        world.members["n2"].loop._remote = Elsewhere()
+        with pytest.raises(Unavailable, match="n9:7700"):
+            await world.members["n2"].loop.remove_vote(NodeId("id-n3"))
+
+    over(test)
