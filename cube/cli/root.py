@@ -52,6 +52,8 @@ MOVED = {
 
 
 class Root(click.Group):
+    """Loads the module of the command that was asked for, and no other: that is what keeps it quick."""
+
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
@@ -60,8 +62,6 @@ class Root(click.Group):
             # click would make it a failure.
             _drop_output()
             return OK
-
-    """Loads the module of the command that was asked for, and no other: that is what keeps it quick."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
