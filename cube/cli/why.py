@@ -37,10 +37,9 @@ def print_explanations(
 
 def _with_figures(reason: ReasonView) -> str:
     """`not enough cpu (needs 0.1, 0.067 free)`; without what there is none of."""
-    figures = [f"needs {reason.need}"] if reason.need else []
-    figures += [reason.have] if reason.have else []
-    told = clean(", ".join(figures))
-    return clean(reason.message) + (f" ({told})" if told and told not in reason.message else "")
+    figures = [("needs ", reason.need), ("", reason.have)]
+    told = ", ".join(word + text for word, text in figures if text and text not in reason.message)
+    return clean(f"{reason.message} ({told})" if told else reason.message)
 
 
 def _names(item: ExplanationView) -> str:
