@@ -84,7 +84,7 @@ def _step(context: Context, node: Node, code: str) -> str:
         case "port_range":
             return f"widen the port range of {node.name}"
         case "rejected_here":
-            return f"see why {node.name} rejected it"
+            return f"mend what {node.name} said of it: it is tried again there"
         case "cpu" | "memory" | "disk":
             return f"free {code} on {node.name}"
         case _:
