@@ -1,9 +1,7 @@
 """Raft alone: three members as three processes on loopback, no agent around them.
 
-    bench_raft.py [--fsync] [--busy] [--kills N] [--only latency|throughput|failover|idle]
-
-Prints one JSON object. `--busy` keeps every core busy with other work meanwhile. The functions
-run_latency, run_throughput, run_failover and run_idle can be called from elsewhere.
+scripts/bench raft runs it. `--busy` keeps every core busy with other work meanwhile. tests/ use its
+member processes.
 """
 
 from __future__ import annotations
@@ -21,7 +19,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -49,9 +47,9 @@ class Replica:
         self.payloads.append(data)
         return index
 
-    def dump(self) -> Callable[[], bytes]:
+    def dump(self) -> Callable[[], Iterator[bytes]]:
         count = len(self.payloads)
-        return lambda: json.dumps([p.hex() for p in self.payloads[:count]]).encode()
+        return lambda: iter([json.dumps([p.hex() for p in self.payloads[:count]]).encode()])
 
     def load(self, data: bytes, index: int) -> None:
         self.payloads = [bytes.fromhex(p) for p in json.loads(data)]
@@ -110,6 +108,8 @@ class Member:
                 return {
                     "role": status.role,
                     "term": status.term,
+                    "vote": self.vote(),
+                    "fault": status.fault,
                     "leader": status.leader,
                     "ready": status.ready,
                     "applied": status.applied_index,
@@ -122,13 +122,17 @@ class Member:
             case "latency":
                 return await self.measure_latency(request["count"])
             case "throughput":
-                return await self.measure_throughput(request["count"], request["window"])
+                return await self.measure_throughput(**request["workload"])
             case "cpu":
                 usage = resource.getrusage(resource.RUSAGE_SELF)
                 return usage.ru_utime + usage.ru_stime
             case unknown:
                 raise AssertionError(unknown)
         return True
+
+    def vote(self) -> str | None:
+        node = self.log._node
+        return node.journal.getVotedForNodeId() if node is not None else None
 
     async def propose_each(self, prefix: str, count: int) -> list[str]:
         """Tells each acknowledgement as it comes: the caller may kill us any time."""
@@ -147,15 +151,15 @@ class Member:
             times.append((time.perf_counter() - began) * 1000)
         return times
 
-    async def measure_throughput(self, count: int, window: int) -> dict[str, int]:
-        left = iter(range(count))
+    async def measure_throughput(self, count: int, window: int, size: int) -> dict[str, int]:
+        left, data = iter(range(count)), bytes(size)
         failed = 0
 
         async def worker() -> None:
             nonlocal failed
             for _ in left:
                 try:
-                    await self.log.propose(bytes(OPERATION_BYTES), 20_000)
+                    await self.log.propose(data, 20_000)
                 except CubeError:
                     failed += 1
                     await asyncio.sleep(0.05)
@@ -259,6 +263,7 @@ class Processes:
 
     def __init__(self, directory: Path, **settings: Any) -> None:
         self.directory = directory
+        self.directory_of = lambda number: directory / str(number)
         self.settings = settings
         self.all: list[Process] = []
 
@@ -266,7 +271,7 @@ class Processes:
         number = len(self.all)
         options = {
             "address": f"127.0.0.1:{free_port()}",
-            "data_dir": str(self.directory / str(number)),
+            "data_dir": str(self.directory_of(number)),
             "members": members,
             "joining": joining,
             "cluster": str(self.directory),
@@ -309,11 +314,11 @@ class Processes:
 
 
 @contextlib.asynccontextmanager
-async def cluster_of_three(**settings: Any) -> AsyncIterator[Processes]:
+async def cluster_of(size: int, **settings: Any) -> AsyncIterator[Processes]:
     with tempfile.TemporaryDirectory(prefix="cube-bench-raft-") as directory:
         processes = Processes(Path(directory), **settings)
         try:
-            await processes.found()
+            await processes.found(size)
             yield processes
         finally:
             await processes.close()
@@ -352,7 +357,7 @@ def summary(times: list[float]) -> dict[str, float]:
 
 async def run_latency(count: int = 2_000, **settings: Any) -> dict[str, Any]:
     """One proposal after the other, at the leader and through a follower."""
-    async with cluster_of_three(**settings) as processes:
+    async with cluster_of(SIZE, **settings) as processes:
         leader = await processes.leader()
         follower = next(process for process in processes.all if process is not leader)
         await leader.request("latency", count=100)
@@ -363,24 +368,26 @@ async def run_latency(count: int = 2_000, **settings: Any) -> dict[str, Any]:
         }
 
 
-async def run_throughput(count: int = 20_000, window: int = 512, **settings: Any) -> dict[str, Any]:
-    """`window` proposals of 200 bytes in flight, at the leader and through a follower."""
-    async with cluster_of_three(**settings) as processes:
+async def run_throughput(
+    count: int = 20_000, window: int = 512, size: int = OPERATION_BYTES, **settings: Any
+) -> dict[str, Any]:
+    """`window` proposals of `size` bytes in flight, at the leader and through a follower."""
+    workload = {"count": count, "window": window, "size": size}
+    async with cluster_of(SIZE, **settings) as processes:
         leader = await processes.leader()
         follower = next(process for process in processes.all if process is not leader)
-        await leader.request("throughput", count=2_000, window=window)
+        await leader.request("throughput", workload={**workload, "count": 2_000})
         return {
-            "leader": await leader.request("throughput", count=count, window=window),
-            "follower": await follower.request("throughput", count=count, window=window),
-            "operation_bytes": OPERATION_BYTES,
-            "in_flight": window,
+            "leader": await leader.request("throughput", workload=workload),
+            "follower": await follower.request("throughput", workload=workload),
+            **workload,
         }
 
 
 async def run_failover(kills: int = 20, **settings: Any) -> dict[str, Any]:
     """kill -9 of the leader to the next write committed through a survivor."""
     times = []
-    async with cluster_of_three(**settings) as processes:
+    async with cluster_of(SIZE, **settings) as processes:
         for number in range(kills):
             leader = await processes.leader()
             survivors = [process for process in processes.running() if process is not leader]
@@ -414,9 +421,40 @@ async def first_commit(survivors: list[Process], number: int) -> float:
             return time.perf_counter()
 
 
+async def run_restart(entries: int = 100_000, **settings: Any) -> dict[str, Any]:
+    """From the start of a killed member's process until it has applied `entries` again that no
+    snapshot covers: a follower of three, and a cluster of one."""
+    results: dict[str, Any] = {"entries": entries}
+    for size in (SIZE, 1):
+        workload = {"count": entries, "window": 512, "size": OPERATION_BYTES}
+        async with cluster_of(size, snapshot_every=10 * entries, **settings) as processes:
+            leader = await processes.leader()
+            await leader.request("throughput", workload=workload)
+            index = await leader.request("barrier", timeout_ms=10_000)
+            member = processes.all[-1]
+            await member.request("barrier", timeout_ms=10_000)
+            await member.kill()
+            began = time.perf_counter()
+            await member.start()
+            started = time.perf_counter() - began
+            while True:
+                status = await member.request("status")
+                if status["ready"] and status["applied"] >= index:
+                    break
+                await asyncio.sleep(0.005)
+            whole = time.perf_counter() - began
+            path = Path(member.options["data_dir"]) / "journal"
+            results[f"of_{size}"] = {
+                "listening_s": round(started, 3),
+                "applied_and_ready_s": round(whole, 3),
+                "journal_bytes": sum(one.stat().st_size for one in path.iterdir()),
+            }
+    return results
+
+
 async def run_idle(seconds: float = 10.0, **settings: Any) -> dict[str, Any]:
     """Percent of a core that each member takes while nothing happens."""
-    async with cluster_of_three(**settings) as processes:
+    async with cluster_of(SIZE, **settings) as processes:
         leader = await processes.leader()
         await asyncio.sleep(2)
         ordered = [leader, *(process for process in processes.all if process is not leader)]
@@ -427,19 +465,37 @@ async def run_idle(seconds: float = 10.0, **settings: Any) -> dict[str, Any]:
     return {"leader_percent": percent[0], "followers_percent": percent[1:], "seconds": seconds}
 
 
+def sync_cost() -> dict[str, float]:
+    """What one append of 300 bytes and its fdatasync cost where the members' files are."""
+    times = []
+    with tempfile.NamedTemporaryFile(prefix="cube-bench-raft-") as file:
+        for _ in range(1_000):
+            began = time.perf_counter()
+            os.write(file.fileno(), bytes(300))
+            os.fdatasync(file.fileno())
+            times.append((time.perf_counter() - began) * 1000)
+    return summary(times)
+
+
 async def run_all(options: argparse.Namespace) -> dict[str, Any]:
-    settings: dict[str, Any] = {"fsync": options.fsync}
+    settings: dict[str, Any] = {"fsync": not options.no_fsync}
     for name in ("heartbeat_ms", "election_min_ms", "election_max_ms"):
         if getattr(options, name) is not None:
             settings[name] = getattr(options, name)
     runs: dict[str, Callable[[], Any]] = {
         "latency": lambda: run_latency(**settings),
         "throughput": lambda: run_throughput(**settings),
+        "throughput_2k": lambda: run_throughput(size=2_000, **settings),
+        "restart": lambda: run_restart(**settings),
         "failover": lambda: run_failover(options.kills, **settings),
         "idle": lambda: run_idle(**settings),
     }
     cores = os.cpu_count() or 1
-    results: dict[str, Any] = {"settings": settings, "busy": options.busy, "cores": cores}
+    results: dict[str, Any] = {
+        "settings": settings,
+        "busy": options.busy,
+        "append_and_fdatasync": sync_cost(),
+    }
     async with busy_cores(cores if options.busy else 0):
         for name, run in runs.items():
             if options.only in (None, name):
@@ -447,23 +503,26 @@ async def run_all(options: argparse.Namespace) -> dict[str, Any]:
     return results
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--member", help=argparse.SUPPRESS)
-    parser.add_argument("--fsync", action="store_true")
+RUNS = ("latency", "throughput", "throughput_2k", "failover", "idle", "restart")
+
+
+def bench(args: list[str]) -> dict[str, Any]:
+    parser = argparse.ArgumentParser(prog="scripts/bench raft", description=__doc__)
+    parser.add_argument("--no-fsync", action="store_true")
     parser.add_argument("--busy", action="store_true")
     parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--only", choices=("latency", "throughput", "failover", "idle"))
+    parser.add_argument("--only", choices=RUNS)
     parser.add_argument("--heartbeat-ms", type=int)
     parser.add_argument("--election-min-ms", type=int)
     parser.add_argument("--election-max-ms", type=int)
-    options = parser.parse_args()
-    if options.member is not None:
-        logging.basicConfig(level=os.environ.get("CUBE_LOG_LEVEL", "WARNING"))
-        asyncio.run(Member(json.loads(options.member)).serve())
-    else:
-        json.dump(asyncio.run(run_all(options)), sys.stdout, indent=2)
-        print()
+    return asyncio.run(run_all(parser.parse_args(args)))
+
+
+def main() -> None:
+    """A member process: the parent starts this file with --member and the options as JSON."""
+    logging.basicConfig(level=os.environ.get("CUBE_LOG_LEVEL", "WARNING"))
+    assert sys.argv[1] == "--member", "run it as: scripts/bench raft"
+    asyncio.run(Member(json.loads(sys.argv[2])).serve())
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Protocol
 
@@ -39,9 +39,9 @@ class ListReplica:
         self.entries.append((index, term, at_ms, data))
         return (self.name, index)
 
-    def dump(self) -> Callable[[], bytes]:
+    def dump(self) -> Callable[[], Iterator[bytes]]:
         entries = list(self.entries)
-        return lambda: msgspec.msgpack.encode(entries)
+        return lambda: iter([msgspec.msgpack.encode(entries)])
 
     def load(self, data: bytes, index: int) -> None:
         self.entries = msgspec.msgpack.decode(data, type=list[tuple[int, int, int, bytes]])

@@ -5,6 +5,7 @@ Unknown fields are refused: a command of a newer release must stop an older one,
 
 from __future__ import annotations
 
+import struct
 from typing import TypeVar
 
 import msgspec
@@ -22,6 +23,21 @@ _COMMAND_DECODER = msgspec.msgpack.Decoder(Command)
 def encode(value: object) -> bytes:
     """Equal values give equal bytes, whatever the order of their mappings."""
     return bytes((FORMAT_VERSION,)) + _ENCODER.encode(value)
+
+
+def encode_map_head(length: int) -> bytes:
+    """What encode() begins with for a map or struct of `length` fields; behind it belong as many
+    names and values, each by encode_part(). So a large value can be encoded piece by piece."""
+    return bytes((FORMAT_VERSION,)) + struct.pack(">BH", 0xDE, length)
+
+
+def encode_list_head(length: int) -> bytes:
+    """As encode_map_head(), for a list inside it."""
+    return struct.pack(">BI", 0xDD, length)
+
+
+def encode_part(value: object) -> bytes:
+    return _ENCODER.encode(value)
 
 
 def decode(data: bytes, decoder: msgspec.msgpack.Decoder[_T]) -> _T:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 import msgspec
@@ -70,9 +70,10 @@ class Replica(Protocol):
         the process. `at_ms` was stamped by the leader that appended it (Log's `stamp`)."""
         ...
 
-    def dump(self) -> Callable[[], bytes]:
+    def dump(self) -> Callable[[], Iterator[bytes]]:
         """Take a reference of the state as of the last applied entry, at once (no copying); the
-        returned function encodes it and may run on any thread."""
+        returned function encodes it, on any thread, in slices of a millisecond's work or so. The
+        log pauses between them: a thread that only computes holds all others up."""
         ...
 
     def load(self, data: bytes, index: int) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import msgspec
 
@@ -81,9 +81,9 @@ class StateFeed:
         self._hand_over(Published(index, step.state.now_ms, step.events))
         return AppliedEntry(step.outcome, step.index)
 
-    def dump(self) -> Callable[[], bytes]:
+    def dump(self) -> Callable[[], Iterator[bytes]]:
         state = self.state
-        return lambda: snapshot.dump(state)
+        return lambda: snapshot.dump_slices(state)
 
     def load(self, data: bytes, index: int) -> None:
         state = snapshot.load(data)

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import heapq
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
+from typing import Any
 
 import immutables
 import msgspec
@@ -42,23 +46,59 @@ class Snapshot(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 _DECODER = msgspec.msgpack.Decoder(Snapshot)
 
 
+# Values encoded in one go: about a millisecond of work, after which others may run.
+SLICE_VALUES = 250
+
+
 def dump(state: ClusterState) -> bytes:
     """All of the state; load() of it is equal to the state."""
-    return codec.encode(
-        Snapshot(
-            cluster_id=state.cluster_id,
-            cluster_name=state.cluster_name,
-            settings=state.settings,
-            trust=state.trust,
-            index=state.index,
-            term=state.term,
-            now_ms=state.now_ms,
-            nodes=sorted(state.nodes.values(), key=lambda node: node.id),
-            jobs=sorted(state.jobs.values(), key=lambda job: job.id),
-            tasks=sorted(state.tasks.values(), key=lambda task: task.id),
-            outcomes=sorted(state.outcomes.items(), key=lambda item: item[1].sequence),
-        )
-    )
+    return b"".join(dump_slices(state))
+
+
+def dump_slices(state: ClusterState) -> Iterator[bytes]:
+    """What dump() returns, in pieces of a millisecond's work or so; some are empty."""
+    heads: dict[str, object] = {
+        "cluster_id": state.cluster_id,
+        "cluster_name": state.cluster_name,
+        "settings": state.settings,
+        "trust": state.trust,
+        "index": state.index,
+        "term": state.term,
+        "now_ms": state.now_ms,
+    }
+    lists: dict[str, tuple[Iterable[object], Callable[[Any], Any]]] = {
+        "nodes": (state.nodes.values(), lambda node: node.id),
+        "jobs": (state.jobs.values(), lambda job: job.id),
+        "tasks": (state.tasks.values(), lambda task: task.id),
+        "outcomes": (state.outcomes.items(), lambda item: item[1].sequence),
+    }
+    assert {*heads, *lists} == set(Snapshot.__struct_fields__)
+    yield codec.encode_map_head(len(heads) + len(lists))
+    for name, value in heads.items():
+        yield codec.encode_part(name) + codec.encode_part(value)
+    for name, (values, key) in lists.items():
+        in_order: list[object] = []
+        yield from _sort_in_slices(values, key, in_order)
+        yield codec.encode_part(name) + codec.encode_list_head(len(in_order))
+        for start in range(0, len(in_order), SLICE_VALUES):
+            slice_ = in_order[start : start + SLICE_VALUES]
+            yield b"".join(map(codec.encode_part, slice_))
+
+
+def _sort_in_slices(
+    values: Iterable[object], key: Callable[[Any], Any], in_order: list[object]
+) -> Iterator[bytes]:
+    """`in_order` holds the sorted values afterwards. Yields nothing, often: sorting all of them in
+    one go would keep every other thread waiting."""
+    runs: list[list[object]] = []
+    left = iter(values)
+    while run := sorted(islice(left, SLICE_VALUES), key=key):
+        runs.append(run)
+        yield b""
+    for count, value in enumerate(heapq.merge(*runs, key=key)):
+        in_order.append(value)
+        if count % SLICE_VALUES == 0:
+            yield b""
 
 
 def load(data: bytes) -> ClusterState:

@@ -3,34 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
-import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 
+from tests.raft.members import Processes
 from tests.raft_support import until
-
-SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "bench_raft.py"
-
-
-def load_bench() -> ModuleType:
-    """scripts/ is no package; its member process is what we need here."""
-    if "bench_raft" not in sys.modules:
-        spec = importlib.util.spec_from_file_location("bench_raft", SCRIPT)
-        assert spec is not None
-        assert spec.loader is not None
-        module = sys.modules["bench_raft"] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    return sys.modules["bench_raft"]
 
 
 @pytest.fixture
 async def processes(tmp_path: Path) -> AsyncIterator[Any]:
-    made = load_bench().Processes(tmp_path, snapshot_every=40, snapshot_tail=3)
+    made = Processes(tmp_path, snapshot_every=40, snapshot_tail=3)
     yield made
     await made.close()
 

@@ -120,6 +120,8 @@ class Applying(Replication):
                 self._trim_behind(finished.index)
             return
         new_entries = self.applied_index - self.snapshots.index
+        if not self.snapshots.may_encode:
+            return
         is_due = (
             new_entries >= self._snapshot_every
             or (self.journal.bytes_on_disk > JOURNAL_BYTES_MAX and new_entries > 0)

@@ -11,20 +11,31 @@ import logging
 import os
 import struct
 import threading
+import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 import msgspec
 
 from cube.adapters.raft.files import sync_directory
+from cube.adapters.raft.library import monotonic
 from cube.model.errors import BadPacket
 
 logger = logging.getLogger(__name__)
 
 MAGIC = b"CUBESNP1"
 _HEAD = struct.Struct("<II")  # crc32 of all that follows, bytes of the header
+WRITE_BYTES = 256 << 10
+# Synced in portions: one large sync at the end would keep the journal's own waiting.
+SYNC_BYTES = 1 << 20
+# Between two slices of the encoding: long enough that the Raft thread and the event loop, which
+# wait for the interpreter, get their turn.
+ENCODING_PAUSE_S = 0.0005
+# A snapshot that could not be written is not tried again before this: the disk is full, or the
+# encoding has a bug.
+RETRY_S = 10.0
 CHUNK_BYTES = 256 << 10
 # A receiver's disk is not filled by a peer's mistake.
 SNAPSHOT_BYTES_MAX = 4 << 30
@@ -53,6 +64,7 @@ class SnapshotStore:
         self.header: SnapshotHeader | None = None
         self._encoder: threading.Thread | None = None
         self._encoded: SnapshotHeader | BaseException | None = None
+        self._retry_at = 0.0
         self._sending: dict[str, _Sending] = {}
         self._sent_index: dict[str, int] = {}
         self._receiving: BinaryIO | None = None
@@ -61,6 +73,10 @@ class SnapshotStore:
     @property
     def is_encoding(self) -> bool:
         return self._encoder is not None
+
+    @property
+    def may_encode(self) -> bool:
+        return self._encoder is None and monotonic() >= self._retry_at
 
     @property
     def index(self) -> int:
@@ -79,9 +95,9 @@ class SnapshotStore:
 
     # --- making one
 
-    def start_encoding(self, header: SnapshotHeader, encode: Callable[[], bytes]) -> None:
-        """`encode` runs and its result is on disk, beside the present snapshot, when finish()
-        returns it. At most one at a time."""
+    def start_encoding(self, header: SnapshotHeader, encode: Callable[[], Iterator[bytes]]) -> None:
+        """`encode` runs on a thread and its result is on disk, beside the present snapshot, when
+        finish() returns it. At most one at a time."""
         assert self._encoder is None
         self._encoded = None
         self._encoder = threading.Thread(
@@ -98,6 +114,8 @@ class SnapshotStore:
         self._encoder = None
         if isinstance(encoded, BaseException):
             logger.error("raft_snapshot_failed error=%r", encoded)
+            self._encoding_path.unlink(missing_ok=True)
+            self._retry_at = monotonic() + RETRY_S
             return None
         if encoded.index <= self.index:
             self._encoding_path.unlink(missing_ok=True)
@@ -105,7 +123,7 @@ class SnapshotStore:
         self._replace_by(self._encoding_path, encoded)
         return encoded
 
-    def _encode(self, header: SnapshotHeader, encode: Callable[[], bytes]) -> None:
+    def _encode(self, header: SnapshotHeader, encode: Callable[[], Iterator[bytes]]) -> None:
         try:
             _write(self._encoding_path, header, encode())
             self._encoded = header
@@ -197,12 +215,22 @@ class SnapshotStore:
         self.header = header
 
 
-def _write(path: Path, header: SnapshotHeader, data: bytes) -> None:
+def _write(path: Path, header: SnapshotHeader, slices: Iterator[bytes]) -> None:
     head = msgspec.msgpack.encode(header)
-    checksum = zlib.crc32(data, zlib.crc32(head))
-    with path.open("wb") as file:
-        file.write(MAGIC + _HEAD.pack(checksum, len(head)) + head)
-        file.write(data)
+    checksum = zlib.crc32(head)
+    with path.open("wb", buffering=WRITE_BYTES) as file:
+        file.write(bytes(len(MAGIC) + _HEAD.size) + head)
+        unsynced = 0
+        for data in slices:
+            checksum = zlib.crc32(data, checksum)
+            unsynced += file.write(data)
+            if unsynced >= SYNC_BYTES:
+                file.flush()
+                os.fdatasync(file.fileno())
+                unsynced = 0
+            time.sleep(ENCODING_PAUSE_S)
+        file.seek(0)
+        file.write(MAGIC + _HEAD.pack(checksum, len(head)))
         file.flush()
         os.fsync(file.fileno())
 

@@ -200,7 +200,7 @@ async def test_a_restored_state_cannot_say_how_it_came_about() -> None:
     await settled()
     other, follower = opened()
     follower.job("a")
-    other.load(feed.dump()(), 3)
+    other.load(b"".join(feed.dump()()), 3)
     follower.index = 3
     follower.job("d")
     await settled()
@@ -217,7 +217,7 @@ async def test_a_dump_is_of_the_moment_it_was_taken() -> None:
     encode = feed.dump()
     writer.job("b")
     other = StateFeed()
-    other.load(encode(), 1)
+    other.load(b"".join(encode()), 1)
     assert other.state.index == 1
     assert other.state.job_named("b") is None
 
@@ -228,7 +228,7 @@ async def test_a_dump_that_says_more_than_its_index_is_refused() -> None:
     writer.job("b")
     other = StateFeed()
     with pytest.raises(BadPacket):
-        other.load(feed.dump()(), 1)
+        other.load(b"".join(feed.dump()()), 1)
     with pytest.raises(BadPacket):
         other.load(b"garbage", 5)
     assert other.state == ClusterState()
