@@ -30,7 +30,6 @@ from cube.model.trust import (
 )
 
 NAMES_MAX = 16  # addresses that one certificate vouches for
-CA_KEY_PURPOSE = "ca-key"  # of its envelope in the log
 _DAY_MS = 86_400_000
 
 
@@ -148,6 +147,37 @@ def verify_issued(certificate_pem: str, ca_pem: str, key_pem: str) -> None:
         certificate.verify_directly_issued_by(_certificate(ca_pem))
     except (InvalidSignature, ValueError, TypeError) as error:
         raise BadPacket("a certificate that this cluster's CA has not issued") from error
+
+
+class X509Certificates:
+    """ports.trust.Certificates, by the functions of this module."""
+
+    def make_key(self) -> str:
+        return make_key()
+
+    def make_request(self, key_pem: str) -> str:
+        return make_request(key_pem)
+
+    def fingerprint(self, certificate_pem: str) -> str:
+        return fingerprint(certificate_pem)
+
+    def verify_issued(self, certificate_pem: str, ca_pem: str, key_pem: str) -> None:
+        verify_issued(certificate_pem, ca_pem, key_pem)
+
+    def node_of(self, certificate_pem: str) -> NodeIdentity:
+        found = read_node_certificate(certificate_pem)
+        return NodeIdentity(found.cluster_id, found.role, found.node_id)
+
+    def issue(
+        self,
+        ca_pem: str,
+        ca_key_pem: str,
+        request_pem: str,
+        identity: NodeIdentity,
+        names: Sequence[str],
+        now_ms: int,
+    ) -> str:
+        return issue(ca_pem, ca_key_pem, request_pem, identity, names, now_ms)
 
 
 def _begin(
