@@ -63,8 +63,10 @@ def logs(
 
 
 def _of_job(client: Client, job: str) -> list[TaskView]:
+    """Those that run or should; of a job that has ended, the last one of each slot."""
     tasks = [task for task in client.tasks(job) if task.node_id is not None]
-    return present(tasks) or tasks[-1:]
+    newest = {task.name: task for task in sorted(tasks, key=lambda task: task.created_at or "")}
+    return present(tasks) or sorted(newest.values(), key=lambda task: (task.group, task.slot))
 
 
 def _lines(pieces: Iterator[bytes]) -> Iterator[bytes]:

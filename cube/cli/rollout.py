@@ -53,6 +53,10 @@ class Watch:
             if is_done(job, tasks):
                 self._shown.close()
                 return job
+            if job.status in ("stopping", "stopped"):
+                self._shown.close()
+                hint = f"cube start {self._job}"
+                raise CommandError(FAILED, f"{self._job} is stopped", hint=hint)
             if job.status == "failed":
                 self._shown.close()
                 raise self._failed(f"{self._job} v{job.version} failed", tasks)

@@ -66,12 +66,12 @@ def print_tasks(settings: Settings, tasks: Sequence[TaskView]) -> None:
             + (f"→{port.target}" if port.host != port.target else "")
             for port in task.ports.values()
         )
-        message = clean(task.message or task.reason)
+        message = clean(task.message or task.reason.replace("_", " "))
         row = [
             task.name,
             task.node_name or "–",
             style.state(task.state),
-            style.state(task.health) if task.health else "–",
+            style.state(task.health) if task.health and task.state not in ENDED else "–",
             str(task.restarts),
             age(task.started_at or task.created_at),
             task.image or task.driver,

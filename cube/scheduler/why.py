@@ -31,7 +31,9 @@ def explain(state: ClusterState, now_ms: int, job_name: str) -> list[Explanation
         return []
     if job.stopped:
         return [
-            Explanation(job.name, name, (), "stopped", f"job {job.name} is stopped: cube start")
+            Explanation(
+                job.name, name, (), "stopped", f"job {job.name} is stopped: cube start {job.name}"
+            )
             for name in sorted(job.spec.groups)
         ]
     if job.spec.type is JobType.CRON:

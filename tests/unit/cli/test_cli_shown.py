@@ -17,8 +17,8 @@ import msgspec
 import pytest
 
 from cube.agent.run import run as run_agent
-from cube.cli.exits import report
-from cube.cli.rollout import _Bars, _Lines, is_done, word_of
+from cube.cli.exits import CommandError, report
+from cube.cli.rollout import Watch, _Bars, _Lines, is_done, word_of
 from cube.cli.why import print_explanations
 from cube.client.errors import ApiProblem
 from cube.model.views import (
@@ -110,6 +110,21 @@ def test_scaled_down_is_done_when_what_is_too_much_has_ended() -> None:
     assert not is_done(job(1), [wanted, surplus])
     assert is_done(job(1), [wanted, task(1, "completed", desired="stop")])
     assert not is_done(job(2), [wanted])
+
+
+class Stopped:
+    """A client of a job that someone stopped while another waits for it."""
+
+    def job(self, _name: str) -> JobView:
+        return msgspec.structs.replace(job(1), status="stopping")
+
+    def tasks(self, _job: str) -> list[TaskView]:
+        return [task(0, "stopping", desired="stop")]
+
+
+def test_a_job_that_was_stopped_is_not_waited_for(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(CommandError, match="j is stopped"):
+        Watch(Stopped(), "j", 1, 5.0).until_done()  # type: ignore[arg-type]
 
 
 # Why
