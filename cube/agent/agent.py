@@ -30,6 +30,7 @@ from cube.adapters.trust.gossip_seal import AesSeal
 from cube.adapters.udp import UdpDatagrams
 from cube.agent.drivers import make_drivers
 from cube.api.app import make_app
+from cube.api.auth import Access
 from cube.config import Config
 from cube.gossip.swim import Swim
 from cube.model.addresses import join_address
@@ -186,6 +187,17 @@ class Agent:
             self._view,
             TaskLogs(self._drivers),
             self._desk,
+            access=Access(
+                hosts=frozenset(
+                    name.lower()
+                    for name in (
+                        self._config.bind.address,
+                        self.advertise,
+                        self.name,
+                        socket.gethostname(),
+                    )
+                )
+            ),
             clock=self._clock,
             new_id=entropy.short_id,
         )

@@ -8,6 +8,7 @@ import aiohttp
 from aiohttp import web
 
 import cube
+from cube.api.auth import Access
 from cube.api.boundary import API, add_headers, answering, boundary
 from cube.api.call import Api, ApiSettings
 from cube.api.routes import ROUTES
@@ -23,11 +24,13 @@ def make_app(
     local_tasks: LocalTasks,
     peers: Peers,
     settings: ApiSettings | None = None,
+    access: Access | None = None,
     *,
     clock: Clock,
     new_id: Callable[[], str],
 ) -> web.Application:
-    """The whole HTTP API of one node. `new_id` gives random text, different at each call."""
+    """The whole HTTP API of one node. `new_id` gives random text, different at each call.
+    Without `access` nobody is asked for a token."""
     api = Api(
         cluster,
         local_tasks,
@@ -36,6 +39,7 @@ def make_app(
         clock=clock,
         new_id=new_id,
         version=cube.__version__,
+        access=access or Access(),
     )
     app = web.Application(
         middlewares=[boundary],

@@ -15,6 +15,7 @@ from collections.abc import Awaitable, Callable, Iterator
 import msgspec
 from aiohttp import web
 
+from cube.api.auth import check_browser, identity_of
 from cube.api.call import Api, Call, Kind, Route
 from cube.api.errors import Problem, problem_of
 from cube.model.errors import CubeError
@@ -38,6 +39,7 @@ async def boundary(request: web.Request, handler: Answer) -> web.StreamResponse:
     given = request.headers.get("X-Request-Id", "")
     request[REQUEST_ID] = given if _REQUEST_ID.fullmatch(given) else api.next_request_id()
     try:
+        check_browser(request.headers, api.access.hosts)
         response = await handler(request)
     except Problem as problem:
         response = _answer_problem(request, problem)
@@ -99,8 +101,11 @@ def answering(route: Route) -> Answer:
 
     async def answer(request: web.Request) -> web.StreamResponse:
         api = request.app[API]
+        state = api.cluster.state()
+        now_ms = max(state.now_ms, api.clock.now_ms())  # a slow clock must not lengthen a token
+        identity = identity_of(api.access, route.role, request, state.trust, now_ms)
         _check_preconditions(route, request)
-        call = Call(api, route, request)
+        call = Call(api, route, request, identity)
         if route.kind in (Kind.PLAIN, Kind.PEER):
             return await route.answer(call)
         sentence = api.cluster.joined()

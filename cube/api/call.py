@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable, Mapping
 import msgspec
 from aiohttp import ClientSession, web
 
+from cube.api.auth import Access, Identity, Role
 from cube.api.errors import Problem, did_you_mean, refused
 from cube.api.query import flag, integer
 from cube.api.rendered import RenderedTasks
@@ -46,17 +47,6 @@ class ApiSettings(msgspec.Struct, frozen=True, kw_only=True):
     stream_poll_ms: int = 1_000  # how soon a stream notices that its client has gone
     stream_write_ms: int = 30_000  # a client that reads nothing for so long is dropped
     connect_timeout_ms: int = 3_000  # to another node
-    name_of_actor: str = "anonymous"  # until requests carry tokens
-
-
-class Role(enum.StrEnum):
-    """Who may use a route. Declared by every route; enforced once there are tokens."""
-
-    OPEN = "open"
-    VIEWER = "viewer"
-    DEPLOYER = "deployer"
-    OPERATOR = "operator"
-    NODE = "node"
 
 
 class Kind(enum.StrEnum):
@@ -112,7 +102,9 @@ class Api:
         clock: Clock,
         new_id: Callable[[], str],
         version: str,
+        access: Access,
     ) -> None:
+        self.access = access
         self.cluster = cluster
         self.local_tasks = local_tasks
         self.peers = peers
@@ -142,10 +134,11 @@ class Api:
 class Call:
     """One request. `state` is what the answer speaks of; its index goes out as X-Cube-Index."""
 
-    __slots__ = ("api", "query", "request", "route", "state")
+    __slots__ = ("api", "identity", "query", "request", "route", "state")
 
-    def __init__(self, api: Api, route: Route, request: web.Request) -> None:
+    def __init__(self, api: Api, route: Route, request: web.Request, identity: Identity) -> None:
         self.api = api
+        self.identity = identity
         self.route = route
         self.request = request
         self.state: ClusterState = api.cluster.state()
@@ -156,7 +149,7 @@ class Call:
 
     @property
     def actor(self) -> str:
-        return self.api.settings.name_of_actor
+        return self.identity.actor
 
     async def settle(self) -> None:
         """`state` is as new as the query asks for. Raises Problem, Unavailable."""

@@ -23,7 +23,8 @@ from cube.api import (
     watch,
     web_files,
 )
-from cube.api.call import Call, Kind, Role, Route
+from cube.api.auth import Role
+from cube.api.call import Call, Kind, Route
 from cube.api.errors import Problem
 
 Answer = Callable[[Call], Awaitable[web.StreamResponse]]

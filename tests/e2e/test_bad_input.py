@@ -91,7 +91,7 @@ def test_a_body_cut_off_on_the_way_changes_nothing(one: TestCluster) -> None:
     node = one.nodes[0]
     with socket.create_connection(("127.0.0.1", node.http)) as sent:
         sent.sendall(
-            b"POST /v1/jobs HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+            b"POST /v1/jobs HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
             b"Content-Length: 5000\r\n\r\n" + changed()
         )
     assert node.get("/v1/jobs")["items"] == []

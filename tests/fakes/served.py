@@ -14,6 +14,7 @@ from aiohttp.test_utils import TestClient, TestServer
 from aiohttp.web import Application, BaseRunner, Request
 
 from cube.api.app import make_app
+from cube.api.auth import Access
 from cube.api.boundary import API
 from cube.api.call import Api, ApiSettings
 from cube.model import commands as c
@@ -85,14 +86,17 @@ class PlainServer(TestServer):
 
 @contextlib.asynccontextmanager
 async def served(
-    world: World | None = None, node: str = "n1", settings: ApiSettings = SETTINGS
+    world: World | None = None,
+    node: str = "n1",
+    settings: ApiSettings = SETTINGS,
+    access: Access | None = None,
 ) -> AsyncIterator[Served]:
     world = world or World()
     cluster = FakeCluster(world, node)
     local_tasks, peers, clock = FakeLocalTasks(), FakePeers(), FakeClock()
     numbers = itertools.count(1)
     app = make_app(
-        cluster, local_tasks, peers, settings, clock=clock,
+        cluster, local_tasks, peers, settings, access, clock=clock,
         new_id=lambda: f"{node}-id-{next(numbers)}",
     )  # fmt: skip
     server = PlainServer(app)

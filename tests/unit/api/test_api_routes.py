@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from cube.api.call import Kind, Role
+from cube.api.auth import Role
+from cube.api.call import Kind
 from cube.api.routes import ROUTES
 from cube.api.slots import SlotsOfJobs
 from cube.model import commands as c

@@ -290,7 +290,7 @@ async def test_a_client_that_reads_nothing_is_dropped() -> None:
         [task] = api.world.running(job_spec())
         api.local_tasks.chunks = [LogChunk("stdout", b"x" * 1_000_000)] * 200
         reader, writer = await asyncio.open_connection("127.0.0.1", api.server.port, limit=1024)
-        writer.write(f"GET /v1/tasks/{task.id}/logs HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        writer.write(f"GET /v1/tasks/{task.id}/logs HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
         lasting = api.shared.lasting
         await eventually(lambda: len(lasting) == 1)
         await eventually(lambda: not lasting)

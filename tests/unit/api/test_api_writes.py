@@ -373,7 +373,7 @@ async def test_a_body_that_stops_half_way_times_out() -> None:
         before = api.world.state
         reader, writer = await asyncio.open_connection("127.0.0.1", api.server.port)
         writer.write(
-            b"POST /v1/jobs HTTP/1.1\r\nHost: x\r\nContent-Type: application/toml\r\n"
+            b"POST /v1/jobs HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/toml\r\n"
             b"Content-Length: 500\r\n\r\n" + HELLO[:40]
         )
         answer = await asyncio.wait_for(reader.read(4096), 10)
@@ -387,7 +387,7 @@ async def test_a_connection_cut_in_the_body_changes_nothing() -> None:
         before = api.world.state
         _, writer = await asyncio.open_connection("127.0.0.1", api.server.port)
         writer.write(
-            b"POST /v1/jobs HTTP/1.1\r\nHost: x\r\nContent-Type: application/toml\r\n"
+            b"POST /v1/jobs HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/toml\r\n"
             b"Content-Length: 500\r\n\r\n" + HELLO
         )
         await writer.drain()

@@ -1,0 +1,223 @@
+"""Who asks, whether they may, and whether a browser was tricked into asking. Decisions only: values
+in, an Identity or a Problem out; cube.api.boundary calls them.
+
+A token is taken from the Authorization header and from nowhere else: what a browser adds by itself
+proves nothing.
+"""
+
+from __future__ import annotations
+
+import enum
+import ipaddress
+from collections.abc import Callable, Mapping
+
+import msgspec
+from aiohttp import web
+from multidict import MultiMapping
+
+from cube.api.errors import Problem
+from cube.model.errors import BadPacket
+from cube.model.trust import (
+    NodeIdentity,
+    TokenRole,
+    TrustState,
+    parse_api_token,
+    secret_matches,
+)
+
+HEADER_CHARS_MAX = 256  # of Authorization: a token has 78
+CHALLENGE = {"WWW-Authenticate": 'Bearer realm="cube"'}
+_TOKEN_HINT = "`cube token create` makes one; send it as Authorization: Bearer TOKEN"
+_SCHEMES = {"http": 80, "https": 443}
+
+
+class Role(enum.StrEnum):
+    """Who may use a route. Every route declares one."""
+
+    OPEN = "open"
+    VIEWER = "viewer"
+    DEPLOYER = "deployer"
+    OPERATOR = "operator"
+    NODE = "node"
+
+
+class Standing(enum.StrEnum):
+    """What a request has proved about its sender."""
+
+    NOBODY = "nobody"
+    VIEWER = "viewer"
+    DEPLOYER = "deployer"
+    OPERATOR = "operator"
+    NODE = "node"
+    TRUSTED = "trusted"  # there are no tokens: everyone who can reach the socket
+
+
+_USERS = frozenset({Standing.VIEWER, Standing.DEPLOYER, Standing.OPERATOR})
+
+# A node may read: it has the whole state anyway, and passes on what others ask it.
+MAY_USE: Mapping[Role, frozenset[Standing]] = {
+    Role.OPEN: frozenset(Standing),
+    Role.VIEWER: _USERS | {Standing.NODE, Standing.TRUSTED},
+    Role.DEPLOYER: frozenset({Standing.DEPLOYER, Standing.OPERATOR, Standing.TRUSTED}),
+    Role.OPERATOR: frozenset({Standing.OPERATOR, Standing.TRUSTED}),
+    Role.NODE: frozenset({Standing.NODE, Standing.TRUSTED}),
+}
+
+_STANDING = {
+    TokenRole.VIEWER: Standing.VIEWER,
+    TokenRole.DEPLOYER: Standing.DEPLOYER,
+    TokenRole.OPERATOR: Standing.OPERATOR,
+}
+
+
+class Identity(msgspec.Struct, frozen=True):
+    """`actor` is what the cluster's history says of who did it."""
+
+    standing: Standing
+    actor: str
+
+
+NOBODY = Identity(Standing.NOBODY, "anonymous")
+TRUSTED = Identity(Standing.TRUSTED, "anonymous")
+
+
+def _no_certificate(_request: web.BaseRequest) -> NodeIdentity | None:
+    return None
+
+
+class Access(msgspec.Struct, frozen=True, kw_only=True):
+    """`tokens` False: nobody is asked who they are (--insecure). `hosts`: names under which this
+    node is asked, beside its loopback names and any IP address. `node_of`: whose certificate the
+    connection has shown, None without one; raises BadPacket for one that is worth nothing."""
+
+    tokens: bool = False
+    hosts: frozenset[str] = frozenset()
+    node_of: Callable[[web.BaseRequest], NodeIdentity | None] = _no_certificate
+
+
+def identify(
+    authorization: str | None, node: NodeIdentity | None, trust: TrustState, now_ms: int
+) -> Identity:
+    """Whom the request proves to come from. A certificate counts before a token. Raises Problem
+    (401) for a token that opens nothing: that is an error of the sender, not a visit of nobody."""
+    if node is not None:
+        if trust.is_removed(node.node_id):
+            raise Problem("forbidden", "this node was removed from the cluster")
+        return Identity(Standing.NODE, f"node:{node.node_id}")
+    if authorization is None:
+        return NOBODY
+    scheme, _, text = authorization.partition(" ")
+    if len(authorization) > HEADER_CHARS_MAX or scheme.lower() != "bearer":
+        raise _refused("Authorization must be a Bearer token")
+    try:
+        token = parse_api_token(text.strip())
+    except ValueError as error:
+        raise _refused(str(error)) from None
+    record = trust.tokens.get(token.id)
+    if record is None or not secret_matches(token.secret, record.hash):
+        raise _refused("this token is not one of this cluster's, or was removed")
+    if record.is_expired(now_ms):
+        raise _refused("this token has expired")
+    return Identity(_STANDING[record.role], f"token:{record.id}")
+
+
+def authorise(identity: Identity, role: Role) -> None:
+    """The identity may use a route of this role. Raises Problem: 401 for nobody, 403 for others."""
+    if identity.standing in MAY_USE[role]:
+        return
+    if identity.standing is Standing.NOBODY:
+        raise _refused("this route needs a token")
+    raise Problem(
+        "forbidden",
+        f"this route is for the role {role}; {identity.actor} has the role {identity.standing}",
+    )
+
+
+def identity_of(
+    access: Access, role: Role, request: web.BaseRequest, trust: TrustState, now_ms: int
+) -> Identity:
+    """The request's identity, which may use a route of this role. Raises Problem."""
+    if not access.tokens:
+        return TRUSTED
+    if role is Role.OPEN:
+        return NOBODY  # a load balancer's question does not fail over a stale token
+    try:
+        node = access.node_of(request)
+    except BadPacket as error:
+        raise Problem("forbidden", str(error)) from None
+    identity = identify(request.headers.get("Authorization"), node, trust, now_ms)
+    authorise(identity, role)
+    return identity
+
+
+def _refused(detail: str) -> Problem:
+    return Problem("unauthenticated", detail, hint=_TOKEN_HINT, headers=CHALLENGE)
+
+
+# What a browser may be tricked into
+
+
+def check_browser(headers: MultiMapping[str], hosts: frozenset[str]) -> None:
+    """The request was not sent by another site's page in somebody's browser. Raises Problem.
+
+    A page of evil.example reaches a loopback port by making its own name mean 127.0.0.1: then the
+    Host header still says evil.example (421). Or it sends a request to us as it may to anyone: then
+    Origin or Sec-Fetch-Site says so (403). Programs send neither; nothing here stops them.
+    """
+    host = headers.get("Host")
+    is_one = len(headers.getall("Host", ())) == 1
+    if host is not None and not (is_one and is_own_host(host, hosts)):
+        raise Problem(
+            "misdirected",
+            f"this node does not answer as {host[:100]!r}",
+            hint="ask it by its address, or as localhost",
+        )
+    origin = headers.get("Origin")
+    if origin is not None:
+        if host is None or not _is_same(origin, host):
+            raise Problem("foreign_origin", f"a page of {origin[:100]!r} may not use this API")
+    elif headers.get("Sec-Fetch-Site") in ("cross-site", "same-site") and (
+        headers.get("Sec-Fetch-Mode") != "navigate"  # a link to the dashboard is fine
+    ):
+        raise Problem("foreign_origin", "a page of another site may not use this API")
+
+
+def is_own_host(header: str, hosts: frozenset[str]) -> bool:
+    """An address (no name server can bend it), a loopback name, or one of `hosts`."""
+    parts = _host_and_port(header)
+    if parts is None:
+        return False
+    host = parts[0].removesuffix(".")
+    if host == "localhost" or host.endswith(".localhost") or host in hosts:
+        return True
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
+def _host_and_port(authority: str) -> tuple[str, str] | None:
+    """Lower case, without brackets; None for what is no authority. An absent port is ""."""
+    text = authority.strip().lower()
+    if text.startswith("["):
+        host, bracket, rest = text[1:].partition("]")
+        if not bracket or ":" not in host:
+            return None
+    else:
+        host, colon, rest = text.partition(":")
+        rest = colon + rest
+    port = rest.removeprefix(":")
+    if not host or (rest and not rest.startswith(":")) or (port and not port.isdigit()):
+        return None
+    return host, port
+
+
+def _is_same(origin: str, host: str) -> bool:
+    """Host and port agree. The scheme may differ: a proxy before us may speak TLS."""
+    scheme, separator, authority = origin.partition("://")
+    default = _SCHEMES.get(scheme)
+    theirs, ours = _host_and_port(authority), _host_and_port(host)
+    if not separator or default is None or theirs is None or ours is None:
+        return False
+    return theirs[0] == ours[0] and (theirs[1] or str(default)) == (ours[1] or str(default))
