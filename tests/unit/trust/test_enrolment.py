@@ -51,7 +51,7 @@ class Desk:
     def __init__(self) -> None:
         self.machine = Machine("n1", "n2")
         self.clock = FakeClock()
-        ca_key = CERTIFICATES.make_key()
+        ca_key = self.ca_key = CERTIFICATES.make_key()
         self.ca = make_ca(ClusterId("cluster"), ca_key, self.clock.now_ms())
         sealed = seal_envelope(KEYS.cluster_key, CA_KEY_PURPOSE, ca_key.encode())
         gossip_key = first_gossip_key(KEYS, seal_envelope)
