@@ -41,7 +41,7 @@ from cube.model.ids import ClusterId, CommandId, NodeId
 from cube.model.resources import Resources
 from cube.ports.cluster import BootstrapView, JoinGrant, JoinRequest
 from cube.ports.driver import Driver
-from cube.ports.log import LogStatus, Role
+from cube.ports.log import Role
 from cube.scheduler.liveness import Liveness
 from cube.services.cluster_view import ClusterView, Parts
 from cube.services.driver_facts import DriverFacts
@@ -261,9 +261,8 @@ class Agent:
         leader_clock = LeaderClock(self._clock, lambda: self._feed.state.now_ms)
         log = self._log = self._make_log(record, leader_clock)
         await log.start()
-        proposer = Proposer(
-            log, self._clock, self._config.cluster.write_timeout_ms, entropy.short_id
-        )
+        timeout_ms = self._config.cluster.write_timeout_ms
+        proposer = Proposer(log, self._clock, timeout_ms, entropy.short_id)
         self._drivers.update(
             make_drivers(self._config, cluster_id, self.node_id, self._clock, is_root=self._is_root)
         )
@@ -289,16 +288,16 @@ class Agent:
         )
         registration = Registration(self._facts, proposer.propose)
         voter_loop = self._make_voter_loop(log)
+        heartbeats = Heartbeats(self.node_id, self._remote, self._leader_to_tell)
         self._view.attach(Parts(log, proposer, leader_clock, roll_call.members, voter_loop))
         self._desk.leader_loop = leader_loop
         self._desk.voter_loop = voter_loop
-
-        def on_log_status(status: LogStatus) -> None:
-            proposer.on_log_status(status)
-            leader_loop.on_log_status(status)
-            voter_loop.on_log_status(status)
-
-        log.watch(on_log_status)
+        for watcher in (
+            proposer.on_log_status,
+            leader_loop.on_log_status,
+            voter_loop.on_log_status,
+        ):
+            log.watch(watcher)
         await gossip.start(self._seeds(record))
         prober = SocketProber()
         worker_loop = self._make_worker_loop(cluster_id, proposer, prober)
@@ -314,9 +313,7 @@ class Agent:
                     "voters": keep_running("voters", voter_loop.run),
                     "admission": self._stay_followed(record),
                     "worker": worker_loop.run(),
-                    "heartbeats": Heartbeats(
-                        self.node_id, self._remote, self._leader_to_tell
-                    ).run(),
+                    "heartbeats": heartbeats.run(),
                     "roll_call": roll_call.run(),
                     "registration": registration.run(),
                     "drivers": self._watch_drivers(registration),
