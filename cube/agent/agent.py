@@ -266,13 +266,7 @@ class Agent:
         self._drivers.update(
             make_drivers(self._config, cluster_id, self.node_id, self._clock, is_root=self._is_root)
         )
-        seal = AesSeal(
-            cluster_id,
-            self.node_id,
-            self._keyring.known.gossip_keys,
-            self._disk,
-            self._clock.now_ms(),
-        )
+        seal = self._make_seal(cluster_id)
         gossip = self._make_gossip(seal)
         roll_call = RollCall(gossip, lambda: host.stats(self._data_dir, log.status().applied_index))
         leader_loop = LeaderLoop(
@@ -347,6 +341,10 @@ class Agent:
             joining=not record.created,
             cluster=record.cluster_id or "",
         )
+
+    def _make_seal(self, cluster_id: ClusterId) -> AesSeal:
+        keys = self._keyring.known.gossip_keys
+        return AesSeal(cluster_id, self.node_id, keys, self._disk, self._clock.now_ms())
 
     def _make_gossip(self, seal: AesSeal) -> GossipLoop:
         swim = Swim(

@@ -39,6 +39,9 @@ def test_three_agents_become_one_cluster(cluster: TestCluster) -> None:
     text = cluster.cube("node", "ls").stdout
     assert text.count("ready") == 3
     assert text.count("leader") == 1
+    keys = [node.directory / "keys.json" for node in cluster.nodes]
+    assert {path.read_bytes() for path in keys} == {keys[0].read_bytes()}
+    assert {path.stat().st_mode & 0o777 for path in keys} == {0o600}
 
 
 def test_bootstrap_expect_makes_one_cluster(cluster: TestCluster, tmp_path: Path) -> None:

@@ -150,7 +150,10 @@ def verify_issued(certificate_pem: str, ca_pem: str, key_pem: str) -> None:
 
 
 class X509Certificates:
-    """ports.trust.Certificates, by the functions of this module."""
+    """ports.trust.Certificates, and services.founding.Authority, by the functions of this module."""
+
+    def make_ca(self, cluster_id: ClusterId, key_pem: str, now_ms: int) -> str:
+        return make_ca(cluster_id, key_pem, now_ms)
 
     def make_key(self) -> str:
         return make_key()

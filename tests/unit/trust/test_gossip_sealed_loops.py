@@ -77,6 +77,17 @@ async def test_a_member_that_was_killed_is_understood_again_by_all(members: list
     assert [m.loop.counts["bad"] for m in (a, b)] == bad
 
 
+async def test_a_restarted_member_makes_itself_heard_by_those_it_cannot_understand(
+    members: list[Member],
+) -> None:
+    """It asks nobody: all it gets are packets that may be old."""
+    c = members[2]
+    await c.loop.stop()
+    await c.start()
+    await until(lambda: c.loop.counts["greetings"] > 0)
+    await until(lambda: all_alive(members))
+
+
 async def test_keys_rotate_while_they_talk(members: list[Member]) -> None:
     for keys in ([KEY, NEXT_KEY], [NEXT_KEY, KEY], [NEXT_KEY]):
         for member in members:
