@@ -84,7 +84,8 @@ class DockerDriver:
         self._events = EventStream(engine, self._marks, self._on_connect, self._on_event)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._settings.ping_timeout_ms / 1000):
-                await self._listens.wait()
+                if not await engine.ping():  # where none answers, nobody waits
+                    await self._listens.wait()
 
     async def close(self) -> None:
         if self._observer is not None:

@@ -52,6 +52,7 @@ class Liveness:
         self._since_ms = 0
         self._leader: NodeId | None = None
         self._last_ms: dict[NodeId, int] = {}
+        self._known_ms: dict[NodeId, int] = {}  # when this leader began to expect its heartbeats
         self._steady_ms: dict[NodeId, int] = {}  # heartbeats have come without a gap since
         self._downed_ms: dict[NodeId, int] = {}  # when this leader took it down
 
@@ -61,6 +62,7 @@ class Liveness:
         self._since_ms = mono_ms
         self._leader = leader
         self._last_ms.clear()
+        self._known_ms.clear()
         self._steady_ms.clear()
         self._downed_ms.clear()
 
@@ -84,9 +86,13 @@ class Liveness:
     ) -> Verdict:
         """`gossip`: alive | suspect | dead | left; a node that it does not know is not seen alive.
         Verdicts are assumed to be carried out."""
-        for gone in [node_id for node_id in self._last_ms if node_id not in nodes]:
-            del self._last_ms[gone]
+        for gone in (self._known_ms.keys() | self._last_ms.keys()) - nodes.keys():
+            self._known_ms.pop(gone, None)
+            self._last_ms.pop(gone, None)
             self._steady_ms.pop(gone, None)
+        known_ms = mono_ms if self._known_ms else self._since_ms  # a newcomer is not late
+        for node_id in nodes:
+            self._known_ms.setdefault(node_id, known_ms)
         wanted: list[tuple[NodeId, NodeStatus, str]] = []
         for node_id in sorted(nodes):
             node = nodes[node_id]
@@ -100,7 +106,7 @@ class Liveness:
             return NodeStatus.READY, ""
         is_down = node.status in (NodeStatus.DOWN, NodeStatus.LEFT)
         last_ms = self._last_ms.get(node.id)
-        silent_ms = mono_ms - (self._since_ms if last_ms is None else last_ms)
+        silent_ms = mono_ms - (self._known_ms[node.id] if last_ms is None else last_ms)
         if last_ms is not None and silent_ms <= self._gap_ms:
             if seen == "alive":
                 return NodeStatus.READY, ""

@@ -293,6 +293,14 @@ async def test_an_absent_engine_is_a_clear_reason(tmp_path: Path) -> None:
     await assert_down(driver.recover())
 
 
+async def test_an_absent_engine_is_not_waited_for(tmp_path: Path) -> None:
+    settings = DockerSettings(host=f"unix://{tmp_path}/docker.sock", ping_timeout_ms=600_000)
+    driver = DockerDriver(ClusterId("c"), NodeId("n"), settings, SystemClock())
+    async with asyncio.timeout(BOUND_S):
+        await driver.open(lambda _: None)
+        await driver.close()
+
+
 async def test_an_engine_that_accepts_and_says_nothing_is_a_hung_one(tmp_path: Path) -> None:
     held: list[asyncio.StreamWriter] = []
 

@@ -136,6 +136,18 @@ def test_a_new_leader_counts_silence_from_its_own_start() -> None:
     assert world.status(1) is DOWN
 
 
+def test_a_newcomer_is_given_time_for_its_first_heartbeat() -> None:
+    world = World(1)
+    world.run(60_000)
+    one = facts("n1")
+    world.nodes[one.id] = Node(id=one.id, name=one.name, facts=one)
+    world.gossip[one.id] = "alive"
+    world.run(1_000)
+    assert world.status(1) is READY
+    world.run(5_000)  # but not for ever
+    assert world.status(1) is SUSPECT
+
+
 def test_the_leader_is_always_ready() -> None:
     world = World(3)
     world.set(0, DOWN)
