@@ -231,7 +231,10 @@ class FakeLog:
         self.cluster.elect(others[0])
 
     async def compact(self) -> None:
-        self.cluster.snapshots[self.address] = (b"".join(self.replica.dump()()), self._applied_index)
+        self.cluster.snapshots[self.address] = (
+            b"".join(self.replica.dump()()),
+            self._applied_index,
+        )
 
     # --- inside
 
