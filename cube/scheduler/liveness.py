@@ -86,7 +86,7 @@ class Liveness:
     ) -> Verdict:
         """`gossip`: alive | suspect | dead | left; a node that it does not know is not seen alive.
         Verdicts are assumed to be carried out."""
-        for gone in (self._known_ms.keys() | self._last_ms.keys()) - nodes.keys():
+        for gone in [one for one in {**self._known_ms, **self._last_ms} if one not in nodes]:
             self._known_ms.pop(gone, None)
             self._last_ms.pop(gone, None)
             self._steady_ms.pop(gone, None)

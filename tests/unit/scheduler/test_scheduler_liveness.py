@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import immutables
 import msgspec
 import pytest
 
@@ -38,7 +39,7 @@ class World:
         return self.nodes[NodeId(f"id-n{number}")].status
 
     def decide(self) -> Verdict:
-        verdict = self.liveness.decide(self.nodes, self.gossip, self.now_ms)
+        verdict = self.liveness.decide(immutables.Map(self.nodes), self.gossip, self.now_ms)
         for node_id, status, _ in verdict.changes:
             assert self.nodes[node_id].status is not status
             self.set(int(node_id.removeprefix("id-n")), status)
