@@ -213,7 +213,8 @@ class Process:
 
     async def kill(self) -> None:
         assert self._process is not None
-        self._process.kill()
+        with contextlib.suppress(ProcessLookupError):
+            self._process.kill()
         await self._ended()
 
     async def stop(self) -> None:

@@ -26,6 +26,7 @@ _SETTINGS: dict[str, dict[str, Any]] = {
 }
 _CLIENTS = 4
 READY_S_MAX = 15.0
+MOMENT_S_MAX = 10.0
 
 
 class Round:
@@ -33,6 +34,7 @@ class Round:
 
     def __init__(self, directory: Path, size: int, kind: str, seed: int) -> None:
         self.size = size
+        self.kind = kind
         self.random = random.Random(seed)
         self.disks = [Disk(directory / f"disk-{number}") for number in range(size)]
         self.processes = Processes(directory, **_SETTINGS[kind])
@@ -59,6 +61,7 @@ class Round:
             await asyncio.sleep(self.random.uniform(0.3, 1.2))
             before = [await process.request("status") for process in processes.all]
             await asyncio.sleep(self.random.uniform(0.0, 0.1))
+            await self._moment()
             for disk in self.disks:
                 disk.cut_power()
         finally:
@@ -69,6 +72,17 @@ class Round:
             disk.restore_power()
         await asyncio.gather(*(process.start() for process in processes.all))
         await self._expect(before)
+
+    async def _moment(self) -> None:
+        """Returns in the middle of what this kind is about, or after a while."""
+        pattern = {"snapshot": "snapshot.encoding", "compaction": "journal/*.new"}.get(self.kind)
+        async with asyncio.timeout(MOMENT_S_MAX):
+            while pattern is not None:
+                if any(any((disk.path / "data").glob(pattern)) for disk in self.disks):
+                    break
+                await asyncio.sleep(0)
+        if self.random.random() < 0.5:  # else at once
+            await asyncio.sleep(self.random.uniform(0.0, 0.004))
 
     async def _expect(self, before: list[dict[str, Any]]) -> None:
         processes = self.processes

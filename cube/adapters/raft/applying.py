@@ -115,7 +115,11 @@ class Applying(Replication):
 
     def _SyncObj__tryLogCompaction(self) -> None:  # noqa: N802
         if self.snapshots.is_encoding:
-            finished = self.snapshots.finish()
+            try:
+                finished = self.snapshots.finish()
+            except OSError as error:
+                self.journal.fail(error)
+                return
             if finished is not None:
                 self._trim_behind(finished.index)
             return

@@ -155,6 +155,8 @@ class Replication(RaftCore):
     def _on_snapshot_chunk(self, node: Peer, chunk: list[object]) -> None:
         try:
             index = self.snapshots.receive(node.id, chunk)
+            if index is not None:
+                self.install_snapshot()
         except OSError as error:
             self.snapshots.stop_receiving()
             self.journal.fail(error)
@@ -163,11 +165,11 @@ class Replication(RaftCore):
             # Tells the leader that we are alive, and that it may send more.
             self._ack(node, self.journal.last_index + 1, success=False, reset=False)
         else:
-            self.install_snapshot()
             self._ack(node, index + 1, success=True, reset=False)
 
     def install_snapshot(self) -> None:
-        """The state, the journal and the voters are those of the snapshot received, if it is ahead."""
+        """The state, the journal and the voters are those of the snapshot received, if it is ahead.
+        Raises OSError, and nothing is changed."""
         raise NotImplementedError
 
     # --- the leader's side
@@ -275,7 +277,11 @@ class Replication(RaftCore):
         """A window of it; the peer's answers ask for more."""
         chunk: tuple[bytes, int, bool] | None = None
         while self.transport.pending_bytes(node) <= SEND_WINDOW_BYTES:
-            chunk = self.snapshots.next_chunk(node.id)
+            try:
+                chunk = self.snapshots.next_chunk(node.id)
+            except OSError as error:
+                self.journal.fail(error)
+                return
             if chunk is None:
                 break
             is_heartbeat = False

@@ -106,7 +106,8 @@ class SnapshotStore:
         self._encoder.start()
 
     def finish(self) -> SnapshotHeader | None:
-        """The new snapshot, in place; None while there is none or when it failed or came late."""
+        """The new snapshot, in place; None while there is none or when it failed or came late.
+        Raises OSError."""
         encoder, encoded = self._encoder, self._encoded
         if encoder is None or encoded is None:
             return None
@@ -134,7 +135,8 @@ class SnapshotStore:
     # --- sending it
 
     def next_chunk(self, receiver: str) -> tuple[bytes, int, bool] | None:
-        """(bytes, offset, is_last), each once, in order; None when there is nothing to send."""
+        """(bytes, offset, is_last), each once, in order; None when there is nothing to send. Raises
+        OSError."""
         sending = self._sending.get(receiver)
         if sending is None:
             if self.header is None:
@@ -197,8 +199,7 @@ class SnapshotStore:
     def close(self) -> None:
         """Waits for an encoding under way."""
         if self._encoder is not None:
-            self._encoder.join()
-            self.finish()
+            self._encoder.join()  # the next start finds what it wrote, and begins anew
         self.stop_receiving()
         for receiver in list(self._sending):
             self.cancel_sending(receiver)
@@ -210,9 +211,10 @@ class SnapshotStore:
             self._receiving = None
 
     def _replace_by(self, path: Path, header: SnapshotHeader) -> None:
+        """Raises OSError; nothing may be trimmed then."""
         os.rename(path, self._path)
-        sync_directory(self._path.parent)
         self.header = header
+        sync_directory(self._path.parent)
 
 
 def _write(path: Path, header: SnapshotHeader, slices: Iterator[bytes]) -> None:

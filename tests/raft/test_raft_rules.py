@@ -1,0 +1,174 @@
+"""The findings whose mend is a rule of this adapter rather than another piece of the algorithm:
+S6 to S8, L2, L4 to L6. Red on the stock library where it can be shown there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pysyncobj
+import pysyncobj.pickle as library_pickle
+import pytest
+from pysyncobj.node import Node
+
+from cube.adapters.raft import library
+from cube.adapters.raft.commands import NO_OP, stamped, unstamped
+from cube.adapters.raft.journal import FileJournal
+from cube.adapters.raft.library import LEADER, Peer, monotonic
+from cube.adapters.raft.membership import Change
+from cube.adapters.raft.node import RaftNode
+from cube.adapters.raft.settings import LEADER_FALLBACK_MS, RaftSettings, library_conf
+from cube.ports.log import ENTRY_BYTES_MAX
+from tests.raft.test_raft_findings import (
+    BOTH,
+    OTHER,
+    SELF,
+    STOCK_IS_RED,
+    THIRD,
+    Bench,
+    SilentTransport,
+    bench,
+    ours,
+)
+from tests.raft_support import ListReplica
+
+__all__ = ["bench", "ours"]  # fixtures
+
+
+class Earlier(pysyncobj.SyncObj):  # type: ignore[misc]
+    """A release of a stock program, and the next one, which has a method more."""
+
+    def __init__(self) -> None:
+        self.called: list[str] = []
+        conf = library_conf(RaftSettings())
+        super().__init__(Node(SELF), [], conf, nodeClass=Node, transport=SilentTransport())
+
+    @pysyncobj.replicated  # type: ignore[untyped-decorator]
+    def stop_job(self) -> None:
+        self.called.append("stop_job")
+
+
+class Later(Earlier):
+    @pysyncobj.replicated  # type: ignore[untyped-decorator]
+    def delete_job(self) -> None:
+        self.called.append("delete_job")
+
+
+@STOCK_IS_RED
+def test_s6_s7_stock_an_entry_means_the_same_to_the_next_release() -> None:
+    entry = library_pickle.dumps(Earlier()._methodToID["stop_job_v0"])
+    later = Later()
+    later._SyncObj__doApplyCommand(b"\x00" + entry)
+    assert later.called == ["stop_job"]
+
+
+def test_s6_s7_an_entry_is_the_proposers_bytes_and_nothing_else(ours: RaftNode) -> None:
+    """There is one operation. What the bytes mean is the state machine's own affair."""
+    bench = Bench(ours, lambda index: stamped(unstamped(b"anything %d" % index), 7))
+    bench.append(2, 3, commit_index=3)
+    ours._SyncObj__applyLogEntries()
+    assert isinstance(ours.replica, ListReplica)
+    assert ours.replica.entries == [(2, 1, 7, b"anything 2"), (3, 1, 7, b"anything 3")]
+
+
+def stock_with_journal(path: Path) -> Any:
+    options: Any = library_conf(RaftSettings())
+    options.journalFile = str(path)
+    return pysyncobj.SyncObj(
+        Node(SELF), [Node(OTHER)], options, nodeClass=Node, transport=SilentTransport()
+    )
+
+
+@STOCK_IS_RED
+def test_s8_stock_a_commit_index_beyond_the_log_commits_nothing(tmp_path: Path) -> None:
+    stock = stock_with_journal(tmp_path / "journal")
+    stock._SyncObj__raftLog.setRaftCommitIndex(50)
+    stock._SyncObj__raftLog.onOneSecondTimer()
+    stock._SyncObj__raftLog._destroy()
+    again = stock_with_journal(tmp_path / "journal")
+    commit_index, last_index = again._SyncObj__raftCommitIndex, again._SyncObj__raftLog[-1][1]
+    again._SyncObj__raftLog._destroy()
+    assert commit_index <= last_index
+
+
+def test_s8_a_commit_index_beyond_the_log_commits_nothing(tmp_path: Path) -> None:
+    journal = FileJournal(tmp_path / "journal", fsync=False)
+    journal.setRaftCommitIndex(50)
+    journal._destroy()
+    assert FileJournal(tmp_path / "journal", fsync=False).getRaftCommitIndex() == 1
+
+
+@pytest.mark.parametrize("kind", [pytest.param("stock", marks=STOCK_IS_RED), "ours"])
+def test_l2_a_leader_that_nobody_answers_steps_down_within_two_seconds(
+    kind: str, ours: RaftNode
+) -> None:
+    conf: Any = pysyncobj.SyncObjConf() if kind == "stock" else library_conf(RaftSettings())
+    assert conf.leaderFallbackTimeout < 2.0
+    if kind == "stock":
+        return
+    Bench(ours, lambda _index: NO_OP).lead(term=1, last_index=3)
+    ours._SyncObj__lastResponseTime.update(
+        dict.fromkeys([Peer(OTHER), Peer(THIRD)], monotonic() - LEADER_FALLBACK_MS / 1000 - 0.1)
+    )
+    ours._onTick(0.0)
+    assert ours._SyncObj__raftState != LEADER
+
+
+def settled_leader(ours: RaftNode) -> list[int]:
+    """It leads, its own entry is committed; what changes come to is in the list."""
+    Bench(ours, lambda _index: NO_OP).lead(term=1, last_index=2)
+    ours._SyncObj__noopIDx = 2
+    ours._SyncObj__raftCommitIndex = 2
+    ours._SyncObj__applyLogEntries()
+    return []
+
+
+def test_l4_a_voter_that_is_not_up_is_not_added(ours: RaftNode) -> None:
+    """The library appends the change at once: two of four voters are then a quorum no more."""
+    reasons = settled_leader(ours)
+    absent, deadline = "127.0.0.1:21", monotonic() + 60
+    ours.request_change(
+        Change(absent, deadline, lambda _r, reason: reasons.append(reason), is_addition=True)
+    )
+    for _ in range(5):
+        ours.step_changes()
+    assert ours.journal.last_index == 2
+    assert absent not in ours.configuration.current
+    assert (ours.quorum_size, reasons) == (2, [])
+
+
+def test_l5_a_leader_does_not_remove_itself(ours: RaftNode) -> None:
+    reasons = settled_leader(ours)
+    deadline = monotonic() + 60
+    ours.request_change(
+        Change(SELF, deadline, lambda _r, reason: reasons.append(reason), is_addition=False)
+    )
+    ours.step_changes()
+    assert reasons == [library.REASON_REQUEST_DENIED]
+    assert SELF in ours.configuration.current
+
+
+def test_l6_no_command_is_long_enough_to_be_cut_into_chunks() -> None:
+    conf: Any = library_conf(RaftSettings())
+    longest = stamped(unstamped(bytes(ENTRY_BYTES_MAX)), 0)
+    assert len(longest) < conf.appendEntriesBatchSizeBytes
+
+
+@pytest.mark.parametrize("bench", BOTH, indirect=True)
+def test_d1_an_entry_that_is_not_on_the_leaders_disk_does_not_count(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With one follower's answer it is a majority only once the leader itself has it."""
+    bench.lead(term=1, last_index=5)
+    member = bench.member
+    member._SyncObj__raftMatchIndex[Peer(OTHER)] = 5
+    if isinstance(member, RaftNode):
+        assert member.journal.is_dirty
+        monkeypatch.setattr(member.journal, "sync", lambda: None)
+    member._onTick(0.0)
+    assert member._SyncObj__raftCommitIndex == 1
+    if isinstance(member, RaftNode):
+        monkeypatch.undo()
+        member.journal.sync()
+        member._onTick(0.0)
+        assert member.commit_index == 5
