@@ -48,7 +48,7 @@ from cube.services.driver_facts import DriverFacts
 from cube.services.formation import Formation, NodeRecord, Records
 from cube.services.gossip_loop import GossipLoop
 from cube.services.heartbeats import Heartbeats
-from cube.services.keyring import Keyring, first_gossip_key, follow_keys
+from cube.services.keyring import Keyring, first_gossip_key, follow_keys, rotate_keys
 from cube.services.leader_clock import LeaderClock
 from cube.services.leader_loop import LeaderLoop
 from cube.services.peers import PeerDesk
@@ -303,6 +303,12 @@ class Agent:
                 {
                     "gossip": gossip.wait(),
                     "keys": follow_keys(self._feed, self._keyring, open_envelope, seal.set_keys),
+                    "rotation": rotate_keys(
+                        self._feed,
+                        lambda: log.status().role is Role.LEADER,
+                        roll_call.members,
+                        lambda body: proposer.propose(body, actor="leader"),
+                    ),
                     "leader": keep_running("leader", leader_loop.run),
                     "voters": keep_running("voters", voter_loop.run),
                     "admission": self._stay_followed(record),

@@ -80,7 +80,8 @@ class GossipKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class TrustState(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What the cluster agrees on. Writer: manager, but `removed_nodes`: apply of RemoveNode.
 
-    Invariants: `gossip_in_use` is the id of one of `gossip_keys`, or there are none. A removed id
+    Invariants: `gossip_in_use` is the id of one of `gossip_keys`, or there are none. The last of
+    `gossip_keys` is the newest: while there are others, a rotation to it is under way. A removed id
     never comes back; the record says since when (leader's clock).
     """
 
@@ -89,6 +90,7 @@ class TrustState(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     join_token_hash: bytes = b""  # empty: nobody can join by token
     gossip_keys: tuple[GossipKey, ...] = ()
     gossip_in_use: str = ""
+    gossip_changed_index: int = 0  # of the entry that changed the keys last
     tokens: dict[str, TokenRecord] = {}
     removed_nodes: dict[NodeId, int] = {}
 

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 
 import msgspec
 
-from cube.model.errors import BadPacket, Unavailable
+from cube.model.commands import Body, RemoveGossipKey, UseGossipKey
+from cube.model.errors import BadPacket, OutcomeUnknown, Unavailable
 from cube.model.trust import KEY_BYTES, GossipKey, NodeKeys, TrustState, key_id
+from cube.ports.cluster import MemberView
 from cube.ports.disk import Disk
 from cube.services.state_feed import StateFeed
 
 KEYS = "keys.json"  # file in the data directory, 0600
+ROTATION_LOOK_S = 2.0  # between looks at a rotation: statistics are as old
 GOSSIP_PURPOSE = "gossip-key"  # of an envelope in the log
 
 _log = logging.getLogger(__name__)
@@ -81,6 +85,46 @@ def cluster_gossip_keys(
             raise BadPacket(f"gossip key {key.id} is not what it says")
         found[key.id] = secret
     return tuple(sorted(found.values(), key=lambda secret: key_id(secret) != trust.gossip_in_use))
+
+
+def rotation_step(
+    trust: TrustState, applied: Iterable[int]
+) -> UseGossipKey | RemoveGossipKey | None:
+    """The next safe step of a rotation, once all who are alive have taken the last one; None while
+    they have not, or there is nothing to do. `applied`: the applied index of each member alive.
+
+    All that is needed is in the state: whoever leads goes on where the last leader died.
+    """
+    keys = trust.gossip_keys
+    if len(keys) < 2 or any(index < trust.gossip_changed_index for index in applied):
+        return None
+    if trust.gossip_in_use != keys[-1].id:
+        return UseGossipKey(keys[-1].id)
+    return RemoveGossipKey(keys[0].id)
+
+
+async def rotate_keys(
+    feed: StateFeed,
+    leads: Callable[[], bool],
+    members: Callable[[], Sequence[MemberView]],
+    propose: Callable[[Body], Awaitable[object]],
+) -> None:
+    """For ever: while this node leads, a rotation that somebody has begun goes on."""
+    while True:
+        await asyncio.sleep(ROTATION_LOOK_S)
+        trust = feed.state.trust
+        if len(trust.gossip_keys) < 2 or not leads():
+            continue
+        # Who is suspect or has not said what it applied is waited for; the dead are not.
+        waited_for = [m for m in members() if m.state in ("alive", "suspect")]
+        step = rotation_step(trust, (m.stats.applied_index if m.stats else 0 for m in waited_for))
+        if step is None:
+            continue
+        try:
+            await propose(step)
+            _log.info("gossip_key_rotation step=%s key=%s", type(step).__name__, step.id)
+        except (Unavailable, OutcomeUnknown) as error:
+            _log.warning("gossip_key_rotation_waits cause=%s", error)
 
 
 async def follow_keys(

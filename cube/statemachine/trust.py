@@ -55,6 +55,7 @@ def init(draft: Draft, body: c.InitTrust) -> Outcome:
         join_token_hash=body.join_token_hash,
         gossip_keys=draft.trust.gossip_keys or (body.gossip_key,),
         gossip_in_use=draft.trust.gossip_in_use or body.gossip_key.id,
+        gossip_changed_index=draft.trust.gossip_changed_index or draft.index,
         tokens=tokens,
     )
     return Done()
@@ -113,7 +114,7 @@ def install_gossip_key(draft: Draft, body: c.InstallGossipKey) -> Outcome:
             RejectReason.LIMIT, f"there are {GOSSIP_KEYS_MAX} gossip keys; remove an old one first"
         )
     in_use = draft.trust.gossip_in_use or body.key.id
-    _change(
+    _change_keys(
         draft, "gossip_key_installed", gossip_keys=(*keys, body.key), gossip_in_use=in_use
     )  # fmt: skip
     return Done()
@@ -124,7 +125,7 @@ def use_gossip_key(draft: Draft, body: c.UseGossipKey) -> Outcome:
         return Rejected(RejectReason.NOT_FOUND, "there is no such gossip key")
     if draft.trust.gossip_in_use == body.id:
         return Done(changed=False)
-    _change(draft, "gossip_key_used", gossip_in_use=body.id)
+    _change_keys(draft, "gossip_key_used", gossip_in_use=body.id)
     return Done()
 
 
@@ -134,7 +135,7 @@ def remove_gossip_key(draft: Draft, body: c.RemoveGossipKey) -> Outcome:
         return Rejected(RejectReason.NOT_FOUND, "there is no such gossip key")
     if draft.trust.gossip_in_use == body.id:
         return Rejected(RejectReason.REFUSED, "this gossip key is in use; use another one first")
-    _change(draft, "gossip_key_removed", gossip_keys=keys)
+    _change_keys(draft, "gossip_key_removed", gossip_keys=keys)
     return Done()
 
 
@@ -152,6 +153,10 @@ def ban(draft: Draft, node_id: NodeId) -> None:
 def _change(draft: Draft, kind: str, **changes: object) -> None:
     draft.trust = msgspec.structs.replace(draft.trust, **changes)
     draft.events.append(ClusterEvent(kind))
+
+
+def _change_keys(draft: Draft, kind: str, **changes: object) -> None:
+    _change(draft, kind, gossip_changed_index=draft.index, **changes)
 
 
 def _stamped(token: TokenRecord, now_ms: int) -> TokenRecord:

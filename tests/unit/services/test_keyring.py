@@ -15,7 +15,7 @@ from cube.model import commands as c
 from cube.model.errors import BadPacket, Unavailable
 from cube.model.ids import ClusterId, CommandId, NodeId
 from cube.model.trust import GossipKey, NodeKeys, TrustState, key_id
-from cube.ports.cluster import JoinGrant, JoinRequest
+from cube.ports.cluster import JoinGrant, JoinRequest, MemberStats, MemberView
 from cube.services.formation import Formation, NodeRecord, Records
 from cube.services.keyring import (
     GOSSIP_PURPOSE,
@@ -24,10 +24,13 @@ from cube.services.keyring import (
     cluster_gossip_keys,
     first_gossip_key,
     follow_keys,
+    rotate_keys,
+    rotation_step,
 )
 from cube.services.state_feed import StateFeed
 from tests.fakes.disk import FakeDisk
 from tests.fakes.remote import FakeRemote
+from tests.virtual_time import run_virtual
 
 CLUSTER_KEY, ONE, TWO = b"c" * 32, b"1" * 32, b"2" * 32
 MINE = NodeKeys(cluster_key=CLUSTER_KEY, gossip_keys=(ONE,))
@@ -178,3 +181,73 @@ async def test_a_key_that_cannot_be_opened_changes_nothing() -> None:
     assert cluster.keyring.known == MINE
     assert not cluster.task.done()
     await cluster.end()
+
+
+def keyed(in_use: bytes, *secrets: bytes, index: int = 7) -> TrustState:
+    keys = tuple(GossipKey(key_id(secret), b"sealed") for secret in secrets)
+    return TrustState(
+        gossip_keys=keys, gossip_in_use=key_id(in_use), gossip_changed_index=index
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("trust", "applied", "step"),
+    [
+        (TrustState(), [9, 9], None),
+        (keyed(ONE, ONE), [9, 9], None),
+        (keyed(ONE, ONE, TWO), [9, 6], None),  # one has not installed it
+        (keyed(ONE, ONE, TWO), [7, 9], c.UseGossipKey(key_id(TWO))),
+        (keyed(TWO, ONE, TWO), [9, 6], None),  # one may still seal with the old key
+        (keyed(TWO, ONE, TWO), [7, 7], c.RemoveGossipKey(key_id(ONE))),
+        (keyed(TWO, TWO, ONE), [7], c.UseGossipKey(key_id(ONE))),
+    ],
+)
+def test_a_rotation_waits_for_all_at_each_step(
+    trust: TrustState, applied: list[int], step: object
+) -> None:
+    assert rotation_step(trust, applied) == step
+
+
+def member(name: str, state: str, applied_index: int) -> MemberView:
+    return MemberView(
+        node_id=NodeId(name), name=name, state=state, incarnation=1, gossip_address="",
+        http_address="", raft_address="", last_seen_ms=0,
+        stats=MemberStats(applied_index=applied_index),
+    )  # fmt: skip
+
+
+def test_whoever_leads_goes_on_with_a_rotation_to_its_end() -> None:
+    async def main() -> None:
+        cluster = Cluster()
+        leads = False
+        behind = [member("b", "suspect", 0)]
+        asked: list[c.Body] = []
+
+        async def propose(body: c.Body) -> None:
+            asked.append(body)
+            if len(asked) == 1:
+                raise Unavailable("no quorum")
+            await cluster.do(body)
+
+        def members() -> list[MemberView]:
+            index = cluster.feed.state.index
+            return [member("a", "alive", index), member("x", "dead", 0), *behind]
+
+        rotation = asyncio.create_task(
+            rotate_keys(cluster.feed, lambda: leads, members, propose)
+        )  # fmt: skip
+        for key in (ONE, TWO):
+            await cluster.do(c.InstallGossipKey(sealed(key)))
+        await asyncio.sleep(60)
+        leads = True
+        await asyncio.sleep(60)
+        assert asked == []
+        behind.clear()
+        await asyncio.sleep(60)
+        use, remove = c.UseGossipKey(key_id(TWO)), c.RemoveGossipKey(key_id(ONE))
+        assert asked == [use, use, remove]
+        assert cluster.used[-1] == (TWO,)
+        rotation.cancel()
+        await cluster.end()
+
+    run_virtual(main())
