@@ -64,7 +64,7 @@ from cube.worker.machine import Worker
 from cube.worker.settings import WorkerSettings
 
 CATCH_UP_MS = 2_000  # one barrier; asked again until it comes back
-LEADERLESS_S = 2.0  # a learner without a leader for this long asks to be followed
+LEADERLESS_S = 2.0  # a node looks this often whether a leader speaks to it
 HTTP_GOODBYE_S = 2.0  # for requests under way at shutdown
 
 _log = logging.getLogger(__name__)
@@ -413,11 +413,14 @@ class Agent:
                 await proposer.propose(InstallGossipKey(key), actor="node")
 
     async def _stay_followed(self, record: NodeRecord) -> None:
-        """A learner that no leader knows of asks for one: the leader that admitted it died before it
-        had registered, or it was away while the voters changed."""
+        """A node that no leader speaks to asks for it: the leader that admitted it died before it had
+        registered, or it was away while the voters changed, or was removed, and is told so."""
         while True:
             await asyncio.sleep(LEADERLESS_S)
-            await self._formation.be_admitted(self._peers(record), self._is_followed)
+            is_known = self.node_id in self._feed.state.nodes
+            await self._formation.be_admitted(
+                self._peers(record), self._is_followed, was_member=is_known
+            )
 
     def _peers(self, record: NodeRecord) -> tuple[str, ...]:
         """Where other nodes may answer: those it knows, and those it was told of at first."""
@@ -427,8 +430,7 @@ class Agent:
 
     def _is_followed(self) -> bool:
         assert self._log is not None
-        status = self._log.status()
-        return status.role is not Role.LEARNER or status.leader is not None
+        return self._log.status().leader is not None
 
     def _make_voter_loop(self, log: PySyncObjLog) -> VoterLoop:
         return VoterLoop(

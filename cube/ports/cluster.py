@@ -133,6 +133,7 @@ class JoinRequest(msgspec.Struct, frozen=True, kw_only=True):
     gossip_address: str
     http_address: str
     version: str
+    was_member: bool = False  # by its own state it is registered: unknown means removed, then
 
 
 class JoinGrant(msgspec.Struct, frozen=True, kw_only=True):

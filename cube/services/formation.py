@@ -232,22 +232,29 @@ class Formation:
         self._obstacle(f"joining: sent from node to node {REDIRECTS_MAX} times, without a leader")
         return None
 
-    async def be_admitted(self, addresses: Sequence[str], is_followed: Callable[[], bool]) -> None:
+    async def be_admitted(
+        self,
+        addresses: Sequence[str],
+        is_followed: Callable[[], bool],
+        *,
+        was_member: bool = False,
+    ) -> None:
         """A leader sends its log to this node, which listens: asked for until its own log says so."""
+        request = msgspec.structs.replace(self._request, was_member=was_member)
         pause_s = RETRY_S
         while not is_followed():
             for address in addresses:
-                if is_followed() or await self._ask_admission(address):
+                if is_followed() or await self._ask_admission(address, request):
                     break
             await _until(is_followed, pause_s)
             pause_s = min(pause_s * 2, RETRY_MAX_S)
         if not self._records.now.admitted:
             self._records.update(admitted=True)
 
-    async def _ask_admission(self, address: str) -> bool:
+    async def _ask_admission(self, address: str, request: JoinRequest) -> bool:
         for _ in range(REDIRECTS_MAX):
             try:
-                await self._remote.admit(address, self._request)
+                await self._remote.admit(address, request)
             except Redirected as redirect:
                 address = redirect.leader
             except (Unavailable, OutcomeUnknown) as error:

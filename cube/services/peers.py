@@ -72,6 +72,11 @@ class PeerDesk:
     async def admit(self, request: JoinRequest) -> None:
         self._log_as_leader()
         self._refuse_taken_address(request)
+        if request.was_member and request.node_id not in self._cluster.state().nodes:
+            raise Unavailable(
+                f"node {request.name} was removed from this cluster; "
+                "it can join anew with an empty data directory"
+            )
         if self.voter_loop is not None:
             self.voter_loop.admit(request.raft_address)
 

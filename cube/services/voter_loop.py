@@ -131,15 +131,15 @@ class VoterLoop:
 
     def _wanted(self, now_ms: int) -> frozenset[str]:
         """Who should be sent the log without a vote."""
-        self._admitted = {
-            address: at_ms
-            for address, at_ms in self._admitted.items()
-            if now_ms - at_ms < ADMITTED_MS
-        }
         registered = {
             node.facts.raft_address
             for node in self._feed.state.nodes.values()
             if node.status is not NodeStatus.LEFT
+        }
+        self._admitted = {
+            address: at_ms
+            for address, at_ms in self._admitted.items()
+            if now_ms - at_ms < ADMITTED_MS and address not in registered
         }
         return frozenset(registered | self._admitted.keys()) - self._voters()
 

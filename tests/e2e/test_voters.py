@@ -178,6 +178,11 @@ def test_a_node_that_is_down_is_removed_with_its_vote(cluster: TestCluster) -> N
         lambda: cluster.voters(3) == voters - {victim.name} | {spare},
     )
     assert len(leader.get("/v1/nodes")["items"]) == 3
+    # When it comes back it is told, and is no trouble.
+    cluster.start(victim)
+    wait_for("it is told", lambda: "was removed from" in victim.log.read_text())
+    assert len(leader.get("/v1/nodes")["items"]) == 3
+    assert not victim.is_ready()
 
 
 def test_a_leader_dies_right_after_it_admitted_a_node(quick: TestCluster, tmp_path: Path) -> None:

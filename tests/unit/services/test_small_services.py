@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import hypothesis.strategies as st
+import msgspec
 import pytest
 from hypothesis import given
 
@@ -289,6 +290,19 @@ def test_a_joiner_is_admitted_as_a_learner() -> None:
         assert joiner.status().leader == "n1:7701"
         assert joiner.status().role is Role.LEARNER
         assert cluster.voters == ("n1:7701",)
+
+    run_virtual(main())
+
+
+def test_a_removed_node_is_told_so() -> None:
+    async def main() -> None:
+        node = Node(FakeLogCluster(), "n1")
+        await node.start()
+        await node.init()
+        returning = msgspec.structs.replace(request("n2"), was_member=True)
+        assert "was removed from this cluster" in await refused(node.desk.admit(returning))
+        await node.proposer.propose(c.RegisterNode(facts("n2")))
+        await node.desk.admit(returning)
 
     run_virtual(main())
 

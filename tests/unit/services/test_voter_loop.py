@@ -151,7 +151,7 @@ def test_a_removed_node_loses_its_vote_and_is_not_followed() -> None:
         assert world.voters == {"n1", "n2"}
         await world.leader.proposer.propose(c.RemoveNode(NodeId("id-n3")))
         await until(lambda: world.voters == {"n1", "n2", "n4"})
-        await until(lambda: "n3:7701" not in world.leader.log.learners)
+        await until(lambda: "n3:7701" not in world.leader.log.learners, seconds=5)
 
     over(test)
 
