@@ -212,7 +212,13 @@ class SnapshotStore:
 
     def _replace_by(self, path: Path, header: SnapshotHeader) -> None:
         """Raises OSError; nothing may be trimmed then."""
-        os.rename(path, self._path)
+        # Giving back the blocks of a large file takes a while, and falls to who lets go of it last.
+        previous = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC) if self.header else None
+        try:
+            os.rename(path, self._path)
+        finally:
+            if previous is not None:
+                threading.Thread(target=os.close, args=(previous,), daemon=True).start()
         self.header = header
         sync_directory(self._path.parent)
 
