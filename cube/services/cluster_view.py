@@ -81,11 +81,13 @@ class ClusterView:
     def warnings(self) -> tuple[str, ...]:
         if self._parts is None:
             return ()
+        status = self._parts.log.status()
+        found = [f"this node cannot write its log: {status.fault}"] if status.fault else []
         if self._parts.voter_loop.why:
-            return (self._parts.voter_loop.why,)
-        # Only the leader knows more; this much everybody can see.
-        alone = len(self._parts.log.status().voters) == 1
-        return (ONE_VOTER,) if alone else ()
+            found.append(self._parts.voter_loop.why)
+        elif len(status.voters) == 1:  # only the leader knows more; this everybody can see
+            found.append(ONE_VOTER)
+        return tuple(found)
 
     def node_id(self) -> NodeId:
         return self._node_id

@@ -372,3 +372,20 @@ def test_before_it_has_joined_a_node_says_why() -> None:
         assert view.explain("web") == []
 
     run_virtual(main())
+
+
+def test_what_an_operator_should_know_is_a_warning() -> None:
+    async def main() -> None:
+        node = Node(FakeLogCluster(), "n1")
+        assert node.view.warnings() == ()
+        await node.start()
+        [alone] = node.view.warnings()
+        assert "one voter" in alone
+        whole = node.log.status()
+        failing = msgspec.structs.replace(whole, fault="disk: No space left on device")
+        node.log.status = lambda: failing  # type: ignore[method-assign]
+        [disk, still_alone] = node.view.warnings()
+        assert disk == "this node cannot write its log: disk: No space left on device"
+        assert still_alone == alone
+
+    run_virtual(main())
