@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib
 import logging
 import os
 import socket
@@ -269,17 +270,7 @@ class Agent:
         seal = self._make_seal(cluster_id)
         gossip = self._make_gossip(seal)
         roll_call = RollCall(gossip, lambda: host.stats(self._data_dir, log.status().applied_index))
-        leader_loop = LeaderLoop(
-            self.node_id,
-            log,
-            self._feed,
-            self._clock,
-            leader_clock,
-            proposer.propose,
-            roll_call.states,
-            entropy.short_id,
-            lambda: Liveness(node_grace_ms=self._config.cluster.node_grace_ms),
-        )
+        leader_loop = self._make_leader_loop(log, leader_clock, proposer, roll_call)
         registration = Registration(self._facts, proposer.propose)
         voter_loop = self._make_voter_loop(log)
         heartbeats = Heartbeats(self.node_id, self._remote, self._leader_to_tell)
@@ -431,6 +422,25 @@ class Agent:
     def _is_followed(self) -> bool:
         assert self._log is not None
         return self._log.status().leader is not None
+
+    def _make_leader_loop(
+        self, log: PySyncObjLog, leader_clock: LeaderClock, proposer: Proposer, roll_call: RollCall
+    ) -> LeaderLoop:
+        async def load_numpy() -> None:
+            await asyncio.to_thread(importlib.import_module, "numpy")
+
+        return LeaderLoop(
+            self.node_id,
+            log,
+            self._feed,
+            self._clock,
+            leader_clock,
+            proposer.propose,
+            roll_call.states,
+            entropy.short_id,
+            lambda: Liveness(node_grace_ms=self._config.cluster.node_grace_ms),
+            load_numpy,
+        )
 
     def _make_voter_loop(self, log: PySyncObjLog) -> VoterLoop:
         return VoterLoop(
