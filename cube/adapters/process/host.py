@@ -12,6 +12,10 @@ import time
 
 from cube.adapters.process.wire import READ_BYTES, ignoring, write_file
 
+MARK_QUIET_LOOKS = 3  # while an exec maps the new program, its environment reads as empty
+MARK_LOOK_S = 0.02  # together longer than an exec takes on a busy host, page faults and all
+MARK_LOOKS = 200  # what survives 4 s of KILL hangs in the kernel
+
 
 def read_text(path: str) -> str:
     """The file's text; empty when it cannot be read: in /proc, what one looks at may just end."""
@@ -83,13 +87,26 @@ def task_pids(supervisor: int, session: int, directories: list[str]) -> set[int]
 
 def marked_pids(task_id: str) -> set[int]:
     """Every living process that was started with this task's id in its environment: the only trace
-    of what is neither in a cgroup of ours nor below a supervisor."""
+    of what is neither in a cgroup of ours nor below a supervisor. One look may miss a process that
+    forks or is on its way through an exec: who kills goes on until several looks found nothing."""
     mark = f"CUBE_TASK_ID={task_id}"
     found = set()
     for pid, stat in all_stats().items():
         if not is_dead(stat[0]) and mark in read_text(f"/proc/{pid}/environ").split("\0"):
             found.add(pid)
     return found - {os.getpid()}
+
+
+def kill_marked(task_id: str) -> None:
+    """KILL to all that bears the mark, until MARK_QUIET_LOOKS in a row found nothing."""
+    quiet = 0
+    for _ in range(MARK_LOOKS):
+        found = marked_pids(task_id)
+        kill_round(found, [])
+        quiet = 0 if found else quiet + 1
+        if quiet == MARK_QUIET_LOOKS:
+            return
+        time.sleep(MARK_LOOK_S)
 
 
 def kill_round(pids: set[int], directories: list[str]) -> None:

@@ -27,8 +27,8 @@ import time
 from cube.adapters.process.host import (
     boot_id,
     cgroup_pids,
+    kill_marked,
     kill_round,
-    marked_pids,
     oom_kills,
     remove_cgroups,
     start_time,
@@ -249,7 +249,7 @@ class Supervisor:
             kill_round(task_pids(me, 0, self._cgroups), self._cgroups)
             time.sleep(0.001 if turn < 10 else 0.05)
         if not self._cgroups:  # commands beside the task were the agent's children, not ours
-            kill_round(marked_pids(first(self._order, "task_id")), [])
+            kill_marked(first(self._order, "task_id"))
 
     def _has_children(self) -> bool:
         """Buries the dead ones first."""
