@@ -19,6 +19,7 @@ from cube.adapters.raft.library import (
 )
 from cube.adapters.raft.membership import Change
 from cube.adapters.raft.node import RaftNode
+from cube.adapters.raft.peer_tls import PeerTls
 from cube.adapters.raft.proposing import Submission
 from cube.adapters.raft.settings import RaftSettings
 from cube.model.errors import OutcomeUnknown, Unavailable
@@ -85,6 +86,11 @@ class PySyncObjLog:
     own addition is committed, across restarts. `stamp` is called on the Raft thread. `cluster`
     keeps members of different clusters apart. `on_fatal` is called on the Raft thread when the
     replica or this adapter has a bug; the log is dead then.
+
+    With `tls` every connection is TLS 1.3 with certificates on both sides, and a peer is who its
+    certificate says. Without it the member listens on loopback only, and anyone on this host can
+    pose as a peer. `listen_at` is where it listens (host:port) when that is not `address`, which
+    the others dial: 0.0.0.0, or what a port is forwarded to.
     """
 
     def __init__(
@@ -99,6 +105,8 @@ class PySyncObjLog:
         joining: bool = False,
         cluster: str = "",
         on_fatal: Callable[[BaseException], None] = end_process,
+        tls: PeerTls | None = None,
+        listen_at: str | None = None,
     ) -> None:
         self._address = address
         self._data_dir = data_dir
@@ -109,6 +117,8 @@ class PySyncObjLog:
         self._joining = joining
         self._cluster = cluster
         self._on_fatal = on_fatal
+        self._tls = tls
+        self._listen_at = listen_at
         self._node: RaftNode | None = None
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -217,6 +227,15 @@ class PySyncObjLog:
     async def transfer_leadership(self, timeout_ms: int) -> None:
         deadline = monotonic() + timeout_ms / 1000
         await self._call(lambda node, settle: node.request_handover(deadline, settle), timeout_ms)
+
+    # --- besides the port
+
+    def recheck_peers(self) -> None:
+        """Connections to nodes that were removed, or that belong to another address by now, are
+        closed soon, and stay refused. To be called when that may have changed; from the loop that
+        called start()."""
+        self._calls.append(RaftNode.recheck_peers)
+        self._wake()
 
     # --- for tests and operators
 
@@ -342,6 +361,8 @@ class PySyncObjLog:
                 settings=self._settings,
                 joining=self._joining,
                 cluster=self._cluster,
+                tls=self._tls,
+                listen_at=self._listen_at,
             )
             try:
                 node.listen()

@@ -16,6 +16,7 @@ from cube.adapters.raft.files import write_atomically
 from cube.adapters.raft.journal import FileJournal
 from cube.adapters.raft.library import monotonic
 from cube.adapters.raft.membership import STEP_S, Membership
+from cube.adapters.raft.peer_tls import PeerTls
 from cube.adapters.raft.proposing import SubmissionQueue
 from cube.adapters.raft.settings import RaftSettings
 from cube.adapters.raft.snapshots import SnapshotHeader, SnapshotStore
@@ -58,6 +59,8 @@ class RaftNode(Membership):
         settings: RaftSettings,
         joining: bool,
         cluster: str,
+        tls: PeerTls | None = None,
+        listen_at: str | None = None,
     ) -> None:
         """The log is open and its past applied; nothing listens yet.
 
@@ -85,7 +88,7 @@ class RaftNode(Membership):
                 address,
                 journal,
                 open_configuration(journal, self.snapshots.header, founders),
-                PeerTransport(address, cluster),
+                PeerTransport(address, cluster, tls, listen_at),
                 settings,
                 joining=member.joining,
             )
@@ -103,6 +106,9 @@ class RaftNode(Membership):
         """Peers are dialled and can connect. Raises BadConfig, Unavailable."""
         self.transport.listen(self._poller)
         self.set_configuration(self.configuration)
+
+    def recheck_peers(self) -> None:
+        self.transport.recheck_peers()
 
     def before_poll(self, callback: Callable[[], None]) -> None:
         """`callback` runs in every turn, after its work and before its wait."""

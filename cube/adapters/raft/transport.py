@@ -30,6 +30,7 @@ from cube.adapters.raft.library import (
     Poller,
     monotonic,
 )
+from cube.adapters.raft.peer_tls import PeerTls
 from cube.model.errors import BadConfig, BadPacket, ConfigError, Unavailable
 from cube.ports.log import LEARNERS_MAX
 
@@ -268,9 +269,17 @@ class PeerTransport:
 
     ready = True
 
-    def __init__(self, address: str, cluster: str) -> None:
+    def __init__(
+        self,
+        address: str,
+        cluster: str,
+        tls: PeerTls | None = None,
+        listen_at: str | None = None,
+    ) -> None:
+        assert tls is None, "peers are not encrypted yet"
         self.address = address
         self.cluster = cluster
+        self.listen_at = listen_at or address
         self.is_mute = False  # nothing is said or heard: see mute()
         self.is_transfer = False  # our vote requests follow a leader's own wish
         self.on_peer_silent: Callable[[Peer], None] = lambda _peer: None
@@ -326,9 +335,9 @@ class PeerTransport:
     def listen(self, poller: Poller) -> None:
         """Peers can connect. Raises BadConfig off loopback, Unavailable when the port is taken."""
         self.poller = poller
-        family, address = _resolve(self.address)
+        family, address = _resolve(self.listen_at)
         if not ipaddress.ip_address(address[0]).is_loopback:
-            problem = f"{self.address} is not a loopback address"
+            problem = f"{self.listen_at} is not a loopback address"
             hint = "node-to-node traffic is not encrypted yet"
             raise BadConfig([ConfigError("bind.raft", problem, hint)])
         listener = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
@@ -338,7 +347,7 @@ class PeerTransport:
             listener.listen(INBOUND_MAX)
         except OSError as error:
             listener.close()
-            raise Unavailable(f"cannot listen on {self.address}: {error.strerror}") from None
+            raise Unavailable(f"cannot listen on {self.listen_at}: {error.strerror}") from None
         self._listener = listener
         poller.subscribe(listener.fileno(), self._on_acceptable, POLL_READ | POLL_ERROR)
 
@@ -374,6 +383,9 @@ class PeerTransport:
             link.is_guest = True
         elif link is not None:
             self._drop(link)
+
+    def recheck_peers(self) -> None:
+        """Nobody stays connected who would not be let in now."""
 
     def drop(self, peer: Peer) -> None:
         link = self._links.get(peer.id)
