@@ -394,6 +394,11 @@ class FileJournal:
         if self._fsync:
             os.fsync(self._fd)
         self._is_closed = False
+        if not head.is_appendable:
+            # Not with a record of its own: a disk that is full is weather, not a refused start.
+            self._needs_segment = True
+            self._buffer.append(self._hard_record())
+            self.sync()
 
 
 def _find_segments(directory: Path) -> list[tuple[int, Path]]:

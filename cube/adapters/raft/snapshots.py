@@ -12,21 +12,23 @@ import os
 import struct
 import threading
 import time
-import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 import msgspec
 
+from cube.adapters.raft.checksums import Checksum, crc32, crc32c
 from cube.adapters.raft.files import sync_directory
 from cube.adapters.raft.library import monotonic
 from cube.model.errors import BadPacket
 
 logger = logging.getLogger(__name__)
 
-MAGIC = b"CUBESNP1"
-_HEAD = struct.Struct("<II")  # crc32 of all that follows, bytes of the header
+MAGIC = b"CUBESNP2"
+# Version 1 is read, too.
+_CHECKSUMS: dict[bytes, Checksum] = {MAGIC: crc32c, b"CUBESNP1": crc32}
+_HEAD = struct.Struct("<II")  # checksum of all that follows, bytes of the header
 WRITE_BYTES = 256 << 10
 # Synced in portions: one large sync at the end would keep the journal's own waiting.
 SYNC_BYTES = 1 << 20
@@ -225,12 +227,12 @@ class SnapshotStore:
 
 def _write(path: Path, header: SnapshotHeader, slices: Iterator[bytes]) -> None:
     head = msgspec.msgpack.encode(header)
-    checksum = zlib.crc32(head)
+    checksum = crc32c(0, head)
     with path.open("wb", buffering=WRITE_BYTES) as file:
         file.write(bytes(len(MAGIC) + _HEAD.size) + head)
         unsynced = 0
         for data in slices:
-            checksum = zlib.crc32(data, checksum)
+            checksum = crc32c(checksum, data)
             unsynced += file.write(data)
             if unsynced >= SYNC_BYTES:
                 file.flush()
@@ -246,10 +248,10 @@ def _write(path: Path, header: SnapshotHeader, slices: Iterator[bytes]) -> None:
 def _read(path: Path) -> tuple[SnapshotHeader, bytes]:
     raw = path.read_bytes()
     start = len(MAGIC) + _HEAD.size
-    if len(raw) < start or raw[: len(MAGIC)] != MAGIC:
-        raise BadPacket(f"{path} is not a snapshot of this version")
-    checksum, head_bytes = _HEAD.unpack_from(raw, len(MAGIC))
-    if zlib.crc32(memoryview(raw)[start:]) != checksum:
+    if len(raw) < start or raw[: len(MAGIC)] not in _CHECKSUMS:
+        raise BadPacket(f"{path} is not a snapshot of this version or the one before it")
+    expected, head_bytes = _HEAD.unpack_from(raw, len(MAGIC))
+    if _CHECKSUMS[raw[: len(MAGIC)]](0, raw[start:]) != expected:
         raise BadPacket(f"{path} is damaged")
     try:
         header = msgspec.msgpack.decode(raw[start : start + head_bytes], type=SnapshotHeader)
