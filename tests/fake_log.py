@@ -223,9 +223,11 @@ class FakeLog:
         if address in self.cluster.voters:
             self.cluster.append(None, tuple(v for v in self.cluster.voters if v != address))
 
-    async def transfer_leadership(self, timeout_ms: int) -> None:
+    async def transfer_leadership(self, timeout_ms: int, to: str | None = None) -> None:
         await self._expect_leadership(timeout_ms)
-        others = [voter for voter in self.cluster.reachable() if voter != self.address]
+        if to == self.address:
+            return
+        others = [v for v in self.cluster.reachable() if v != self.address and to in (None, v)]
         if not others:
             raise Unavailable("nobody to hand over to")
         self.cluster.elect(others[0])

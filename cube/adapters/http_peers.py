@@ -11,11 +11,13 @@ from cube.model.addresses import split_address
 from cube.model.errors import OutcomeUnknown, Unavailable
 from cube.model.ids import NodeId
 from cube.ports.cluster import BootstrapView, JoinGrant, JoinRequest
+from cube.ports.log import Progress
 from cube.ports.remote import Redirected
 
 HEARTBEAT_TIMEOUT_S = 0.9  # below the heartbeat's second, so that beats never pile up
 JOIN_TIMEOUT_S = 5.0
 ADMIT_TIMEOUT_S = 20.0  # a membership change waits for its turn and its commit
+PROGRESS_TIMEOUT_S = 2.0  # somebody waits for the list, which is of use without it, too
 ANSWER_BYTES_MAX = 1 << 20
 
 _T = TypeVar("_T")
@@ -60,6 +62,16 @@ class HttpPeers:
             await self._call("POST", address, "remove_vote", {"node_id": node_id}, ADMIT_TIMEOUT_S)
         except _Late as error:
             raise OutcomeUnknown(str(error)) from error
+
+    async def transfer(self, address: str, node_id: NodeId | None) -> None:
+        try:
+            await self._call("POST", address, "transfer", {"node_id": node_id}, ADMIT_TIMEOUT_S)
+        except _Late as error:
+            raise OutcomeUnknown(str(error)) from error
+
+    async def progress(self, address: str) -> tuple[Progress, ...]:
+        body = await self._call("GET", address, "progress", None, PROGRESS_TIMEOUT_S)
+        return _decode(body, tuple[Progress, ...], address)
 
     async def heartbeat(self, address: str, node_id: NodeId) -> None:
         await self._call("POST", address, "heartbeat", {"node_id": node_id}, HEARTBEAT_TIMEOUT_S)

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+
+import msgspec
 from aiohttp import web
 
 from cube.api import query, render
-from cube.api.bodies import read_nothing
-from cube.api.call import Call
+from cube.api.bodies import check_media_type, decode_json, read_body
+from cube.api.call import JSON, Call
 from cube.api.errors import Problem
+from cube.api.lookup import find_node
+from cube.model.cluster import Node
+from cube.model.errors import Unavailable
 from cube.model.views import NodeIdentity, Page, ReadyView
-
-TRANSFER_TIMEOUT_MS = 5_000  # an election, with room
+from cube.ports.log import Progress
 
 
 async def show_status(call: Call) -> web.Response:
@@ -51,15 +56,45 @@ def not_ready(call: Call) -> str | None:
     return None
 
 
+class TransferBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`node`: id, unique prefix or name; None: any voter that has the log."""
+
+    node: str | None = None
+
+
 async def show_raft(call: Call) -> web.Response:
     cluster = call.api.cluster
-    return call.json(render.raft_view(call.state, cluster.node_id(), cluster.log_status()))
+    progress: tuple[Progress, ...] = ()  # without a leader nobody knows
+    with contextlib.suppress(Unavailable):
+        progress = await cluster.progress()
+    return call.json(
+        render.raft_view(call.state, cluster.node_id(), cluster.log_status(), progress)
+    )
 
 
 async def transfer_leadership(call: Call) -> web.Response:
-    await read_nothing(call)
-    await call.api.cluster.transfer_leadership(TRANSFER_TIMEOUT_MS)
+    """Another node leads: the one that is named, if any is. When it leads already, so it stays."""
+    to = await _heir(call)
+    status = call.api.cluster.log_status()
+    voters = {voter.address for voter in status.voters}
+    if to is not None and to.facts.raft_address not in voters:
+        raise Problem("refused", f"{to.name} does not vote, so it cannot lead")
+    is_leader = to is not None and to.facts.raft_address == status.leader
+    if not is_leader:
+        if len(voters) < 2:
+            raise Problem("refused", "there is no other voter that could lead")
+        await call.api.cluster.transfer_leadership(None if to is None else to.id)
+        call.state = call.api.cluster.state()
     return await show_raft(call)
+
+
+async def _heir(call: Call) -> Node | None:
+    data = await read_body(call)
+    if not data.strip():
+        return None
+    check_media_type(call, JSON)
+    body = decode_json(data, TransferBody)
+    return None if body.node is None else find_node(call.state, body.node)
 
 
 async def show_gossip(call: Call) -> web.Response:

@@ -18,6 +18,10 @@ class NodeBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     node_id: str
 
 
+class TransferBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    node_id: str | None
+
+
 class Noted(msgspec.Struct, frozen=True):
     """`index` lets a node see how far behind it is."""
 
@@ -49,6 +53,22 @@ async def remove_vote(call: Call) -> web.Response:
     except Unavailable as error:
         raise _elsewhere(call, str(error)) from None
     return call.json(Noted(True, call.api.cluster.state().index))
+
+
+async def transfer(call: Call) -> web.Response:
+    body, _ = await read_json(call, TransferBody)
+    try:
+        await call.api.peers.transfer(None if body.node_id is None else NodeId(body.node_id))
+    except Unavailable as error:
+        raise _elsewhere(call, str(error)) from None
+    return call.json(Noted(True, call.api.cluster.state().index))
+
+
+async def progress(call: Call) -> web.Response:
+    try:
+        return call.json(call.api.peers.progress())
+    except Unavailable as error:
+        raise _elsewhere(call, str(error)) from None
 
 
 async def heartbeat(call: Call) -> web.Response:

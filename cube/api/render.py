@@ -37,7 +37,8 @@ from cube.model.views import (
     VoterView,
 )
 from cube.ports.cluster import MemberStats, MemberView
-from cube.ports.log import LogStatus, Role
+from cube.ports.log import LogStatus, Progress, Role
+from cube.scheduler.voters import LAG_ENTRIES_MAX
 
 UNPLACED_REASON = "unplaced"
 
@@ -279,13 +280,17 @@ def member_counts(members: Sequence[MemberView]) -> MemberCounts:
     return MemberCounts(found["alive"], found["suspect"], found["dead"], found["left"])
 
 
-def raft_view(state: ClusterState, here: str, status: LogStatus) -> RaftView:
+def raft_view(
+    state: ClusterState, here: str, status: LogStatus, progress: Sequence[Progress] = ()
+) -> RaftView:
     nodes = nodes_by_raft_address(state)
-    voters = []
-    for voter in status.voters:
-        known = _voter_view(voter.address, nodes)
-        is_leader = voter.address == status.leader
-        voters.append(RaftMemberView(known.id, known.name, voter.address, is_leader))
+    seen = {one.address: one for one in progress}
+    voters = [voter.address for voter in status.voters]
+    learners = [
+        node.facts.raft_address
+        for node in sorted(state.nodes.values(), key=lambda node: node.name)
+        if role_of(node, status) == Role.LEARNER.value
+    ]
     return RaftView(
         node_id=here,
         role=status.role.value,
@@ -293,14 +298,37 @@ def raft_view(state: ClusterState, here: str, status: LogStatus) -> RaftView:
         leader=leader_view(status, nodes),
         commit_index=status.commit_index,
         applied_index=status.applied_index,
-        voters=tuple(voters),
+        voters=tuple(_raft_member(address, Role.VOTER, nodes, status, seen) for address in voters),
         learners=tuple(
-            RaftMemberView(node.id, node.name, node.facts.raft_address, leader=False)
-            for node in sorted(state.nodes.values(), key=lambda node: node.name)
-            if role_of(node, status) == Role.LEARNER.value
+            _raft_member(address, Role.LEARNER, nodes, status, seen) for address in learners
         ),
         quorum=status.quorum,
         ready=status.ready,
+    )
+
+
+def _raft_member(
+    address: str,
+    role: Role,
+    nodes: Mapping[str, Node],
+    status: LogStatus,
+    seen: Mapping[str, Progress],
+) -> RaftMemberView:
+    known = _voter_view(address, nodes)
+    is_leader = address == status.leader
+    one = seen.get(address)
+    lag = one.lag if one is not None and one.match_index else None
+    if is_leader and seen:
+        lag = 0
+    return RaftMemberView(
+        id=known.id,
+        name=known.name,
+        address=address,
+        leader=is_leader,
+        role=(Role.LEADER if is_leader else role).value,
+        lag=lag,
+        caught_up=None if lag is None else lag <= LAG_ENTRIES_MAX,
+        silent_s=one.silent_ms / 1000 if one is not None else None,
     )
 
 

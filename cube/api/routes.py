@@ -100,6 +100,8 @@ _PEERS = (
     _route("POST", "/v1/internal/join", _NODE, _PEER, internal.join),
     _route("POST", "/v1/internal/admit", _NODE, _PEER, internal.admit),
     _route("POST", "/v1/internal/remove_vote", _NODE, _PEER, internal.remove_vote),
+    _route("POST", "/v1/internal/transfer", _NODE, _PEER, internal.transfer),
+    _route("GET", "/v1/internal/progress", _NODE, _PEER, internal.progress),
     _route("POST", "/v1/internal/heartbeat", _NODE, _PEER, internal.heartbeat),
     _route("GET", "/v1/internal/bootstrap", _NODE, _PEER, internal.bootstrap),
 )

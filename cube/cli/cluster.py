@@ -1,4 +1,4 @@
-"""Commands about the cluster itself: services, events, raft, the dashboard's address."""
+"""Commands about the cluster itself: services, events, the dashboard's address."""
 
 from __future__ import annotations
 
@@ -75,33 +75,6 @@ def _clock_time(at: object) -> str:
     return f"{datetime.datetime.fromisoformat(at).astimezone():%H:%M:%S}"
 
 
-@group("raft")
-def raft() -> None:
-    """The replicated log."""
-
-
-@command("members")
-def raft_members(settings: Settings) -> None:
-    """Who votes, who leads, and who follows without a vote."""
-    client = settings.client
-    if settings.output == "json":
-        raw(client.read_raw("/v1/raft"))
-        return
-    seen = client.raft()
-    rows = [[m.name, m.address, "leader" if m.leader else "voter"] for m in seen.voters]
-    rows += [[m.name, m.address, "learner"] for m in seen.learners]
-    table(["NODE", "ADDRESS", "ROLE"], rows)
-    note(f"term {seen.term}, commit {seen.commit_index}, applied here {seen.applied_index}")
-
-
-@command("transfer")
-def raft_transfer(settings: Settings) -> None:
-    """Another node leads."""
-    seen = settings.client.transfer_leadership()
-    leader = seen.leader.name if seen.leader else "nobody yet"
-    note(f"leader: {leader}")
-
-
 @command("ui")
 def ui(settings: Settings) -> None:
     """Where the dashboard is."""
@@ -120,9 +93,5 @@ def version(settings: Settings) -> None:
     )
 
 
-for noun, items in (
-    (service, (service_ls, service_resolve)),
-    (raft, (raft_members, raft_transfer)),
-):
-    for item in items:
-        noun.add_command(item)
+for item in (service_ls, service_resolve):
+    service.add_command(item)

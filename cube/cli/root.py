@@ -35,7 +35,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "task": ("cube.cli.tasks:task", "Tasks: show, stop."),
     "service": ("cube.cli.cluster:service", "Healthy endpoints: ls, resolve."),
     "events": ("cube.cli.cluster:events", "What happens, as it happens."),
-    "raft": ("cube.cli.cluster:raft", "The replicated log: members, transfer."),
+    "raft": ("cube.cli.raft:raft", "The replicated log: members, transfer, snapshot."),
     "ui": ("cube.cli.cluster:ui", "Where the dashboard is."),
     "version": ("cube.cli.cluster:version", "The version of this program."),
     "completion": ("cube.cli.completion:completion", "Shell completion: bash, zsh, fish."),

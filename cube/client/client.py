@@ -72,8 +72,10 @@ class Client:
     def raft(self) -> v.RaftView:
         return self._get("/v1/raft", v.RaftView)
 
-    def transfer_leadership(self) -> v.RaftView:
-        return self._write("POST", "/v1/raft/transfer", v.RaftView)
+    def transfer_leadership(self, node: str = "") -> v.RaftView:
+        """To the node of this id, prefix or name; "": to any voter that has the log."""
+        body = {"node": node} if node else {}
+        return self._write_json("POST", "/v1/raft/transfer", v.RaftView, body)
 
     def gossip(self) -> list[v.GossipMemberView]:
         return self._all("/v1/gossip", v.Page[v.GossipMemberView])

@@ -290,11 +290,19 @@ class ServiceView(msgspec.Struct, frozen=True):
     endpoints: tuple[EndpointView, ...]
 
 
-class RaftMemberView(msgspec.Struct, frozen=True):
+class RaftMemberView(msgspec.Struct, frozen=True, kw_only=True):
+    """`role`: leader, voter or learner. As the leader sees it, so None where no leader is known, or
+    it has not heard from this member yet: `lag`, the entries of the log that it lacks; `caught_up`,
+    whether those are few enough to lead or vote; `silent_s`, since it last answered."""
+
     id: str | None
     name: str
     address: str
     leader: bool
+    role: str
+    lag: int | None = None
+    caught_up: bool | None = None
+    silent_s: float | None = None
 
 
 class RaftView(msgspec.Struct, frozen=True, kw_only=True):

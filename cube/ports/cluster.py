@@ -15,7 +15,7 @@ from cube.model.ids import CommandId, NodeId
 from cube.model.launch import LogChunk
 from cube.model.outcome import Outcome
 from cube.model.trust import NodeKeys
-from cube.ports.log import LogStatus
+from cube.ports.log import LogStatus, Progress
 
 
 class MemberStats(msgspec.Struct, frozen=True, kw_only=True):
@@ -83,8 +83,12 @@ class Cluster(Protocol):
 
     def log_status(self) -> LogStatus: ...
 
-    async def transfer_leadership(self, timeout_ms: int) -> None:
-        """See Log."""
+    async def transfer_leadership(self, to: NodeId | None) -> None:
+        """See Peers.transfer; from any node. This node knows the new leader."""
+        ...
+
+    async def progress(self) -> tuple[Progress, ...]:
+        """See Log.progress; as the leader sees it, from any node. Raises Unavailable."""
         ...
 
     async def remove_vote(self, node_id: NodeId) -> None:
@@ -172,6 +176,15 @@ class Peers(Protocol):
     async def remove_vote(self, node_id: NodeId) -> None:
         """At the leader: a node that is down, or has left, votes no more, committed. Raises
         Unavailable (also when its vote is needed), OutcomeUnknown. Idempotent."""
+        ...
+
+    async def transfer(self, node_id: NodeId | None) -> None:
+        """At the leader: the node leads, or with None the voter that lacks least of the log. Raises
+        Unavailable (also when it cannot), OutcomeUnknown."""
+        ...
+
+    def progress(self) -> tuple[Progress, ...]:
+        """At the leader: see Log.progress. Raises Unavailable elsewhere."""
         ...
 
     def leader_http(self) -> str | None:

@@ -143,8 +143,9 @@ class Log(Protocol):
         """`address` is no voter, committed. Leader only; the leader cannot remove itself."""
         ...
 
-    async def transfer_leadership(self, timeout_ms: int) -> None:
-        """Another caught-up voter leads. Raises Unavailable when there is none."""
+    async def transfer_leadership(self, timeout_ms: int, to: str | None = None) -> None:
+        """Another caught-up voter leads: the one at `to`, when given. Leader only. Raises
+        Unavailable when there is none, or another one than `to` was elected."""
         ...
 
 

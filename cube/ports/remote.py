@@ -6,6 +6,7 @@ from typing import Protocol
 
 from cube.model.ids import NodeId
 from cube.ports.cluster import BootstrapView, JoinGrant, JoinRequest
+from cube.ports.log import Progress
 
 
 class RemoteNodes(Protocol):
@@ -21,6 +22,12 @@ class RemoteNodes(Protocol):
     async def remove_vote(self, address: str, node_id: NodeId) -> None:
         """Raises OutcomeUnknown as well."""
         ...
+
+    async def transfer(self, address: str, node_id: NodeId | None) -> None:
+        """See Peers. Raises OutcomeUnknown as well."""
+        ...
+
+    async def progress(self, address: str) -> tuple[Progress, ...]: ...
 
     async def heartbeat(self, address: str, node_id: NodeId) -> None: ...
 

@@ -15,7 +15,8 @@ A dead voter goes only when a ready learner can take its place, or while three l
 its going lets one more fail. Remove first, then add: while the replacement is not a voter its own
 death costs nothing, and the live voters that decide are the same before and after. Adding is begun
 from an odd number only with two learners ready: an even number of voters survives no more than the
-odd one below it, and is a place to pass through.
+odd one below it, and is a place to pass through. Once all this is done, a leader whose node rests
+(drains, or is cordoned) hands over.
 """
 
 from __future__ import annotations
@@ -45,16 +46,19 @@ class Member(msgspec.Struct, frozen=True, kw_only=True):
     joined_at_ms: int = 0
     silent_ms: int = 0
     lag: int | None = None
+    is_resting: bool = False  # draining, or not eligible: about to go away, perhaps
 
 
 class Seen(msgspec.Struct, frozen=True, kw_only=True):
-    """The cluster as its leader sees it. `members` has every voter, the leader too, by address."""
+    """The cluster as its leader sees it. `members` has every voter, the leader too, by address.
+    `has_tried_handover`: this leader, in this term, has tried to hand over because it rests."""
 
     leader: str
     voters: frozenset[str]
     members: Mapping[str, Member]
     voters_max: int = 5
     dead_voter_grace_ms: int = 10_000
+    has_tried_handover: bool = False
 
     def is_live(self, address: str) -> bool:
         member = self.members[address]
@@ -81,6 +85,7 @@ class RemoveVoter(msgspec.Struct, frozen=True):
 
 
 class TransferLeadership(msgspec.Struct, frozen=True):
+    address: str
     why: str
 
 
@@ -115,6 +120,7 @@ def decide(seen: Seen) -> Decision:
         or _remove_gone_or_dead(seen, wanted, is_replaceable=bool(ready))
         or _remove_surplus(seen, wanted)
         or _add(seen, wanted, ready)
+        or _rest_leader(seen)
     )
     return Decision(step, step.why if step is not None else _why_not(seen, wanted))
 
@@ -129,6 +135,40 @@ def may_remove(seen: Seen, address: str) -> str | None:
     if not has_quorum(seen, seen.voters - {address}):
         return f"without the vote of {name} no majority of the voters would answer"
     return None
+
+
+def may_transfer(seen: Seen, address: str | None) -> str | None:
+    """None when leadership can be handed to `address` (None: to whomever heir() says) on an
+    operator's wish; else why not."""
+    if address is None:
+        return None if heir(seen) else "no other voter answers and has the whole log"
+    if address == seen.leader:
+        return None
+    if address not in seen.voters:
+        name = seen.members[address].name if address in seen.members else address
+        return f"{name} does not vote, so it cannot lead"
+    member = seen.members[address]
+    if not seen.is_live(address) or member.lag is None:
+        return f"{member.name} does not answer"
+    if member.lag > LAG_ENTRIES_MAX:
+        return f"{member.name} has not caught up: it lacks {member.lag} entries of the log"
+    return None
+
+
+def heir(seen: Seen) -> str | None:
+    """Who should lead when this leader does not: a voter that has the log, of those who do not
+    rest if there are any, then the one that lacks least."""
+    heirs = _heirs(seen)
+    return heirs[0].address if heirs else None
+
+
+def _heirs(seen: Seen) -> list[Member]:
+    found = [
+        seen.members[address]
+        for address in seen.voters - {seen.leader}
+        if seen.members[address].is_registered and may_transfer(seen, address) is None
+    ]
+    return sorted(found, key=lambda member: (member.is_resting, member.lag or 0, member.address))
 
 
 def _ready(seen: Seen) -> list[Member]:
@@ -149,15 +189,25 @@ def _relieve_leader(seen: Seen, ready: list[Member]) -> Step | None:
     """A leader that has left hands over; nobody removes itself."""
     if seen.members[seen.leader].is_registered:
         return None
-    heirs = [
-        address
-        for address in seen.voters - {seen.leader}
-        if seen.is_live(address) and seen.members[address].is_registered
-    ]
     why = f"{seen.members[seen.leader].name} leaves the cluster"
-    if heirs:
-        return TransferLeadership(why)
-    return AddVoter(ready[0].address, why) if ready else None
+    to = heir(seen)
+    if to is not None:
+        return TransferLeadership(to, why)
+    is_alone = not any(
+        seen.is_live(address) and seen.members[address].is_registered
+        for address in seen.voters - {seen.leader}
+    )
+    return AddVoter(ready[0].address, why) if ready and is_alone else None
+
+
+def _rest_leader(seen: Seen) -> Step | None:
+    """A leader that drains or is cordoned hands over, once, to one that is not: so it ends. When
+    that fails it stays in office: commands wait while leadership is handed over."""
+    if not seen.members[seen.leader].is_resting or seen.has_tried_handover:
+        return None
+    heirs = [member.address for member in _heirs(seen) if not member.is_resting]
+    why = f"{seen.members[seen.leader].name} drains or is cordoned"
+    return TransferLeadership(heirs[0], why) if heirs else None
 
 
 def _remove_gone_or_dead(seen: Seen, wanted: int, *, is_replaceable: bool) -> Step | None:

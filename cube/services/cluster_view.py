@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -11,13 +13,17 @@ from cube.model.errors import Unavailable
 from cube.model.explain import Explanation
 from cube.model.ids import CommandId, NodeId
 from cube.ports.cluster import MemberView, Proposed, Published
-from cube.ports.log import Log, LogStatus
+from cube.ports.log import Log, LogStatus, Progress
 from cube.scheduler.voters import ONE_VOTER
 from cube.scheduler.why import explain
 from cube.services.leader_clock import LeaderClock
 from cube.services.proposer import Proposer
 from cube.services.state_feed import StateFeed
 from cube.services.voter_loop import VoterLoop
+
+# A new leader's first message comes at once.
+SUCCESSOR_S = 2.0
+SUCCESSOR_LOOK_S = 0.02
 
 
 @dataclass(frozen=True)
@@ -72,8 +78,18 @@ class ClusterView:
     def log_status(self) -> LogStatus:
         return self.parts.log.status()
 
-    async def transfer_leadership(self, timeout_ms: int) -> None:
-        await self.parts.log.transfer_leadership(timeout_ms)
+    async def transfer_leadership(self, to: NodeId | None) -> None:
+        log = self.parts.log
+        before = log.status()
+        await self.parts.voter_loop.transfer(to)
+        # The leader that was knows its successor before this node does, perhaps.
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(SUCCESSOR_S):
+                while (now := log.status()).leader is None or now.term == before.term:  # noqa: ASYNC110
+                    await asyncio.sleep(SUCCESSOR_LOOK_S)
+
+    async def progress(self) -> tuple[Progress, ...]:
+        return await self.parts.voter_loop.progress()
 
     async def remove_vote(self, node_id: NodeId) -> None:
         await self.parts.voter_loop.remove_vote(node_id)

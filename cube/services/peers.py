@@ -8,7 +8,7 @@ from cube.model.errors import Unavailable
 from cube.model.ids import NodeId
 from cube.model.trust import NodeKeys
 from cube.ports.cluster import BootstrapView, JoinGrant, JoinRequest
-from cube.ports.log import Log, Role
+from cube.ports.log import Log, Progress, Role
 from cube.services.cluster_view import ClusterView
 from cube.services.leader_loop import LeaderLoop
 from cube.services.voter_loop import VoterLoop
@@ -84,6 +84,14 @@ class PeerDesk:
         self._log_as_leader()
         if self.voter_loop is not None:
             await self.voter_loop.remove_vote(node_id)
+
+    async def transfer(self, node_id: NodeId | None) -> None:
+        self._log_as_leader()
+        if self.voter_loop is not None:
+            await self.voter_loop.transfer(node_id)
+
+    def progress(self) -> tuple[Progress, ...]:
+        return self._log_as_leader().progress()
 
     def leader_http(self) -> str | None:
         return self._cluster.leader_http()

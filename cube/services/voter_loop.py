@@ -15,7 +15,7 @@ from cube.model.errors import OutcomeUnknown, Unavailable
 from cube.model.ids import NodeId
 from cube.model.lifecycle import NodeStatus
 from cube.ports.clock import Clock
-from cube.ports.log import LEARNERS_MAX, Log, LogStatus, Role
+from cube.ports.log import LEARNERS_MAX, Log, LogStatus, Progress, Role
 from cube.ports.remote import Redirected, RemoteNodes
 from cube.scheduler.voters import (
     AddVoter,
@@ -26,7 +26,9 @@ from cube.scheduler.voters import (
     Step,
     TransferLeadership,
     decide,
+    heir,
     may_remove,
+    may_transfer,
 )
 from cube.services.state_feed import StateFeed
 
@@ -62,6 +64,7 @@ class VoterLoop:
         self._grace_ms = dead_voter_grace_ms
         self._admitted: dict[str, int] = {}  # address → when
         self._followed: frozenset[str] | None = None
+        self._handed_over_in = -1  # the last term in which this leader tried to hand over
         self._status_changed = asyncio.Event()
         self.why = ""
 
@@ -90,6 +93,48 @@ class VoterLoop:
             raise Unavailable("no leader is known")
         try:
             await self._remote.remove_vote(leader, node_id)
+        except Redirected as redirect:
+            raise Unavailable(f"the leader has just changed to {redirect.leader}") from None
+
+    async def transfer(self, node_id: NodeId | None) -> None:
+        """The node, or with None the voter that lacks least, leads; through the leader, wherever it
+        is. Raises Unavailable (also when it cannot), OutcomeUnknown."""
+        if self._leads():
+            await self._transfer_here(node_id)
+            return
+        leader = self._leader_http()
+        if leader is None:
+            raise Unavailable("no leader is known")
+        try:
+            await self._remote.transfer(leader, node_id)
+        except Redirected as redirect:
+            raise Unavailable(f"the leader has just changed to {redirect.leader}") from None
+
+    async def _transfer_here(self, node_id: NodeId | None) -> None:
+        to: str | None = None
+        if node_id is not None:
+            node = self._feed.state.nodes.get(node_id)
+            if node is None:
+                raise Unavailable(f"there is no node {node_id}")
+            to = node.facts.raft_address
+        seen = self._seen(self._feed.state)
+        refusal = may_transfer(seen, to)
+        if refusal is not None:
+            raise Unavailable(refusal)
+        try:
+            await self._log.transfer_leadership(STEP_MS, to or heir(seen))
+        except Unavailable as error:
+            raise Unavailable(f"leadership was not handed over in time: {error}") from None
+
+    async def progress(self) -> tuple[Progress, ...]:
+        """The other members as the leader sees them, wherever it is. Raises Unavailable."""
+        if self._leads():
+            return self._log.progress()
+        leader = self._leader_http()
+        if leader is None:
+            raise Unavailable("no leader is known")
+        try:
+            return await self._remote.progress(leader)
         except Redirected as redirect:
             raise Unavailable(f"the leader has just changed to {redirect.leader}") from None
 
@@ -172,6 +217,7 @@ class VoterLoop:
                 name=node.name,
                 is_registered=node.status is not NodeStatus.LEFT,
                 joined_at_ms=node.joined_at_ms,
+                is_resting=node.drain_deadline_ms is not None or not node.eligible,
             )
         for address, one in progress.items():
             if address in members:
@@ -187,6 +233,7 @@ class VoterLoop:
             members=members,
             voters_max=self._voters_max,
             dead_voter_grace_ms=self._grace_ms,
+            has_tried_handover=self._handed_over_in == self._log.status().term,
         )
 
     async def _do(self, step: Step) -> bool:
@@ -197,8 +244,9 @@ class VoterLoop:
                     await self._log.add_voter(address, STEP_MS)
                 case RemoveVoter(address=address):
                     await self._log.remove_voter(address, STEP_MS)
-                case TransferLeadership():
-                    await self._log.transfer_leadership(STEP_MS)
+                case TransferLeadership(address=address):
+                    self._handed_over_in = self._log.status().term
+                    await self._log.transfer_leadership(STEP_MS, address)
         except (Unavailable, OutcomeUnknown) as error:
             _log.warning("voter_step_failed step=%s cause=%s", type(step).__name__, error)
             return False

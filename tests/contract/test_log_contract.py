@@ -223,6 +223,23 @@ async def test_leadership_is_handed_over_on_request(cluster: Cluster) -> None:
     assert await cluster.agree() == [b"x"]
 
 
+async def test_leadership_is_handed_to_the_one_that_is_named(cluster: Cluster) -> None:
+    await cluster.found(3)
+    addresses = cluster.addresses
+    for number in (2, 1, 0, 2):
+        await cluster.leader().transfer_leadership(PROPOSE_MS, addresses[number])
+        await until(lambda: bool(cluster.leaders()))
+        assert cluster.leader_number() == number
+    await cluster.leader().transfer_leadership(PROPOSE_MS, addresses[2])  # it leads already
+    assert cluster.leader_number() == 2
+    with pytest.raises(Unavailable):
+        await cluster.leader().transfer_leadership(300, "127.0.0.1:9")
+    await cluster.stop(1)
+    with pytest.raises(Unavailable):
+        await cluster.leader().transfer_leadership(300, addresses[1])
+    assert cluster.leader_number() == 2
+
+
 async def test_alone_there_is_nobody_to_hand_over_to(cluster: Cluster) -> None:
     leader = await cluster.found(1)
     with pytest.raises(Unavailable):

@@ -32,7 +32,7 @@ from cube.ports.cluster import (
     Proposed,
     Published,
 )
-from cube.ports.log import LogStatus, Role, Voter
+from cube.ports.log import LogStatus, Progress, Role, Voter
 from cube.statemachine.apply import apply
 
 START_MS = 1_700_000_000_000
@@ -185,7 +185,9 @@ class FakeCluster:
         self.proposed: list[c.Body] = []
         self.explanations: list[Explanation] = []
         self.barriers = 0
-        self.transfers = 0
+        self.transfers: list[NodeId | None] = []
+        self.seen: tuple[Progress, ...] = ()  # progress, as the leader sees it
+        self.voters: tuple[str, ...] | None = None  # names; None: all nodes
         self.votes_removed: list[NodeId] = []
         self.told: tuple[str, ...] = ()  # warnings
         self.lag: int | None = None  # the index that this node stands at, when it is behind
@@ -227,15 +229,26 @@ class FakeCluster:
             leader=None if self.leader is None else addresses[self.leader],
             commit_index=index,
             applied_index=index,
-            voters=tuple(Voter(address) for address in sorted(addresses.values())),
+            voters=tuple(
+                Voter(address)
+                for name, address in sorted(addresses.items())
+                if self.voters is None or name in self.voters
+            ),
             quorum=self.leader is not None,
             ready=self.ready,
         )
 
-    async def transfer_leadership(self, timeout_ms: int) -> None:
+    async def transfer_leadership(self, to: NodeId | None) -> None:
         if self.weather is not None:
             raise self.weather
-        self.transfers += 1
+        self.transfers.append(to)
+        if to is not None:
+            self.leader = self.world.state.nodes[to].name
+
+    async def progress(self) -> tuple[Progress, ...]:
+        if self.leader is None:
+            raise Unavailable("no leader is known")
+        return self.seen
 
     async def remove_vote(self, node_id: NodeId) -> None:
         if self.weather is not None:
@@ -322,6 +335,7 @@ class FakePeers:
         self.leads = leads
         self.admitted: list[JoinRequest] = []
         self.heartbeats: list[NodeId] = []
+        self.transfers: list[NodeId | None] = []
         self.votes_removed: list[NodeId] = []
 
     async def join(self, request: JoinRequest) -> JoinGrant:
@@ -340,6 +354,14 @@ class FakePeers:
     async def remove_vote(self, node_id: NodeId) -> None:
         self._check()
         self.votes_removed.append(node_id)
+
+    async def transfer(self, node_id: NodeId | None) -> None:
+        self._check()
+        self.transfers.append(node_id)
+
+    def progress(self) -> tuple[Progress, ...]:
+        self._check()
+        return (Progress("127.0.0.1:8702", 7, 3, 40),)
 
     def _check(self) -> None:
         if not self.leads:

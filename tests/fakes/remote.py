@@ -7,6 +7,7 @@ from collections.abc import Callable
 from cube.model.errors import Unavailable
 from cube.model.ids import NodeId
 from cube.ports.cluster import BootstrapView, JoinGrant, JoinRequest
+from cube.ports.log import Progress
 
 
 class FakeRemote:
@@ -18,6 +19,8 @@ class FakeRemote:
         self.admits: dict[str, Callable[[JoinRequest], None]] = {}
         self.beats: dict[str, Callable[[NodeId], None]] = {}
         self.views: dict[str, Callable[[], BootstrapView]] = {}
+        self.transfers: dict[str, Callable[[NodeId | None], None]] = {}
+        self.progresses: dict[str, Callable[[], tuple[Progress, ...]]] = {}
         self.asked: list[tuple[str, str]] = []
 
     async def join(self, address: str, request: JoinRequest) -> JoinGrant:
@@ -36,6 +39,18 @@ class FakeRemote:
         self.asked.append(("remove_vote", address))
         if address not in self.beats:
             raise Unavailable(f"cannot reach {address}")
+
+    async def transfer(self, address: str, node_id: NodeId | None) -> None:
+        self.asked.append(("transfer", address))
+        if address not in self.transfers:
+            raise Unavailable(f"cannot reach {address}")
+        self.transfers[address](node_id)
+
+    async def progress(self, address: str) -> tuple[Progress, ...]:
+        self.asked.append(("progress", address))
+        if address not in self.progresses:
+            raise Unavailable(f"cannot reach {address}")
+        return self.progresses[address]()
 
     async def heartbeat(self, address: str, node_id: NodeId) -> None:
         self.asked.append(("heartbeat", address))

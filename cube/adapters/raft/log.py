@@ -17,7 +17,7 @@ from cube.adapters.raft.library import (
     Callback,
     monotonic,
 )
-from cube.adapters.raft.membership import Change
+from cube.adapters.raft.membership import Change, Handover
 from cube.adapters.raft.node import RaftNode
 from cube.adapters.raft.peer_tls import PeerTls
 from cube.adapters.raft.proposing import Submission
@@ -224,9 +224,13 @@ class PySyncObjLog:
             raise Unavailable("a leader cannot remove itself: transfer leadership first")
         await self._change(address, timeout_ms, is_addition=False)
 
-    async def transfer_leadership(self, timeout_ms: int) -> None:
+    async def transfer_leadership(self, timeout_ms: int, to: str | None = None) -> None:
         deadline = monotonic() + timeout_ms / 1000
-        await self._call(lambda node, settle: node.request_handover(deadline, settle), timeout_ms)
+
+        def request(node: RaftNode, settle: Callback) -> None:
+            node.request_handover(Handover(deadline, settle, to))
+
+        await self._call(request, timeout_ms)
 
     # --- besides the port
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable
+from typing import NamedTuple
 
 from cube.adapters.raft.commands import MEMBERS_MAX, encode_members
 from cube.adapters.raft.library import (
@@ -63,13 +64,22 @@ class Change:
             self._settle(result, reason)
 
 
+class Handover(NamedTuple):
+    """Somebody waits for another leader: for `to`, if not None. `deadline` is on the library's
+    clock."""
+
+    deadline: float
+    settle: Callback
+    to: str | None
+
+
 class Membership(Proposing):
     """Voters come and go one at a time, each change committed before the next; leadership is handed
     over."""
 
     on_joined: Callable[[], None]  # persists that this member is no longer joining
     _changes: deque[Change]
-    _handovers: list[tuple[float, Callback]]  # (deadline, settle)
+    _handovers: list[Handover]
     _handover_sent_at = 0.0
     _learners_wanted: frozenset[str] = frozenset()
     _learners_settled: tuple[object, ...] = ()  # the last (wanted, configuration, leads) acted on
@@ -208,15 +218,23 @@ class Membership(Proposing):
 
     # --- handing over
 
-    def request_handover(self, deadline: float, settle: Callback) -> None:
+    def request_handover(self, handover: Handover) -> None:
+        """The first that waits says to whom; those that come meanwhile wait for the same election."""
+        heirs = [
+            peer
+            for peer in self._SyncObj__otherNodes
+            if handover.to in (None, peer.id) and self.transport.is_up(peer)
+        ]
         if len(self._handovers) >= HANDOVERS_WAITING_MAX:
-            settle(None, REASON_QUEUE_FULL)
+            handover.settle(None, REASON_QUEUE_FULL)
         elif not self.is_leader:
-            settle(None, REASON_NOT_LEADER)
-        elif not any(self.transport.is_up(peer) for peer in self._SyncObj__otherNodes):
-            settle(None, REASON_REQUEST_DENIED)
+            handover.settle(None, REASON_NOT_LEADER)
+        elif handover.to == self.address:
+            handover.settle(None, REASON_SUCCESS)
+        elif not heirs:
+            handover.settle(None, REASON_REQUEST_DENIED)
         else:
-            self._handovers.append((deadline, settle))
+            self._handovers.append(handover)
 
     def step_handover(self) -> None:
         """New commands wait, so that a follower can catch up; then it is told to stand."""
@@ -228,15 +246,17 @@ class Membership(Proposing):
             # In office is who is known to be: until then a caller would find no leader.
             if self.leader is not None:
                 self._end_handover(REASON_SUCCESS)
-            elif now > max(deadline for deadline, _ in self._handovers):
+            elif now > max(handover.deadline for handover in self._handovers):
                 self._end_handover(REASON_MISSING_LEADER)
             return
-        if now > max(deadline for deadline, _ in self._handovers):
+        if now > max(handover.deadline for handover in self._handovers):
             self._end_handover(REASON_REQUEST_DENIED)
             return
         self.is_handing_over = True
         if now - self._handover_sent_at > self.settings.election_min_ms / 1000:
-            self.transferLeadership(callback=self._on_handover_sent)
+            to = self._handovers[0].to
+            peer = Peer(to) if to is not None else None
+            self.transferLeadership(peer, self._on_handover_sent)
 
     def _on_handover_sent(self, _result: object, reason: int) -> None:
         if reason == REASON_SUCCESS:
@@ -246,5 +266,7 @@ class Membership(Proposing):
         self.is_handing_over = False
         self._handover_sent_at = 0.0
         handovers, self._handovers = self._handovers, []
-        for _, settle in handovers:
-            settle(None, reason)
+        leader = self.leader.id if self.leader is not None else None
+        for handover in handovers:
+            is_another = reason == REASON_SUCCESS and handover.to not in (None, leader)
+            handover.settle(None, REASON_REQUEST_DENIED if is_another else reason)

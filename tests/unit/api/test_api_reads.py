@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 
 from cube.model import commands as c
+from cube.model.errors import Unavailable
 from cube.model.explain import Explanation, NodeExplanation, Reason
 from cube.model.ids import NodeId
 from cube.model.lifecycle import Health, NodeStatus, TaskState
+from cube.ports.log import Progress
 from tests.fakes.cluster import TERM, World, job_spec, node_facts
 from tests.fakes.served import Served, served
 
@@ -352,6 +354,53 @@ async def test_raft_and_gossip_for_operators() -> None:
         gossip: Json = await api.get("/v1/gossip")
         assert [member["name"] for member in gossip["items"]] == ["n1", "n2"]
         assert gossip["items"][0]["stats"]["cpu_cores"] == 4
+
+
+async def test_raft_members_are_told_with_what_the_leader_knows_of_them() -> None:
+    async with served() as api:
+        api.cluster.seen = (Progress("127.0.0.1:8702", 5, 3, 1_250),)
+        raft: Json = await api.get("/v1/raft")
+        first, second = raft["voters"]
+        assert (first["role"], first["lag"], first["silent_s"]) == ("leader", 0, None)
+        assert (second["role"], second["lag"], second["silent_s"]) == ("voter", 3, 1.25)
+        assert first["caught_up"] and second["caught_up"]
+        # It has not answered this leader yet: nothing is known of its log.
+        api.cluster.seen = (Progress("127.0.0.1:8702", 0, 900, 10),)
+        raft = await api.get("/v1/raft")
+        assert raft["voters"][1]["lag"] is None and raft["voters"][1]["caught_up"] is None
+        api.cluster.seen = (Progress("127.0.0.1:8702", 1, 900, 10),)
+        raft = await api.get("/v1/raft")
+        assert raft["voters"][1]["caught_up"] is False
+        # Without a leader there is nobody to ask: the list is of use all the same.
+        api.cluster.leader = None
+        raft = await api.get("/v1/raft")
+        assert [voter["lag"] for voter in raft["voters"]] == [None, None]
+
+
+async def test_leadership_is_transferred_to_any_voter_or_to_the_one_that_is_named() -> None:
+    async with served() as api:
+        n2 = api.world.state.node_names["n2"]
         async with api.client.post("/v1/raft/transfer") as response:
             assert response.status == 200
-        assert api.cluster.transfers == 1
+        async with api.client.post("/v1/raft/transfer", json={"node": "n2"}) as response:
+            assert response.status == 200
+            assert (await response.json())["leader"]["name"] == "n2"
+        async with api.client.post("/v1/raft/transfer", json={"node": n2[:8]}) as response:
+            assert response.status == 200  # it leads already
+        assert api.cluster.transfers == [None, n2]
+        await api.problem("POST", "/v1/raft/transfer", 404, json={"node": "n9"})
+        await api.problem("POST", "/v1/raft/transfer", 422, json={"nod": "n1"})
+        await api.problem("POST", "/v1/raft/transfer", 415, data="n1")
+        api.cluster.weather = Unavailable("n1 does not answer")
+        await api.problem("POST", "/v1/raft/transfer", 503, json={"node": "n1"})
+        assert api.cluster.transfers == [None, n2]
+
+
+async def test_leadership_goes_to_nobody_who_does_not_vote() -> None:
+    async with served() as api:
+        api.cluster.voters = ("n1",)
+        problem = await api.problem("POST", "/v1/raft/transfer", 409, json={"node": "n2"})
+        assert "does not vote" in str(problem["detail"])
+        problem = await api.problem("POST", "/v1/raft/transfer", 409)
+        assert "no other voter" in str(problem["detail"])
+        assert api.cluster.transfers == []

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from cube.adapters.http_peers import HttpPeers
 from cube.model import commands as c
 from cube.model.errors import Unavailable
 from cube.model.ids import NodeId
 from cube.model.lifecycle import NodeStatus
+from cube.ports.remote import Redirected
 from tests.fakes.cluster import TERM
 from tests.fakes.served import Served, read, served
 
@@ -48,6 +51,22 @@ async def test_a_node_asks_the_leader_to_take_a_vote() -> None:
         await peers.remove_vote(api.address, NodeId("n9"))
         assert api.peers.votes_removed == ["n9"]
         await api.problem("POST", "/v1/internal/remove_vote", 422, json={"node": "n9"})
+    await peers.close()
+
+
+async def test_a_node_asks_the_leader_to_hand_over_and_how_far_the_others_are() -> None:
+    peers = HttpPeers()
+    async with served() as api:
+        await peers.transfer(api.address, NodeId("n9"))
+        await peers.transfer(api.address, None)
+        assert api.peers.transfers == ["n9", None]
+        (one,) = await peers.progress(api.address)
+        assert (one.address, one.lag, one.silent_ms) == ("127.0.0.1:8702", 3, 40)
+        api.peers.leads, api.peers.leader = False, "127.0.0.1:9"
+        api.cluster.leader = "n2"
+        for ask in (lambda: peers.transfer(api.address, None), lambda: peers.progress(api.address)):
+            with pytest.raises(Redirected):
+                await ask()
     await peers.close()
 
 

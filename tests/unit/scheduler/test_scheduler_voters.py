@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import msgspec
+import pytest
 
 from cube.scheduler.voters import (
     LAG_ENTRIES_MAX,
@@ -12,7 +13,9 @@ from cube.scheduler.voters import (
     Seen,
     TransferLeadership,
     decide,
+    heir,
     may_remove,
+    may_transfer,
 )
 
 GRACE_MS = 10_000
@@ -130,6 +133,74 @@ def test_a_leader_that_left_hands_over_before_anything_else() -> None:
     view = but(seen("ABC", "D"), "A", is_registered=False)
     assert isinstance(decide(view).step, TransferLeadership)
     assert added(but(seen("A", "B"), "A", is_registered=False)) == "B"
+
+
+def test_a_leader_that_left_waits_for_a_voter_that_lacks_some_entries() -> None:
+    view = but(seen("ABC", "D"), "A", is_registered=False)
+    behind = {"lag": LAG_ENTRIES_MAX + 1}
+    assert decide(but(but(view, "B", **behind), "C", **behind)).step is None
+
+
+def handed_to(view: Seen) -> str | None:
+    step = decide(view).step
+    assert step is None or isinstance(step, TransferLeadership), step
+    return step.address if step is not None else None
+
+
+@pytest.mark.parametrize(
+    ("changes", "tried", "to"),
+    [
+        ({}, False, None),  # nobody rests
+        ({"A": {"is_resting": True}}, False, "B"),
+        ({"A": {"is_resting": True}}, True, None),  # once in a term
+        ({"B": {"is_resting": True}}, False, None),  # a follower's rest moves nothing
+        ({"A": {"is_resting": True}, "B": {"is_resting": True}}, False, "C"),
+        ({"A": {"is_resting": True}, "B": {"is_resting": True}, "C": {"is_resting": True}},
+         False, None),  # it would come back at once
+        ({"A": {"is_resting": True}, "B": {"lag": 5}}, False, "C"),
+        ({"A": {"is_resting": True}, "B": {"lag": None}, "C": {"lag": LAG_ENTRIES_MAX + 1}},
+         False, None),
+        ({"A": {"is_resting": True}, "B": {"silent_ms": 2_000}}, False, "C"),
+    ],
+)  # fmt: skip
+def test_a_leader_that_rests_hands_over_once_to_one_that_does_not(
+    changes: dict[str, dict[str, object]], tried: bool, to: str | None
+) -> None:
+    view = seen("ABC", has_tried_handover=tried)
+    for address, change in changes.items():
+        view = but(view, address, **change)
+    assert handed_to(view) == to
+
+
+def test_a_leader_that_rests_sees_to_the_voters_first() -> None:
+    view = but(seen("ABc", "D"), "A", is_resting=True)
+    assert removed(view) == "C"
+    assert handed_to(but(seen("A", "B"), "A", is_resting=True)) is None  # a learner cannot lead
+
+
+@pytest.mark.parametrize(
+    ("address", "refusal"),
+    [
+        (None, ""),
+        ("A", ""),
+        ("B", ""),
+        ("C", "C does not answer"),
+        ("D", "D does not vote, so it cannot lead"),
+        ("Z", "Z does not vote, so it cannot lead"),
+        ("E", "E has not caught up: it lacks 101 entries of the log"),
+    ],
+)
+def test_leadership_goes_on_request_to_who_can_lead(address: str | None, refusal: str) -> None:
+    view = but(seen("ABcE", "D"), "E", lag=LAG_ENTRIES_MAX + 1)
+    assert (may_transfer(view, address) or "") == refusal
+
+
+def test_on_request_somebody_that_rests_leads_if_there_is_nobody_else() -> None:
+    view = but(seen("ABC"), "B", is_resting=True)
+    assert heir(view) == "C"
+    assert heir(but(view, "C", lag=None)) == "B"
+    assert heir(seen("Abc")) is None
+    assert may_transfer(seen("Abc"), None) == "no other voter answers and has the whole log"
 
 
 def test_without_a_majority_nothing_is_done() -> None:

@@ -185,6 +185,85 @@ def test_a_follower_asks_the_leader_to_take_a_vote() -> None:
     over(test)
 
 
+def test_leadership_goes_to_the_node_that_is_named_or_to_any() -> None:
+    async def test(world: World) -> None:
+        await world.join("n1", "n2", "n3", "n4")
+        await until(lambda: len(world.voters) == 3)
+        await world.leader.loop.transfer(NodeId("id-n3"))
+        assert world.leader.name == "n3"
+        await world.leader.loop.transfer(NodeId("id-n3"))
+        assert world.leader.name == "n3"
+        await world.leader.loop.transfer(None)
+        assert world.leader.name == "n1"
+        for name, why in (("n4", "does not vote"), ("n9", "no node")):
+            with pytest.raises(Unavailable, match=why):
+                await world.leader.loop.transfer(NodeId(f"id-{name}"))
+        await world.kill("n2")
+        with pytest.raises(Unavailable, match="does not answer"):
+            await world.leader.loop.transfer(NodeId("id-n2"))
+
+    over(test)
+
+
+def test_a_follower_asks_the_leader_to_hand_over_and_how_far_the_others_are() -> None:
+    async def test(world: World) -> None:
+        await world.join("n1", "n2", "n3")
+        await until(lambda: len(world.voters) == 3)
+        follower = world.members["n2"]
+        for ask in (lambda: follower.loop.transfer(None), follower.loop.progress):
+            with pytest.raises(Unavailable, match="no leader"):
+                await ask()
+        world.leader_http = "n1:7700"
+        named: list[NodeId | None] = []
+        follower.remote.transfers = {"n1:7700": named.append}
+        await follower.loop.transfer(NodeId("id-n3"))
+        assert named == ["id-n3"]
+        follower.remote.progresses = {"n1:7700": world.leader.log.progress}
+        assert [one.address for one in await follower.loop.progress()] == ["n2:7701", "n3:7701"]
+        assert await world.leader.loop.progress() == world.leader.log.progress()
+
+    over(test)
+
+
+@pytest.mark.parametrize("is_drain", [True, False])
+def test_a_leader_that_is_drained_or_cordoned_hands_over_once(is_drain: bool) -> None:
+    async def test(world: World) -> None:
+        await world.join("n1", "n2", "n3")
+        await until(lambda: len(world.voters) == 3)
+        term = world.log.term
+        rest = c.SetDrain if is_drain else lambda id_, _: c.SetEligibility(id_, False)
+        await world.leader.proposer.propose(rest(NodeId("id-n1"), 60_000))
+        await until(lambda: world.leader.name == "n2")
+        await asyncio.sleep(60)
+        assert (world.leader.name, world.log.term) == ("n2", term + 1)
+        await world.leader.proposer.propose(rest(NodeId("id-n2"), 60_000))
+        await until(lambda: world.leader.name == "n3")
+        await world.leader.proposer.propose(rest(NodeId("id-n3"), 60_000))
+        await asyncio.sleep(60)  # there is nobody left that does not rest
+        assert (world.leader.name, world.log.term) == ("n3", term + 2)
+
+    over(test)
+
+
+def test_a_hand_over_that_fails_is_not_tried_again_in_the_same_term() -> None:
+    async def test(world: World) -> None:
+        await world.join("n1", "n2", "n3")
+        await until(lambda: len(world.voters) == 3)
+        tried: list[str | None] = []
+
+        async def fail(timeout_ms: int, to: str | None = None) -> None:
+            tried.append(to)
+            raise Unavailable("it did not come about")
+
+        world.leader.log.transfer_leadership = fail  # type: ignore[method-assign]
+        await world.leader.proposer.propose(c.SetDrain(NodeId("id-n1"), 60_000))
+        await until(lambda: tried == ["n2:7701"])
+        await asyncio.sleep(60)
+        assert tried == ["n2:7701"]
+
+    over(test)
+
+
 def test_who_is_admitted_and_never_registers_is_forgotten() -> None:
     async def test(world: World) -> None:
         await world.join("n1")
