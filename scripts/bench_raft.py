@@ -1,7 +1,7 @@
 """Raft alone: three members as three processes on loopback, no agent around them.
 
-scripts/bench raft runs it. `--busy` keeps every core busy with other work meanwhile. tests/ use its
-member processes.
+scripts/bench raft runs it, over TLS, as agents do; `--plain` without; `--compare` both, one after the
+other. `--busy` keeps every core busy with other work meanwhile. tests/ use its member processes.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import os
 import random
 import resource
 import socket
+import ssl
 import statistics
 import sys
 import tempfile
@@ -27,10 +28,15 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from cube.adapters.raft import PySyncObjLog, RaftSettings  # noqa: E402
+from cube.adapters.trust import tls  # noqa: E402
+from cube.adapters.trust.authority import issue, make_ca, make_key, make_request  # noqa: E402
 from cube.model.errors import CubeError  # noqa: E402
+from cube.model.ids import ClusterId, NodeId  # noqa: E402
+from cube.model.trust import NodeIdentity, NodeRole  # noqa: E402
 
 SIZE = 3
 OPERATION_BYTES = 200
+CLUSTER = ClusterId("bench")
 REQUEST_S_MAX = 120
 
 
@@ -55,6 +61,40 @@ class Replica:
         self.payloads = [bytes.fromhex(p) for p in json.loads(data)]
 
 
+class MemberTls(tls.NodeTls):
+    """cube.adapters.raft.PeerTls of a cluster in which every node may have every address."""
+
+    def __init__(self, directory: Path, node_id: str) -> None:
+        super().__init__(directory, CLUSTER)
+        self.node_id = NodeId(node_id)
+
+    def peer_id(self, connection: ssl.SSLObject) -> NodeId:
+        return self.peer(connection).node_id
+
+    def is_removed(self, node_id: NodeId) -> bool:
+        return False
+
+    def expected_id(self, address: str) -> NodeId | None:
+        return None
+
+
+class Authority:
+    def __init__(self) -> None:
+        self.key = make_key()
+        self.pem = make_ca(CLUSTER, self.key, time.time_ns() // 1_000_000)
+
+    def enrol(self, directory: Path, node_id: str) -> None:
+        """`directory` has the node's certificate and keys."""
+        directory.mkdir(parents=True)
+        key = make_key()
+        identity = NodeIdentity(CLUSTER, NodeRole.NODE, NodeId(node_id))
+        now_ms = time.time_ns() // 1_000_000
+        certificate = issue(self.pem, self.key, make_request(key), identity, [], now_ms)
+        (directory / tls.CA).write_text(self.pem)
+        (directory / tls.KEY).write_text(key)
+        (directory / tls.CERTIFICATE).write_text(certificate)
+
+
 class Member:
     def __init__(self, options: dict[str, Any]) -> None:
         self.replica = Replica()
@@ -67,6 +107,7 @@ class Member:
             joining=options["joining"],
             cluster=options["cluster"],
             settings=RaftSettings(**options["settings"]),
+            tls=MemberTls(Path(options["trust"]), options["node_id"]) if options["trust"] else None,
         )
 
     async def serve(self) -> None:
@@ -262,14 +303,18 @@ class Process:
 class Processes:
     """A cluster of member processes."""
 
-    def __init__(self, directory: Path, **settings: Any) -> None:
+    def __init__(self, directory: Path, *, has_tls: bool = False, **settings: Any) -> None:
         self.directory = directory
+        self.authority = Authority() if has_tls else None
         self.directory_of = lambda number: directory / str(number)
         self.settings = settings
         self.all: list[Process] = []
 
     def make(self, members: tuple[str, ...], *, joining: bool) -> Process:
         number = len(self.all)
+        trust = self.directory / f"trust-{number}"
+        if self.authority is not None:
+            self.authority.enrol(trust, f"node-{number}")
         options = {
             "address": f"127.0.0.1:{free_port()}",
             "data_dir": str(self.directory_of(number)),
@@ -277,6 +322,8 @@ class Processes:
             "joining": joining,
             "cluster": str(self.directory),
             "settings": self.settings,
+            "trust": str(trust) if self.authority is not None else "",
+            "node_id": f"node-{number}",
         }
         self.all.append(Process(number, options))
         return self.all[-1]
@@ -493,13 +540,19 @@ async def run_all(options: argparse.Namespace) -> dict[str, Any]:
     }
     cores = os.cpu_count() or 1
     results: dict[str, Any] = {
-        "settings": settings,
+        "settings": dict(settings),
         "busy": options.busy,
         "append_and_fdatasync": sync_cost(),
     }
     async with busy_cores(cores if options.busy else 0):
         for name, run in runs.items():
-            if options.only in (None, name):
+            if options.only not in (None, name):
+                continue
+            if options.compare or options.plain:
+                settings["has_tls"] = False
+                results[f"{name}_plain"] = await run()
+            if options.compare or not options.plain:
+                settings["has_tls"] = True
                 results[name] = await run()
     return results
 
@@ -511,6 +564,8 @@ def bench(args: list[str]) -> dict[str, Any]:
     parser = argparse.ArgumentParser(prog="scripts/bench raft", description=__doc__)
     parser.add_argument("--no-fsync", action="store_true")
     parser.add_argument("--busy", action="store_true")
+    parser.add_argument("--plain", action="store_true", help="without TLS")
+    parser.add_argument("--compare", action="store_true", help="without TLS, then with it")
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--only", choices=RUNS)
     parser.add_argument("--heartbeat-ms", type=int)

@@ -13,8 +13,10 @@ import msgspec
 
 from cube.adapters.raft import PySyncObjLog, RaftSettings
 from cube.model.errors import OutcomeUnknown, Unavailable
+from cube.model.ids import NodeId
 from cube.ports.log import Log, Role
 from tests.fake_log import FakeLog, FakeLogCluster
+from tests.raft_tls import Authority, MemberTls, Roster
 
 PROPOSE_MS = 5_000
 
@@ -147,10 +149,14 @@ class FakeCluster(Cluster):
 
 
 class RealCluster(Cluster):
-    def __init__(self, directory: Path, settings: RaftSettings | None = None) -> None:
+    def __init__(
+        self, directory: Path, settings: RaftSettings | None = None, *, has_tls: bool = False
+    ) -> None:
         super().__init__()
         self.directory = directory
         self.settings = settings or RaftSettings()
+        self.authority = Authority() if has_tls else None
+        self.roster = Roster()
         self.fatal: list[BaseException] = []
 
     def make(self, number: int, members: tuple[str, ...], *, joining: bool) -> PySyncObjLog:
@@ -165,7 +171,17 @@ class RealCluster(Cluster):
             joining=joining,
             cluster=str(self.directory),
             on_fatal=self.fatal.append,
+            tls=self.tls_of(number),
         )
+
+    def tls_of(self, number: int) -> MemberTls | None:
+        """Node `node-<number>` at its address, with a certificate."""
+        if self.authority is None:
+            return None
+        name = f"node-{number}"
+        self.roster.ids[self.addresses[number]] = NodeId(name)
+        directory = self.directory / f"trust-{number}"
+        return MemberTls(directory, self.authority, name, self.roster)
 
     async def close(self) -> None:
         await super().close()

@@ -21,13 +21,14 @@ from tests.raft_support import (
 )
 
 
-@pytest.fixture(params=["fake", "raft"])
+@pytest.fixture(params=["fake", "raft", "raft-tls"])
 async def cluster(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Cluster]:
     made: Cluster
     if request.param == "fake":
         made = FakeCluster()
     else:
-        made = RealCluster(tmp_path, RaftSettings(snapshot_tail=5))
+        has_tls = request.param == "raft-tls"
+        made = RealCluster(tmp_path, RaftSettings(snapshot_tail=5), has_tls=has_tls)
     yield made
     await made.close()
 

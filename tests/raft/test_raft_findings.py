@@ -362,7 +362,10 @@ def test_l3_a_command_that_cannot_leave_is_settled_at_once(ours: RaftNode) -> No
     bench.append(2)
     assert ours._SyncObj__raftState == FOLLOWER
     ours.queue.put(Submission(unstamped(b"x"), lambda _r, reason: settled.append(reason)))
-    ours._checkCommandsToApply()  # the leader is known, but no connection to it is up
+    ours._checkCommandsToApply()  # the leader is known, and about to be dialled
+    assert settled == []
+    ours.transport._links[OTHER].close()  # in vain
+    ours._checkCommandsToApply()
     assert settled == [library.REASON_MISSING_LEADER]
 
 

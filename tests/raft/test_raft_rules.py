@@ -172,3 +172,48 @@ def test_d1_an_entry_that_is_not_on_the_leaders_disk_does_not_count(
         member.journal.sync()
         member._onTick(0.0)
         assert member.commit_index == 5
+
+
+def test_a_voter_counts_once(ours: RaftNode) -> None:
+    """The library counts answers: one voter that answers twice would elect a leader of two."""
+    ours.set_configuration(
+        ours.configuration.appended(9, frozenset({SELF, OTHER, THIRD, "h:4", "h:5"}))
+    )
+    ours._SyncObj__raftState = library.CANDIDATE
+    ours._SyncObj__votesCount = 1
+    ours._SyncObj__setCurrentTerm(2, SELF)
+    bench = Bench(ours, lambda _index: NO_OP)
+    for _ in range(4):
+        bench.receive({"type": "response_vote", "term": 2})
+    bench.receive({"type": "response_vote", "term": 1}, sender=THIRD)
+    bench.receive({"type": "response_vote", "term": 2}, sender="h:9")
+    assert not ours.is_leader
+    bench.receive({"type": "response_vote", "term": 2}, sender=THIRD)
+    assert ours.is_leader
+
+
+def test_a_guest_deposes_nobody(ours: RaftNode) -> None:
+    """Neither as a leader of a higher term, nor by a vote that a leader seems to wish, nor by a
+    term that it says it has heard of."""
+    bench = Bench(ours, lambda _index: NO_OP)
+    bench.append(2, term=1)
+    assert ours.leader == Peer(OTHER)
+    guest = "h:9"
+    vote = {"type": "request_vote", "term": 7, "last_log_index": 9, "last_log_term": 7}
+    bench.receive({**vote, "transfer": True}, sender=guest)
+    bench.receive({"type": "term_hint", "term": 7}, sender=guest)
+    bench.receive({"type": "timeout_now", "term": 7}, sender=guest)
+    heartbeat = {
+        "type": "append_entries",
+        "term": 7,
+        "commit_index": 1,
+        "prevLogIdx": 2,
+        "prevLogTerm": 1,
+        "entries": [],
+    }
+    bench.receive(heartbeat, sender=guest)
+    assert (ours.leader, ours.term) == (Peer(OTHER), 1)
+    # Once the leader is silent, it may be one that this member has not heard of.
+    ours.heard_at = 0.0
+    bench.receive(heartbeat, sender=guest)
+    assert (ours.leader, ours.term) == (Peer(guest), 7)

@@ -15,6 +15,7 @@ from cube.model.errors import BadPacket
 KIND_DATA = 0  # at_ms of the leader that appended it (8 bytes), then the proposer's bytes
 KIND_NO_OP = 1  # nothing: a new leader's first entry, and a barrier
 KIND_MEMBERS = 2  # every voter from this entry on, as a msgpack list of addresses
+KINDS = frozenset((KIND_DATA, KIND_NO_OP, KIND_MEMBERS))
 
 NO_OP = bytes((KIND_NO_OP,))
 _STAMP = struct.Struct(">Bq")

@@ -15,6 +15,7 @@ from __future__ import annotations
 import logging
 import random
 
+from cube.adapters.raft.allowed import Roles, may_speak
 from cube.adapters.raft.applying import Applying
 from cube.adapters.raft.library import CANDIDATE, FOLLOWER, Message, Peer, monotonic
 
@@ -29,6 +30,7 @@ RETRY_S = (0.1, 0.3)
 
 class Election(Applying):
     _pre_votes: set[str]
+    _votes: set[tuple[int, str]]  # (term, voter) of those counted
     _pre_vote_term = -1  # the term in which `_pre_votes` were asked for
     _may_campaign = False  # the gate of the library's own election
 
@@ -92,27 +94,49 @@ class Election(Applying):
         self._pre_votes = set()
         self._pre_vote_term = -1
 
+    def roles_of(self, peer: Peer) -> Roles:
+        roles = Roles(0)
+        if peer in self._SyncObj__otherNodes:
+            roles |= Roles.VOTER
+        if peer in self._SyncObj__readonlyNodes:
+            roles |= Roles.LEARNER
+        if peer == self.leader:
+            roles |= Roles.LEADER
+        return roles
+
     def _SyncObj__onMessageReceived(self, node: Peer, message: Message) -> None:  # noqa: N802
+        roles = self.roles_of(node)
+        if not may_speak(message["type"], roles, hears_a_leader=self.hears_a_leader()):
+            return
         match message["type"]:
             case "pre_vote":
                 self._on_pre_vote(node, message)
             case "pre_vote_ok":
-                if message["term"] == self.term + 1 and node in self._SyncObj__otherNodes:
+                if message["term"] == self.term + 1:
                     self._pre_votes.add(node.id)
             case "term_hint":
                 self._on_term_hint(message["term"])
-            case "request_vote" if self.hears_a_leader() and not message.get("transfer", False):
+            case "request_vote" if self.hears_a_leader() and not (
+                message.get("transfer", False) and Roles.VOTER in roles
+            ):
                 pass
             case "request_vote":
                 self._end_pre_vote()
                 super()._SyncObj__onMessageReceived(node, message)
-            case "response_vote" if node not in self._SyncObj__otherNodes:
-                pass
+            case "response_vote":
+                self._on_vote(node, message)
             case "append_entries":
                 self._end_pre_vote()
                 super()._SyncObj__onMessageReceived(node, message)
             case _:
                 super()._SyncObj__onMessageReceived(node, message)
+
+    def _on_vote(self, node: Peer, message: Message) -> None:
+        """The library counts votes, not voters."""
+        if message["term"] == self.term and (self.term, node.id) not in self._votes:
+            self._votes = {vote for vote in self._votes if vote[0] == self.term}
+            self._votes.add((self.term, node.id))
+            super()._SyncObj__onMessageReceived(node, message)
 
     def _on_pre_vote(self, node: Peer, message: Message) -> None:
         last = self.journal[-1]

@@ -129,6 +129,18 @@ REASON_NOT_LEADER: int = FAIL_REASON.NOT_LEADER
 REASON_LEADER_CHANGED: int = FAIL_REASON.LEADER_CHANGED
 REASON_REQUEST_DENIED: int = FAIL_REASON.REQUEST_DENIED
 REASON_UNKNOWN_OUTCOME: int = FAIL_REASON.UNKNOWN_OUTCOME
+REASONS = frozenset(
+    (
+        REASON_SUCCESS,
+        REASON_QUEUE_FULL,
+        REASON_MISSING_LEADER,
+        REASON_DISCARDED,
+        REASON_NOT_LEADER,
+        REASON_LEADER_CHANGED,
+        REASON_REQUEST_DENIED,
+        REASON_UNKNOWN_OUTCOME,
+    )
+)
 # "Result codes" of the analysis: with these it is certain that the command was not and will not
 # be applied. Every other failure is unknown.
 REASONS_NOT_APPLIED = frozenset(

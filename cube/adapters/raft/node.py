@@ -75,6 +75,7 @@ class RaftNode(Membership):
         self.queue = SubmissionQueue()
         self._acks = {}
         self._pre_votes = set()
+        self._votes = set()
         self._forwarded = deque()
         self._changes = deque()
         self._handovers = []
@@ -105,6 +106,7 @@ class RaftNode(Membership):
     def listen(self) -> None:
         """Peers are dialled and can connect. Raises BadConfig, Unavailable."""
         self.transport.listen(self._poller)
+        self.before_poll(self.transport.flush)
         self.set_configuration(self.configuration)
 
     def recheck_peers(self) -> None:
@@ -140,6 +142,7 @@ class RaftNode(Membership):
         self.step_handover()
         self._onTick(self._poll_s(now))
         self.flush_acks()
+        self.transport.flush()
 
     def _step_fault(self, now: float) -> None:
         """A member whose disk failed is out of office and mute until the disk takes all that is
@@ -155,7 +158,7 @@ class RaftNode(Membership):
     def _poll_s(self, now: float) -> float:
         """How long nothing can be due. 0 when something is already: this turn does it, the next
         one waits."""
-        if self.commit_index > self.applied_index or (self.queue and not self.is_handing_over):
+        if self.commit_index > self.applied_index or (self.queue and self.may_take_commands):
             return 0.0
         wake_at = min(now + POLL_S_MAX, self.transport.next_wake())
         if self.is_leader:

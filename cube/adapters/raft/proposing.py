@@ -111,6 +111,15 @@ class Proposing(Election):
     is_handing_over = False  # commands wait while leadership is on its way to another
     _forwarded: deque[tuple[float, int]]  # (forget at, request id), in order
 
+    @property
+    def may_take_commands(self) -> bool:
+        """False while leadership is on its way to another, and while a leader that was only just
+        heard of is dialled back: a moment, bounded by the time that a dial may take."""
+        if self.is_handing_over:
+            return False
+        leader = self.leader
+        return self.is_leader or leader is None or not self.transport.is_dialling(leader)
+
     def _applyCommand(  # noqa: N802
         self,
         command: bytes,
@@ -134,6 +143,8 @@ class Proposing(Election):
             refuse(None, REASON_REQUEST_DENIED)  # voters change through the leader's own port only
         elif not self.is_leader:
             refuse(None, REASON_NOT_LEADER)
+        elif not self.roles_of(peer):
+            refuse(None, REASON_REQUEST_DENIED)  # a member once, perhaps: no more
         elif not self.queue.put(Submission(command, refuse, place)):
             refuse(None, REASON_QUEUE_FULL)
 
@@ -159,13 +170,14 @@ class Proposing(Election):
     def _checkCommandsToApply(self) -> None:  # noqa: N802
         """Waiting commands are in the log or on their way to the leader; then what this tick has to
         say (entries, a new commit index, a heartbeat) is said to each peer once."""
-        if not self.is_handing_over:
+        if self.may_take_commands:
             self._take_commands()
         self._is_holding_sends = False
         if self._is_send_wanted:
             self._is_send_wanted = False
             if self.is_leader:
                 self._SyncObj__sendAppendEntries()
+        self.transport.flush()  # the others sync while we do
         self.journal.sync()
 
     def _take_commands(self) -> None:

@@ -5,259 +5,47 @@ dialled; what a peer sends arrives on the one that the peer dialled. So there is
 when two dial at once, and a leader that this member has not heard of yet (it is a learner, or was
 away while the voters changed) is answered by dialling back: a guest.
 
+With TLS both ends show a certificate and are who it says (X3); the hello names the same node, which
+must be the one that is known at its address (S4). Without TLS anyone on this host can pose as a
+member, so it listens and dials on loopback only.
+
 It takes no utility commands and no observers (X2), refuses long frames (X4), flushes what a socket
-did not take as soon as it can (L7), and outlives running out of descriptors (L8). It does not know
-who speaks: until there is TLS it listens on loopback only.
+did not take as soon as it can (L7), and outlives running out of descriptors (L8). Strangers cost
+little: few at a time, the oldest making way; nothing long is taken from them; and their handshakes
+get a share of each turn.
 """
 
 from __future__ import annotations
 
-import errno
-import ipaddress
-import itertools
 import logging
 import socket
-from collections import deque
 from collections.abc import Callable
 
 from cube.adapters.raft import wire
-from cube.adapters.raft.library import (
-    POLL_ERROR,
-    POLL_READ,
-    POLL_WRITE,
-    Message,
-    Peer,
-    Poller,
-    monotonic,
-)
-from cube.adapters.raft.peer_tls import PeerTls
+from cube.adapters.raft.inbound import Inbound
+from cube.adapters.raft.library import POLL_ERROR, POLL_READ, Message, Peer, Poller, monotonic
+from cube.adapters.raft.links import DIAL_RETRY_MAX_S, Link
+from cube.adapters.raft.peer_tls import PeerTls, admit, check_contexts
+from cube.adapters.raft.sockets import is_everywhere, is_loopback, resolve, split_address, tune
+from cube.adapters.raft.streams import TlsStream
 from cube.model.errors import BadConfig, BadPacket, ConfigError, Unavailable
-from cube.ports.log import LEARNERS_MAX
+from cube.model.ids import NodeId
 
 logger = logging.getLogger(__name__)
 
-# A peer that does not take its messages is cut off beyond this; it catches up when it is back.
-PENDING_BYTES_MAX = 64 << 20
-RECEIVE_BYTES = 256 << 10
-# Per readiness event, so that one busy peer does not starve the others.
-RECEIVE_BYTES_PER_EVENT_MAX = 2 << 20
 # Peers not in the configuration that are answered: leaders unknown here, members once removed.
 GUESTS_MAX = 8
-# Voters, learners and some that are not introduced yet.
-INBOUND_MAX = LEARNERS_MAX + 64
-HELLO_DEADLINE_S = 3.0
-DIAL_RETRY_MIN_S = 0.03
-DIAL_RETRY_MAX_S = 0.5
-DIAL_TIMEOUT_S = 2.0
-# The kernel gives a connection up when what was sent is not acknowledged for this long.
-UNACKNOWLEDGED_MS_MAX = 3_000
-_GATHER_MAX = 64  # buffers per sendmsg, well under IOV_MAX
-
-
-class _Inbound:
-    """A connection that a peer dialled: we only read from it."""
-
-    def __init__(self, transport: PeerTransport, sock: socket.socket) -> None:
-        self.transport = transport
-        self.sock = sock
-        self.peer: Peer | None = None
-        self.hello_deadline = monotonic() + HELLO_DEADLINE_S
-        self.is_open = True
-        self._buffer = bytearray()
-        transport.poller.subscribe(sock.fileno(), self._on_ready, POLL_READ | POLL_ERROR)
-
-    def close(self) -> None:
-        if self.is_open:
-            self.is_open = False
-            self.transport.poller.unsubscribe(self.sock.fileno())
-            self.sock.close()
-            self._buffer.clear()
-            self.transport.on_inbound_closed(self)
-
-    def _on_ready(self, _descr: int, events: int) -> None:
-        if not self.is_open:
-            return
-        is_over = not self._receive() or bool(events & POLL_ERROR)
-        try:
-            self._deliver()
-        except BadPacket as error:
-            peer = self.peer.id if self.peer else "unknown"
-            logger.warning("raft_bad_frame peer=%s error=%s", peer, error)
-            is_over = True
-        if is_over:
-            self.close()
-
-    def _receive(self) -> bool:
-        """False once the peer is gone."""
-        received = 0
-        while received < RECEIVE_BYTES_PER_EVENT_MAX:
-            try:
-                data = self.sock.recv(RECEIVE_BYTES)
-            except BlockingIOError:
-                return True
-            except OSError:
-                return False
-            if not data:
-                return False
-            self._buffer += data
-            received += len(data)
-        return True
-
-    def _deliver(self) -> None:
-        """Every whole frame is handled. Raises BadPacket."""
-        buffer, offset = self._buffer, 0
-        prefix = wire.LENGTH.size
-        while self.is_open and len(buffer) - offset >= prefix:
-            (length,) = wire.LENGTH.unpack_from(buffer, offset)
-            if length > wire.FRAME_BYTES_MAX:
-                raise BadPacket(f"a frame of {length} bytes")
-            end = offset + prefix + length
-            if end > len(buffer):
-                break
-            message = wire.decode(buffer[offset + prefix : end])
-            offset = end
-            if self.peer is None:
-                self.transport.on_hello(self, message)
-            else:
-                self.transport.on_message(self.peer, message)
-        if self.is_open:
-            del buffer[:offset]
-
-
-class _Link:
-    """A connection that we dial: we only send on it."""
-
-    def __init__(self, transport: PeerTransport, peer: Peer, *, is_guest: bool) -> None:
-        self.transport = transport
-        self.peer = peer
-        self.is_guest = is_guest
-        self.sock: socket.socket | None = None
-        self.is_up = False
-        self.next_dial = monotonic()
-        self._dial_retry = DIAL_RETRY_MIN_S
-        self._dial_deadline = 0.0
-        self._out: deque[memoryview] = deque()
-        self.pending_bytes = 0
-        self._wants_write = False
-
-    def next_wake(self) -> float:
-        if self.sock is None:
-            return self.next_dial
-        return float("inf") if self.is_up else self._dial_deadline
-
-    def on_tick(self, now: float) -> None:
-        if self.sock is None and now >= self.next_dial:
-            self._dial(now)
-        elif self.sock is not None and not self.is_up and now >= self._dial_deadline:
-            self.close()
-
-    def send(self, frame: bytes) -> bool:
-        """False when it certainly did not leave."""
-        if not self.is_up:
-            return False
-        if self.pending_bytes + len(frame) > PENDING_BYTES_MAX:
-            logger.warning("raft_peer_stalled peer=%s", self.peer.id)
-            self.close()
-            return False
-        self._out.append(memoryview(frame))
-        self.pending_bytes += len(frame)
-        if not self._wants_write:
-            self._flush()
-        return self.is_up
-
-    def close(self) -> None:
-        """Dials again after a while, unless it was dropped."""
-        sock, self.sock = self.sock, None
-        was_up, self.is_up = self.is_up, False
-        if sock is not None:
-            self.transport.poller.unsubscribe(sock.fileno())
-            sock.close()
-        self._out.clear()
-        self.pending_bytes = 0
-        self._wants_write = False
-        self.next_dial = monotonic() + self._dial_retry
-        self._dial_retry = min(2 * self._dial_retry, DIAL_RETRY_MAX_S)
-        if was_up:
-            self.transport.on_link_down(self)
-
-    def _dial(self, now: float) -> None:
-        self._dial_deadline = now + DIAL_TIMEOUT_S
-        try:
-            family, address = _resolve(self.peer.id)
-            sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-        except OSError as error:
-            logger.debug("raft_dial_failed peer=%s error=%s", self.peer.id, error)
-            self.close()
-            return
-        self.sock = sock
-        _tune(sock)
-        code = sock.connect_ex(address)
-        if code not in (0, errno.EINPROGRESS):
-            self.close()
-            return
-        mask = POLL_READ | POLL_WRITE | POLL_ERROR
-        self.transport.poller.subscribe(sock.fileno(), self._on_ready, mask)
-
-    def _on_ready(self, _descr: int, events: int) -> None:
-        sock = self.sock
-        if sock is None:
-            return
-        if events & POLL_ERROR or sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
-            self.close()
-            return
-        if events & POLL_WRITE and not self.is_up:
-            self._on_connected(sock)
-        elif events & POLL_WRITE:
-            self._flush()
-        if events & POLL_READ and self.sock is not None:
-            self._expect_silence(sock)
-
-    def _on_connected(self, sock: socket.socket) -> None:
-        if sock.getsockname() == sock.getpeername():
-            # Dialling a free ephemeral port on loopback can connect a socket to itself.
-            self.close()
-            return
-        self.is_up = True
-        self._dial_retry = DIAL_RETRY_MIN_S
-        self.transport.poller.subscribe(sock.fileno(), self._on_ready, POLL_READ | POLL_ERROR)
-        self.send(self.transport.hello(self.peer.id))
-        if self.is_up:
-            self.transport.on_link_up(self)
-
-    def _expect_silence(self, sock: socket.socket) -> None:
-        """The other end never sends here: readable means that it is gone, or not one of us."""
-        try:
-            sock.recv(1)
-        except BlockingIOError:
-            return
-        except OSError:
-            pass
-        self.close()
-
-    def _flush(self) -> None:
-        sock = self.sock
-        assert sock is not None
-        while self._out:
-            try:
-                sent = sock.sendmsg(list(itertools.islice(self._out, _GATHER_MAX)))
-            except BlockingIOError:
-                break
-            except OSError:
-                self.close()
-                return
-            self.pending_bytes -= sent
-            while sent:
-                head = self._out[0]
-                if sent < len(head):
-                    self._out[0] = head[sent:]
-                    break
-                sent -= len(head)
-                self._out.popleft()
-        wants_write = bool(self._out)
-        if wants_write != self._wants_write:
-            self._wants_write = wants_write
-            mask = POLL_READ | POLL_ERROR | (POLL_WRITE if wants_write else 0)
-            self.transport.poller.subscribe(sock.fileno(), self._on_ready, mask)
+# Accepted and not introduced. One that is refused here for want of room is dialled again; half of
+# them in a handshake are some 10 MiB.
+STRANGERS_MAX = 256
+# The kernel keeps as many more for us, in the order they came.
+BACKLOG = 256
+ACCEPTS_PER_TURN_MAX = 16
+# A handshake costs about half a millisecond. Beyond this share of a turn they wait for the next
+# one: messages and heartbeats come between.
+SHAKE_S_PER_TURN_MAX = 0.005
+# What strangers did wrong is counted, and told once in a while.
+REFUSALS_TELL_S = 10.0
 
 
 class PeerTransport:
@@ -276,9 +64,11 @@ class PeerTransport:
         tls: PeerTls | None = None,
         listen_at: str | None = None,
     ) -> None:
-        assert tls is None, "peers are not encrypted yet"
+        if tls is not None:
+            check_contexts(tls)
         self.address = address
         self.cluster = cluster
+        self.tls = tls
         self.listen_at = listen_at or address
         self.is_mute = False  # nothing is said or heard: see mute()
         self.is_transfer = False  # our vote requests follow a leader's own wish
@@ -289,9 +79,14 @@ class PeerTransport:
         self._on_down: Callable[[Peer], None] | None = None
         self._listener: socket.socket | None = None
         self._accepts_again_at = float("inf")
-        self._links: dict[str, _Link] = {}
-        self._inbound: dict[str, _Inbound] = {}
-        self._strangers: set[_Inbound] = set()
+        self._links: dict[str, Link] = {}
+        self._inbound: dict[str, Inbound] = {}
+        self._strangers: dict[Inbound, None] = {}  # in the order they came
+        self._unflushed: list[Link] = []
+        self._shake_s = 0.0  # spent on handshakes in this turn
+        self.refusals = 0  # since the start
+        self._refusals_told = 0
+        self._refusals_tell_at = 0.0
 
     # --- what the library calls
 
@@ -321,6 +116,7 @@ class PeerTransport:
     def destroy(self) -> None:
         self._on_message = self._on_up = self._on_down = None
         self.on_peer_silent = lambda _peer: None
+        self.flush()
         for link in list(self._links.values()):
             self._drop(link)
         for inbound in [*self._inbound.values(), *self._strangers]:
@@ -333,18 +129,25 @@ class PeerTransport:
     # --- what our own overrides call
 
     def listen(self, poller: Poller) -> None:
-        """Peers can connect. Raises BadConfig off loopback, Unavailable when the port is taken."""
+        """Peers can connect. Raises BadConfig for an address that will not do, Unavailable when the
+        port is taken."""
         self.poller = poller
-        family, address = _resolve(self.listen_at)
-        if not ipaddress.ip_address(address[0]).is_loopback:
+        try:
+            family, place = resolve(self.listen_at)
+        except OSError as error:
+            raise Unavailable(f"cannot listen on {self.listen_at}: {error}") from None
+        if self.tls is None and not is_loopback(place):
             problem = f"{self.listen_at} is not a loopback address"
-            hint = "node-to-node traffic is not encrypted yet"
+            hint = "without TLS nodes talk on one host only"
             raise BadConfig([ConfigError("bind.raft", problem, hint)])
+        if is_everywhere(self.address):
+            problem = f"{self.address} is no address that other nodes can dial"
+            raise BadConfig([ConfigError("bind.advertise", problem, "say which one they can")])
         listener = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         try:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.bind(address)
-            listener.listen(INBOUND_MAX)
+            listener.bind(place)
+            listener.listen(BACKLOG)
         except OSError as error:
             listener.close()
             raise Unavailable(f"cannot listen on {self.listen_at}: {error.strerror}") from None
@@ -355,7 +158,7 @@ class PeerTransport:
         """`peer` is dialled until it is dropped."""
         link = self._links.get(peer.id)
         if link is None:
-            self._links[peer.id] = _Link(self, peer, is_guest=False)
+            self._links[peer.id] = Link(self, peer, is_guest=False)
         else:
             link.is_guest = False
             if link.is_up and self._on_up is not None:
@@ -386,6 +189,22 @@ class PeerTransport:
 
     def recheck_peers(self) -> None:
         """Nobody stays connected who would not be let in now."""
+        for inbound in list(self._inbound.values()):
+            if inbound.peer is not None and not self._may_stay(inbound.node_id, inbound.peer):
+                inbound.close()
+        for link in list(self._links.values()):
+            if not self._may_stay(link.node_id, link.peer):
+                link.close()
+
+    def _may_stay(self, node_id: NodeId | None, peer: Peer) -> bool:
+        if self.tls is None or node_id is None:
+            return True
+        try:
+            admit(self.tls, node_id, peer.id)
+        except BadPacket as error:
+            logger.warning("raft_peer_turned_out peer=%s reason=%s", peer.id, error)
+            return False
+        return True
 
     def drop(self, peer: Peer) -> None:
         link = self._links.get(peer.id)
@@ -400,6 +219,17 @@ class PeerTransport:
         link = None if self.is_mute else self._links.get(peer.id)
         return link is not None and link.send(frame)
 
+    def flush_later(self, link: Link) -> None:
+        self._unflushed.append(link)
+
+    def flush(self) -> None:
+        """All that was sent has left, as far as the sockets take it: before the thread waits, for
+        peers or for its disk."""
+        if self._unflushed:
+            links, self._unflushed = self._unflushed, []
+            for link in links:
+                link.flush()
+
     def pending_bytes(self, peer: Peer) -> int:
         link = self._links.get(peer.id)
         return link.pending_bytes if link is not None else 0
@@ -408,6 +238,13 @@ class PeerTransport:
         link = self._links.get(peer.id)
         return link is not None and link.is_up
 
+    def is_dialling(self, peer: Peer) -> bool:
+        """It is on its way up, or will be in this turn."""
+        link = self._links.get(peer.id)
+        if link is None or link.is_up:
+            return False
+        return link.sock is not None or link.next_dial <= monotonic()
+
     def next_wake(self) -> float:
         """When on_tick() has something to do, by the library's clock."""
         wakes = [link.next_wake() for link in self._links.values()]
@@ -415,6 +252,7 @@ class PeerTransport:
         return min([*wakes, self._accepts_again_at])
 
     def on_tick(self, now: float) -> None:
+        self._shake_s = 0.0
         for link in list(self._links.values()):
             link.on_tick(now)
         for stranger in [s for s in self._strangers if now >= s.hello_deadline]:
@@ -425,34 +263,58 @@ class PeerTransport:
             self.poller.subscribe(self._listener.fileno(), self._on_acceptable, mask)
 
     def hello(self, receiver: str) -> bytes:
-        return wire.encode(
-            {
-                "type": wire.HELLO,
-                "sender": self.address,
-                "receiver": receiver,
-                "cluster": self.cluster,
-            }
-        )
+        message = {
+            "type": wire.HELLO,
+            "sender": self.address,
+            "receiver": receiver,
+            "cluster": self.cluster,
+        }
+        if self.tls is not None:
+            message["node"] = self.tls.node_id
+        return wire.encode(message)
 
     # --- what connections report
 
-    def on_hello(self, inbound: _Inbound, message: Message) -> None:
+    def shake(self, stream: TlsStream) -> bool:
+        """True once its handshake is over; False while it waits for the peer, or for its turn: what
+        has come stays in the socket then. Raises OSError."""
+        if self._shake_s > SHAKE_S_PER_TURN_MAX:
+            return False
+        began = monotonic()
+        try:
+            return stream.shake()
+        finally:
+            self._shake_s += monotonic() - began
+
+    def identify(self, stream: TlsStream) -> NodeId:
+        """Who is at the other end. Raises BadPacket for a stranger and for a removed node."""
+        assert self.tls is not None
+        node_id = self.tls.peer_id(stream.connection)
+        if self.tls.is_removed(node_id):
+            raise BadPacket(f"node {node_id} was removed from the cluster")
+        return node_id
+
+    def on_hello(self, inbound: Inbound, message: Message) -> None:
         """The stranger is a peer from now on. Raises BadPacket when it is not one of ours."""
         if message["type"] != wire.HELLO or message["sender"] == self.address:
             raise BadPacket("not introduced")
         if message["receiver"] != self.address or message["cluster"] != self.cluster:
             raise BadPacket("meant for another member or cluster")
         sender: str = message["sender"]
+        if self.tls is not None:
+            if inbound.node_id is None or message.get("node") != inbound.node_id:
+                raise BadPacket("it is not the node that its certificate says")
+            admit(self.tls, inbound.node_id, sender)
         link = self._links.get(sender)
         if link is None:
             if sum(one.is_guest for one in self._links.values()) >= GUESTS_MAX:
                 raise BadPacket("too many guests")
             try:
-                _resolve(sender)
+                split_address(sender)
             except OSError:
                 raise BadPacket("an address that cannot be dialled") from None
-            link = self._links[sender] = _Link(self, Peer(sender), is_guest=True)
-        self._strangers.discard(inbound)
+            link = self._links[sender] = Link(self, Peer(sender), is_guest=True)
+        self._strangers.pop(inbound, None)
         previous = self._inbound.pop(sender, None)
         if previous is not None:
             previous.close()
@@ -467,8 +329,8 @@ class PeerTransport:
         if self._on_message is not None and not self.is_mute:
             self._on_message(peer, message)
 
-    def on_inbound_closed(self, inbound: _Inbound) -> None:
-        self._strangers.discard(inbound)
+    def on_inbound_closed(self, inbound: Inbound) -> None:
+        self._strangers.pop(inbound, None)
         peer = inbound.peer
         if peer is None or self._inbound.get(peer.id) is not inbound:
             return
@@ -478,54 +340,53 @@ class PeerTransport:
             self._drop(link)
         self.on_peer_silent(peer)
 
-    def on_link_up(self, link: _Link) -> None:
+    def on_refused(self, who: str, error: Exception) -> None:
+        self.refusals += 1
+        now = monotonic()
+        if now >= self._refusals_tell_at:
+            count = self.refusals - self._refusals_told
+            logger.warning("raft_refused peer=%s count=%d error=%s", who, count, error)
+            self._refusals_told = self.refusals
+            self._refusals_tell_at = now + REFUSALS_TELL_S
+
+    def on_link_up(self, link: Link) -> None:
         if self._on_up is not None:
             self._on_up(link.peer)
 
-    def on_link_down(self, link: _Link) -> None:
+    def on_link_down(self, link: Link) -> None:
         if self._on_down is not None:
             self._on_down(link.peer)
 
-    def _drop(self, link: _Link) -> None:
+    def _drop(self, link: Link) -> None:
         if self._links.get(link.peer.id) is link:
             del self._links[link.peer.id]
         link.close()
 
     def _on_acceptable(self, _descr: int, _events: int) -> None:
-        if self._listener is None:
-            return
+        for _ in range(ACCEPTS_PER_TURN_MAX):
+            if self._listener is None or not self._accept(self._listener):
+                return
+
+    def _accept(self, listener: socket.socket) -> bool:
+        """False when nobody waits, or none can be taken now."""
         try:
-            sock, _ = self._listener.accept()
+            sock, _ = listener.accept()
         except BlockingIOError:
-            return
+            return False
         except OSError as error:
             # Out of descriptors: look away for a moment, or poll() would spin on it.
             logger.warning("raft_accept_failed error=%s", error)
-            self.poller.unsubscribe(self._listener.fileno())
+            self.poller.unsubscribe(listener.fileno())
             self._accepts_again_at = monotonic() + DIAL_RETRY_MAX_S
-            return
-        sock.setblocking(False)
-        _tune(sock)
-        if len(self._strangers) + len(self._inbound) >= INBOUND_MAX:
+            return False
+        try:
+            sock.setblocking(False)
+            tune(sock)
+        except OSError:  # gone again
             sock.close()
-            return
-        self._strangers.add(_Inbound(self, sock))
-
-
-def _tune(sock: socket.socket) -> None:
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNACKNOWLEDGED_MS_MAX)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 2)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 2)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3)
-
-
-def _resolve(address: str) -> tuple[socket.AddressFamily, tuple[str, int]]:
-    """Where host:port is. Raises OSError."""
-    host, _, port_text = address.rpartition(":")
-    if not host or not port_text.isdigit() or not 0 < int(port_text) < 65536:
-        raise OSError(f"{address!r} is not host:port")
-    found = socket.getaddrinfo(host.strip("[]"), int(port_text), type=socket.SOCK_STREAM)
-    family, _, _, _, place = found[0]
-    return family, (str(place[0]), int(place[1]))
+            return True
+        while len(self._strangers) >= STRANGERS_MAX:
+            # Who means well is done in a moment; who has been here longest does not.
+            next(iter(self._strangers)).close()
+        self._strangers[Inbound(self, sock)] = None
+        return True

@@ -24,8 +24,9 @@ MESSAGES: list[dict[str, Any]] = [
         "commit_index": 3,
         "prevLogIdx": 3,
         "prevLogTerm": 1,
-        "entries": [[b"\x00", 4, 1], [b"\x01", 5, 1]],
+        "entries": [[commands.stamped(b"\x00x", 7), 4, 1], [commands.NO_OP, 5, 1]],
     },
+    {"type": "hello", "sender": A, "receiver": B, "cluster": "", "node": "n"},
     {"type": "append_entries", "term": 1, "commit_index": 3, "serialized": []},
     {"type": "append_entries", "term": 1, "commit_index": 3, "serialized": [b"x", 0, True]},
     {"type": "next_node_idx", "term": 1, "next_node_idx": 4, "success": True, "reset": False},
@@ -60,7 +61,7 @@ def test_a_missing_wrong_or_unknown_field_is_refused(message: dict[str, object])
     for name in message:
         bent = [{k: v for k, v in message.items() if k != name}, {**message, name: None}]
         for one in bent:
-            optional = name in ("request_id", "transfer") and one.get(name, 0) is not None
+            optional = name in ("request_id", "transfer", "node") and one.get(name, 0) is not None
             if not optional:
                 with pytest.raises(BadPacket):
                     wire.decode(wire.encode(one)[4:])
@@ -68,8 +69,30 @@ def test_a_missing_wrong_or_unknown_field_is_refused(message: dict[str, object])
         wire.decode(wire.encode({**message, "extra": 1})[4:])
 
 
-def test_entries_out_of_order_are_refused() -> None:
-    message = {**MESSAGES[1], "entries": [[b"\x00", 4, 1], [b"\x01", 6, 1]]}
+def entries(*parts: list[object], **fields: object) -> dict[str, object]:
+    return {**MESSAGES[1], "entries": list(parts), **fields}
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        entries([commands.NO_OP, 4, 1], [commands.NO_OP, 6, 1]),  # a hole
+        entries([commands.NO_OP, 4, 2]),  # of a term to come
+        entries([commands.NO_OP, 4, 2], [commands.NO_OP, 5, 1], term=2),  # back in time
+        entries([b"", 4, 1]),
+        entries([b"\x03", 4, 1]),  # a kind that is none
+        entries([b"\x00short", 4, 1]),
+        entries([b"\x02no members", 4, 1]),
+        entries([b"\x01" + bytes(2 << 20), 4, 1]),  # a record that no start would read
+        entries(term=-1),
+        entries(term=1 << 63, prevLogTerm=1 << 63),
+        {**MESSAGES[-1], "error": 0},
+        {**MESSAGES[-1], "error": 99},
+        {"type": "apply_command", "command": bytes(2 << 20), "request_id": 7},
+        {"type": "append_entries", "term": 1, "commit_index": 3, "serialized": [b"x", -1, True]},
+    ],
+)
+def test_what_is_out_of_bounds_is_refused(message: dict[str, object]) -> None:
     with pytest.raises(BadPacket):
         wire.decode(wire.encode(message)[4:])
 

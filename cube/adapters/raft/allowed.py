@@ -1,0 +1,48 @@
+"""What a peer may say to this member, by what it is to it. The rest is dropped. Pure.
+
+A member never knows for sure who votes: it may be a learner, or have been away while the voters
+changed. So Raft's own messages are taken from members that it has not heard of, too, as long as
+they cannot depose a leader that it hears (Raft dissertation §4.2.3).
+"""
+
+from __future__ import annotations
+
+import enum
+
+
+class Roles(enum.Flag):
+    """What a peer is to this member, as far as it knows."""
+
+    VOTER = enum.auto()
+    LEARNER = enum.auto()  # this member, leading, sends it the log
+    LEADER = enum.auto()  # this member follows it
+    GUEST = enum.auto()  # a member, and none of the above
+
+
+ANYONE = Roles.VOTER | Roles.LEARNER | Roles.LEADER | Roles.GUEST
+_FROM: dict[str, Roles] = {
+    # A new leader or candidate may be unknown here; see also may_speak().
+    "append_entries": ANYONE,
+    "request_vote": ANYONE,
+    "pre_vote": ANYONE,
+    # Answers count from those who were asked.
+    "response_vote": Roles.VOTER,
+    "pre_vote_ok": Roles.VOTER,
+    "next_node_idx": Roles.VOTER | Roles.LEARNER,
+    "term_hint": Roles.VOTER | Roles.LEARNER,
+    "apply_command_response": Roles.LEADER,
+    "timeout_now": Roles.LEADER,
+    # Refused with a reason where it is handled: its proposer waits.
+    "apply_command": ANYONE,
+}
+
+
+def may_speak(kind: str, roles: Roles, *, hears_a_leader: bool) -> bool:
+    """`hears_a_leader`: one is in office as far as this member can tell, perhaps itself. Then one
+    who is no voter and says that it leads has to wait until that one is silent: a real leader that
+    this member does not know costs it an election timeout, a false one nothing."""
+    roles = roles or Roles.GUEST
+    if not roles & _FROM[kind]:
+        return False
+    is_known = bool(roles & (Roles.VOTER | Roles.LEADER))
+    return kind != "append_entries" or is_known or not hears_a_leader
