@@ -337,6 +337,7 @@ class Agent:
             ),
             joining=not record.created,
             cluster=record.cluster_id or "",
+            lineage=record.lineage,
         )
 
     def _make_seal(self, cluster_id: ClusterId) -> AesSeal:

@@ -35,6 +35,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "task": ("cube.cli.tasks:task", "Tasks: show, stop."),
     "service": ("cube.cli.cluster:service", "Healthy endpoints: ls, resolve."),
     "events": ("cube.cli.cluster:events", "What happens, as it happens."),
+    "cluster": ("cube.cli.recover:cluster", "The cluster as a whole: recover."),
     "raft": ("cube.cli.raft:raft", "The replicated log: members, transfer, snapshot."),
     "ui": ("cube.cli.cluster:ui", "Where the dashboard is."),
     "version": ("cube.cli.cluster:version", "The version of this program."),
@@ -43,7 +44,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
 # Named in the design and not built yet: an honest answer instead of "no such command".
 LATER = (
     "plan", "rollback", "restart", "rebalance", "deployment", "exec", "top", "cp", "volume",
-    "secret", "token", "cluster", "debug",
+    "secret", "token", "debug",
 )  # fmt: skip
 MOVED = {
     "manager": "Cube has one process, the same on every host: cube agent",

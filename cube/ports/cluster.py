@@ -142,13 +142,14 @@ class JoinRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 class JoinGrant(msgspec.Struct, frozen=True, kw_only=True):
     """What a joiner needs to start. `voters` and `gossip_seeds` are host:port. `keys` None: the
-    granting node has none to give."""
+    granting node has none to give. `lineage`: see LogStatus."""
 
     cluster_id: str
     cluster_name: str
     voters: tuple[str, ...]
     gossip_seeds: tuple[str, ...]
     keys: NodeKeys | None = None
+    lineage: str = ""
 
 
 class BootstrapView(msgspec.Struct, frozen=True, kw_only=True):

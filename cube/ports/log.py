@@ -28,7 +28,8 @@ class LogStatus(msgspec.Struct, frozen=True):
     has heard from within the election timeout. `ready` is True once the log of earlier runs has
     been applied as far as it was known to be committed and, at a leader, a barrier of its own term
     has been applied. `fault` says why this member cannot take part at present ("disk: No space left
-    on device"); it is empty when all is well, and again once the cause is gone.
+    on device"); it is empty when all is well, and again once the cause is gone. `lineage` names the
+    history that this member is part of: empty, until the cluster is recovered or restored.
     """
 
     role: Role
@@ -40,6 +41,7 @@ class LogStatus(msgspec.Struct, frozen=True):
     quorum: bool
     ready: bool
     fault: str = ""
+    lineage: str = ""
 
 
 class Progress(msgspec.Struct, frozen=True):

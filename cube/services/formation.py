@@ -28,7 +28,8 @@ _log = logging.getLogger(__name__)
 
 class NodeRecord(msgspec.Struct, frozen=True, kw_only=True):
     """A node's identity and membership, in its data directory. `cluster_id` None: not in one yet.
-    `created`: this node made the cluster. `admitted`: a leader has sent it the log."""
+    `created`: this node made the cluster. `admitted`: a leader has sent it the log. `lineage`: the
+    history of the cluster that it joined (LogStatus)."""
 
     node_id: NodeId
     raft_address: str
@@ -39,6 +40,7 @@ class NodeRecord(msgspec.Struct, frozen=True, kw_only=True):
     voters: tuple[str, ...] = ()
     gossip_seeds: tuple[str, ...] = ()
     peers: tuple[str, ...] = ()
+    lineage: str = ""
     vouches_for: NodeId | None = None
 
 
@@ -211,6 +213,7 @@ class Formation:
                         voters=grant.voters,
                         gossip_seeds=grant.gossip_seeds,
                         peers=tuple(addresses),
+                        lineage=grant.lineage,
                     )
             await asyncio.sleep(pause_s)
             pause_s = min(pause_s * 2, RETRY_MAX_S)

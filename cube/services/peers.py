@@ -67,12 +67,15 @@ class PeerDesk:
             voters=voters,
             gossip_seeds=self._gossip_seeds(),
             keys=self._keys(),
+            lineage=log.status().lineage,
         )
 
     async def admit(self, request: JoinRequest) -> None:
         self._log_as_leader()
         self._refuse_taken_address(request)
-        if request.was_member and request.node_id not in self._cluster.state().nodes:
+        state = self._cluster.state()
+        is_unknown = request.node_id not in state.nodes
+        if state.trust.is_removed(request.node_id) or (request.was_member and is_unknown):
             raise Unavailable(
                 f"node {request.name} was removed from this cluster; "
                 "it can join anew with an empty data directory"

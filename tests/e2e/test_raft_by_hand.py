@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import shutil
+from pathlib import Path
+
 import pytest
 
-from tests.e2e.harness import TestCluster, wait_for
+from cube.agent.cleanup import end_tasks_now
+from cube.config import load
+from tests.e2e.harness import Node, TestCluster, same, wait_for
 
 pytestmark = pytest.mark.e2e
 
@@ -40,3 +46,99 @@ def test_leadership_is_handed_over_by_hand_and_by_a_drain(cluster: TestCluster) 
     cluster.cube("node", "cordon", successor.name)
     wait_for("the third leads", lambda: cluster.leader() not in (leader, successor))
     assert cluster.leader().get("/v1/status")["term"] == term + 1
+
+
+def test_a_cluster_that_lost_its_quorum_goes_on_from_one_survivor(cluster: TestCluster) -> None:
+    cluster.form(3)
+    cluster.cube("run", "--name", "x", "--count", "3", "--", "sleep", "1000")
+    cluster.serving("x", 3)
+    for name in ("y", "z"):
+        cluster.cube("run", "--name", name, "--count", "0", "--detach", "--", "true")
+    survivor = cluster.follower()
+    lost = [node for node in cluster.nodes if node is not survivor]
+    wait_for("the survivor has it all", lambda: jobs_at(survivor) == {"x", "y", "z"})
+    mine = [task for task in cluster.tasks("x") if task["node_name"] == survivor.name]
+    assert len(mine) == 1
+    for node in lost:
+        node.kill()
+        end_tasks(node)
+        shutil.rmtree(node.directory)
+    directory = str(survivor.directory)
+    refused = cluster.cube("cluster", "recover", "--data-dir", directory, "--yes", code=5)
+    assert "another agent runs" in refused.stderr
+    survivor.terminate()
+    # Nobody to ask: nothing is done, and what would have to be said is said.
+    refused = cluster.cube("cluster", "recover", "--data-dir", directory, code=2, at=survivor)
+    assert "--yes" in refused.stderr
+    before = hashes(survivor.directory / "raft")
+    done = cluster.cube("cluster", "recover", "--data-dir", directory, "--yes", at=survivor)
+    for told in ("3 jobs: x, y, z", "1 task on", "second cluster", lost[0].name, lost[1].name):
+        assert told in done.stdout, done.stdout
+    (copy,) = survivor.directory.glob("raft.before-recover-*")
+    assert hashes(copy) == before
+    again = cluster.cube(
+        "cluster", "recover", "--data-dir", directory, "--yes", code=5, at=survivor
+    )
+    assert "only voter" in again.stderr
+    # It leads alone: all jobs are there, writes work, its task was never touched.
+    cluster.start(survivor)
+    wait_for("it is ready", survivor.is_ready)
+    assert jobs_at(survivor) == {"x", "y", "z"}
+    cluster.cube("run", "--name", "w", "--count", "0", "--detach", "--", "true", at=survivor)
+    serving = cluster.serving("x", 3, at=survivor)
+    assert {task["node_name"] for task in serving} == {survivor.name}
+    assert same(mine[0]) in {same(task) for task in serving}
+    # New nodes at the old addresses join, and three vote again.
+    for node in lost:
+        cluster.start(node, survivor)
+        wait_for(f"{node.name} is ready", node.is_ready)
+    assert cluster.voters(3) == {node.name for node in cluster.nodes}
+    survivor.kill()
+    writes = lost[0]
+    cluster.cube("run", "--name", "v", "--count", "0", "--detach", "--", "true", at=writes)
+    wait_for("they have it all", lambda: jobs_at(writes) == {"x", "y", "z", "w", "v"})
+
+
+def test_an_old_voter_that_comes_back_is_no_trouble(cluster: TestCluster) -> None:
+    """It is refused by the recovered cluster, told why, and takes nothing with it."""
+    cluster.form(3)
+    survivor, back = cluster.nodes[0], cluster.nodes[1]
+    for node in cluster.nodes:
+        node.kill()
+    directory = str(survivor.directory)
+    cluster.cube("cluster", "recover", "--data-dir", directory, "--yes", at=survivor)
+    cluster.start(survivor)
+    wait_for("it is ready", survivor.is_ready)
+    cluster.start(back)
+    wait_for("it is told", lambda: "was removed from this cluster" in back.log.read_text())
+    cluster.cube("run", "--name", "w", "--count", "0", "--detach", "--", "true", at=survivor)
+    raft = survivor.get("/v1/raft")
+    assert [voter["name"] for voter in raft["voters"]] == [survivor.name]
+    assert not back.is_ready()
+    assert "w" not in jobs_at_any(back)
+
+
+def hashes(directory: Path) -> dict[str, str]:
+    return {
+        str(path.relative_to(directory)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in directory.rglob("*")
+        if path.is_file() and path.name != "lock"
+    }
+
+
+def jobs_at(node: Node) -> set[str]:
+    return {job["name"] for job in node.get("/v1/jobs?limit=1000")["items"]}
+
+
+def jobs_at_any(node: Node) -> set[str]:
+    """Also of a node that answers nothing."""
+    try:
+        return jobs_at(node)
+    except OSError:
+        return set()
+
+
+def end_tasks(node: Node) -> None:
+    """As the end of its host would."""
+    flags = {"insecure": True, "data_dir": str(node.directory)}
+    end_tasks_now(load(None, {"CUBE_DRIVERS_DOCKER_ENABLED": "off"}, flags))

@@ -81,8 +81,7 @@ class FileJournal:
         self._salt = 0
         self._offset = 0  # where the next batch goes; what is before it is synced
         self._allocated = 0
-        directory.mkdir(exist_ok=True, mode=0o700)
-        paths = _find_segments(directory)
+        paths = self._find_segments()
         if paths:
             self._recover(paths)
             if not self._entries:
@@ -327,6 +326,13 @@ class FileJournal:
         except OSError as error:
             logger.warning("raft_segment_stays path=%s error=%s", segment.path, error)
 
+    def _find_segments(self) -> list[tuple[int, Path]]:
+        """Oldest first. What a kill left half made is gone."""
+        self._directory.mkdir(exist_ok=True, mode=0o700)
+        for path in self._directory.glob("*.new"):
+            path.unlink()
+        return find_segments(self._directory)
+
     def _recover(self, paths: list[tuple[int, Path]]) -> None:
         heads: list[records.SegmentHead] = []
         contents: list[bytes] = []
@@ -401,14 +407,12 @@ class FileJournal:
             self.sync()
 
 
-def _find_segments(directory: Path) -> list[tuple[int, Path]]:
-    """The segments in order, from the last gap on. Removes what a kill left half made.
+def find_segments(directory: Path) -> list[tuple[int, Path]]:
+    """The segments in order, from the last gap on.
 
     Older ones are dropped oldest first, so there is no gap; if a file system forgets part of that,
     what is before the gap was covered by a snapshot. Whether it was is checked against it.
     """
-    for path in directory.glob("*.new"):
-        path.unlink()
     found: list[tuple[int, Path]] = []
     for path in sorted(directory.glob(f"*{_SUFFIX}")):
         if not path.stem.isdigit():

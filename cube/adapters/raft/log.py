@@ -84,7 +84,8 @@ class PySyncObjLog:
     `members` are the other founders, or for a joiner the members to listen to; they count only
     until the log says who votes. A new cluster of one has none. `joining` holds until the member's
     own addition is committed, across restarts. `stamp` is called on the Raft thread. `cluster`
-    keeps members of different clusters apart. `on_fatal` is called on the Raft thread when the
+    and `lineage` (which counts the first time only) keep members of different clusters, and of
+    different histories of one, apart. `on_fatal` is called on the Raft thread when the
     replica or this adapter has a bug; the log is dead then.
 
     With `tls` every connection is TLS 1.3 with certificates on both sides, and a peer is who its
@@ -107,6 +108,7 @@ class PySyncObjLog:
         on_fatal: Callable[[BaseException], None] = end_process,
         tls: PeerTls | None = None,
         listen_at: str | None = None,
+        lineage: str = "",
     ) -> None:
         self._address = address
         self._data_dir = data_dir
@@ -119,6 +121,7 @@ class PySyncObjLog:
         self._on_fatal = on_fatal
         self._tls = tls
         self._listen_at = listen_at
+        self._lineage = lineage
         self._node: RaftNode | None = None
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -367,6 +370,7 @@ class PySyncObjLog:
                 cluster=self._cluster,
                 tls=self._tls,
                 listen_at=self._listen_at,
+                lineage=self._lineage,
             )
             try:
                 node.listen()
@@ -418,6 +422,7 @@ class PySyncObjLog:
             quorum=node.hears_quorum(),
             ready=node.is_ready,
             fault=node.journal.fault,
+            lineage=node.lineage,
         )
         self._status = status
         now = monotonic()

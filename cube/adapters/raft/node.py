@@ -2,44 +2,35 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 from collections import defaultdict, deque
 from collections.abc import Callable
 from pathlib import Path
 
-import msgspec
-
 from cube.adapters.raft import library
-from cube.adapters.raft.applying import align_journal, open_configuration
-from cube.adapters.raft.files import write_atomically
-from cube.adapters.raft.journal import FileJournal
+from cube.adapters.raft.applying import open_configuration
+from cube.adapters.raft.directory import (
+    MEMBER,
+    MemberFile,
+    lock,
+    open_journal,
+    open_member,
+    write_member,
+)
 from cube.adapters.raft.library import monotonic
 from cube.adapters.raft.membership import STEP_S, Membership
+from cube.adapters.raft.offline import carry_out
 from cube.adapters.raft.peer_tls import PeerTls
 from cube.adapters.raft.proposing import SubmissionQueue
 from cube.adapters.raft.settings import RaftSettings
-from cube.adapters.raft.snapshots import SnapshotHeader, SnapshotStore
+from cube.adapters.raft.snapshots import SnapshotStore
 from cube.adapters.raft.transport import PeerTransport
-from cube.model.errors import BadConfig, BadPacket, ConfigError, Unavailable
 from cube.ports.log import Replica
 
 # The commit index is noted, and forgotten requests are swept, at least this often.
 POLL_S_MAX = 1.0
 # A disk that failed is tried again this often.
 DISK_RETRY_S = 1.0
-
-
-class MemberFile(msgspec.Struct, frozen=True):
-    """`member` in the data directory: what this member was made with. JSON, one object.
-
-    `founders` counts only until the log says who votes.
-    """
-
-    address: str
-    founders: tuple[str, ...]
-    joining: bool
-    version: int = 1
 
 
 class RaftNode(Membership):
@@ -61,6 +52,7 @@ class RaftNode(Membership):
         cluster: str,
         tls: PeerTls | None = None,
         listen_at: str | None = None,
+        lineage: str = "",
     ) -> None:
         """The log is open and its past applied; nothing listens yet.
 
@@ -68,8 +60,8 @@ class RaftNode(Membership):
         address, BadPacket when it is damaged, OSError.
         """
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._lock_fd = _lock(directory / "lock")
-        self._member_path = directory / "member"
+        self._lock_fd = lock(directory)
+        self._member_path = directory / MEMBER
         self.replica = replica
         self.stamp = stamp
         self.queue = SubmissionQueue()
@@ -80,16 +72,20 @@ class RaftNode(Membership):
         self._changes = deque()
         self._handovers = []
         try:
-            member = _open_member(self._member_path, address, members, joining=joining)
+            carry_out(directory, settings)
+            member = open_member(
+                self._member_path, address, members, joining=joining, lineage=lineage
+            )
+            self.lineage = member.lineage
             self.snapshots = SnapshotStore(directory, self.wake)
             data = self.snapshots.load()
-            journal = _open_journal(directory / "journal", self.snapshots.header, settings)
+            journal = open_journal(directory / "journal", self.snapshots.header, settings)
             founders = frozenset(member.founders)
             super().__init__(
                 address,
                 journal,
                 open_configuration(journal, self.snapshots.header, founders),
-                PeerTransport(address, cluster, tls, listen_at),
+                PeerTransport(address, _kin(cluster, member.lineage), tls, listen_at),
                 settings,
                 joining=member.joining,
             )
@@ -118,9 +114,9 @@ class RaftNode(Membership):
 
     def on_joined(self) -> None:
         founders = tuple(sorted(self.configuration.current))
-        member = MemberFile(self.address, founders, joining=False)
+        member = MemberFile(self.address, founders, joining=False, lineage=self.lineage)
         try:
-            write_atomically(self._member_path, msgspec.json.encode(member))
+            write_member(self._member_path, member)
         except OSError as error:
             # The next start sees in the log that it has joined.
             self.journal.fail(error)
@@ -205,41 +201,7 @@ class RaftNode(Membership):
             os.close(descriptor)
 
 
-def _lock(path: Path) -> int:
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(fd)
-        raise Unavailable(f"{path.parent} is in use by another process") from None
-    return fd
-
-
-def _open_journal(path: Path, header: SnapshotHeader | None, settings: RaftSettings) -> FileJournal:
-    """The journal, continuing the snapshot. Raises BadPacket when the two do not meet."""
-    journal = FileJournal(path, fsync=settings.fsync, segment_bytes=settings.segment_bytes)
-    if header is not None:
-        align_journal(journal, header)
-        journal.setRaftCommitIndex(max(journal.getRaftCommitIndex(), header.index))
-    elif journal.first_index != 1:
-        raise BadPacket(f"{path} continues a snapshot that is not there")
-    return journal
-
-
-def _open_member(
-    path: Path, address: str, members: tuple[str, ...], *, joining: bool
-) -> MemberFile:
-    """What the directory says; what the caller says counts the first time only."""
-    if not path.exists():
-        founders = set(members) - {address} if joining else {*members, address}
-        member = MemberFile(address, tuple(sorted(founders)), joining)
-        write_atomically(path, msgspec.json.encode(member))
-        return member
-    try:
-        member = msgspec.json.decode(path.read_bytes(), type=MemberFile)
-    except msgspec.MsgspecError as error:
-        raise BadPacket(f"{path} cannot be read: {error}") from None
-    if member.address != address:
-        problem = f"this data directory belongs to the Raft address {member.address}"
-        raise BadConfig([ConfigError("bind.raft", problem, f"start it with {member.address}")])
-    return member
+def _kin(cluster: str, lineage: str) -> str:
+    """What members must have in common to speak to each other: those that were left behind when a
+    cluster was recovered or restored are strangers."""
+    return f"{cluster}/{lineage}" if lineage else cluster

@@ -92,7 +92,7 @@ class SnapshotStore:
         """
         if not self._path.exists():
             return None
-        self.header, data = _read(self._path)
+        self.header, data = read_snapshot(self._path)
         return data
 
     # --- making one
@@ -128,7 +128,7 @@ class SnapshotStore:
 
     def _encode(self, header: SnapshotHeader, encode: Callable[[], Iterator[bytes]]) -> None:
         try:
-            _write(self._encoding_path, header, encode())
+            write_snapshot(self._encoding_path, header, encode())
             self._encoded = header
         except Exception as error:  # noqa: BLE001 - reported by finish() on the Raft thread
             self._encoded = error
@@ -190,7 +190,7 @@ class SnapshotStore:
         os.fsync(file.fileno())
         self.stop_receiving()
         try:
-            header, _ = _read(self._receiving_path)
+            header, _ = read_snapshot(self._receiving_path)
         except BadPacket as error:
             logger.warning("raft_snapshot_refused from=%s error=%s", sender, error)
             return None
@@ -225,7 +225,8 @@ class SnapshotStore:
         sync_directory(self._path.parent)
 
 
-def _write(path: Path, header: SnapshotHeader, slices: Iterator[bytes]) -> None:
+def write_snapshot(path: Path, header: SnapshotHeader, slices: Iterator[bytes]) -> None:
+    """The snapshot is in the file, which is synced; its name is not. Raises OSError."""
     head = msgspec.msgpack.encode(header)
     checksum = crc32c(0, head)
     with path.open("wb", buffering=WRITE_BYTES) as file:
@@ -245,7 +246,8 @@ def _write(path: Path, header: SnapshotHeader, slices: Iterator[bytes]) -> None:
         os.fsync(file.fileno())
 
 
-def _read(path: Path) -> tuple[SnapshotHeader, bytes]:
+def read_snapshot(path: Path) -> tuple[SnapshotHeader, bytes]:
+    """Raises BadPacket for a damaged file, OSError."""
     raw = path.read_bytes()
     start = len(MAGIC) + _HEAD.size
     if len(raw) < start or raw[: len(MAGIC)] not in _CHECKSUMS:

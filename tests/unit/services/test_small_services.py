@@ -16,6 +16,7 @@ from cube.model import commands as c
 from cube.model.cluster import NodeFacts
 from cube.model.errors import OutcomeUnknown, Unavailable
 from cube.model.ids import ClusterId, CommandId, NodeId
+from cube.model.lifecycle import NodeStatus
 from cube.model.outcome import NodeRegistered, Outcome, Rejected, RejectReason
 from cube.ports.cluster import BootstrapView, JoinRequest, MemberStats, Proposed
 from cube.ports.log import Role
@@ -303,6 +304,10 @@ def test_a_removed_node_is_told_so() -> None:
         assert "was removed from this cluster" in await refused(node.desk.admit(returning))
         await node.proposer.propose(c.RegisterNode(facts("n2")))
         await node.desk.admit(returning)
+        # Also one that had never heard that it was registered.
+        await node.proposer.propose(c.SetNodeStatus(1, NodeId("id-n2"), NodeStatus.DOWN))
+        await node.proposer.propose(c.RemoveNode(NodeId("id-n2")))
+        assert "was removed from this cluster" in await refused(node.desk.admit(request("n2")))
 
     run_virtual(main())
 
