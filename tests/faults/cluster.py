@@ -187,11 +187,22 @@ class FaultCluster:
         self.wait_for(f"{agent.name} is ready", lambda: agent.try_get("/v1/readyz") is not None)
 
     def wait_for(self, what: str, condition: Callable[[], object]) -> None:
-        """The condition is true. Raises AssertionError with what the agents said last."""
+        """The condition is true. Raises AssertionError with what the agents said last; at once when
+        one of them has ended by itself."""
+
+        def checked() -> object:
+            self.check_alive()
+            return condition()
+
         try:
-            wait_for(what, condition, READY_S)
+            wait_for(what, checked, READY_S)
         except AssertionError as error:
             raise AssertionError(f"{error}\n{self.told()}") from None
+
+    def check_alive(self) -> None:
+        for agent in self.running():
+            code = agent.process.poll() if agent.process else None
+            assert code is None, f"{agent.name} ended by itself, with code {code}"
 
     def leader(self) -> Agent:
         """As the running nodes agree."""

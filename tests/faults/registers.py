@@ -15,6 +15,7 @@ import random
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from tests.faults.cluster import Agent, Connection, FaultCluster, Json
@@ -64,7 +65,7 @@ class Client(threading.Thread):
     is cut off must not tell it anything wrong."""
 
     number: int
-    agents: list[Agent]
+    agents: Callable[[], list[Agent]]
     keys: list[str]
     seed: int
     pinned: Agent | None = None
@@ -77,7 +78,7 @@ class Client(threading.Thread):
         self._dice = random.Random(f"{self.seed}/{self.number}")
         self._values = (f"{self.number}.{count}" for count in itertools.count())
         self._over = threading.Event()
-        self._at = self.pinned or self._dice.choice(self.agents)
+        self._at = self.pinned or self._dice.choice(self.agents())
         self._kept: Connection | None = None
         self._seen: dict[str, int] = {}  # key → the highest version this client knows of
         self._index = 0  # the newest state this client has been told
@@ -99,8 +100,8 @@ class Client(threading.Thread):
                 else:
                     self._write(key, self._seen.get(key, 0))
                 self._over.wait(self._dice.uniform(0, PAUSE_S_MAX))
-        except Unexpected as error:
-            self.wrong.append(str(error))
+        except Exception as error:  # noqa: BLE001 - told by the thread that joins this one
+            self.wrong.append(f"client {self.number}: {error!r}")
         finally:
             self._hang_up()
 
@@ -203,8 +204,9 @@ class Client(threading.Thread):
 
     def _move(self) -> None:
         self._hang_up()
-        if self.pinned is None:
-            self._at = self._dice.choice(self.agents)
+        agents = self.agents()
+        if self.pinned is None and agents:
+            self._at = self._dice.choice(agents)
         self._over.wait(0.05)  # who is refused at once must not ask a thousand times a second
 
     def _hang_up(self) -> None:
@@ -214,15 +216,19 @@ class Client(threading.Thread):
 
 
 class Workload:
-    """CLIENTS clients at work on `keys` between start() and stop(): half of them go to whichever
-    node answers, the others each stay with one."""
+    """CLIENTS clients at work on `keys` between start() and stop(). Half of them go to whichever node
+    answers, the others each stay with one; when the members change, all go to those that run."""
 
-    def __init__(self, cluster: FaultCluster, keys: list[str], seed: int) -> None:
+    def __init__(
+        self, cluster: FaultCluster, keys: list[str], seed: int, *, members_change: bool = False
+    ) -> None:
         agents = list(cluster.agents)
-        self._clients = [
-            Client(number, agents, keys, seed, agents[number // 2 % len(agents)] if number % 2 else None)
-            for number in range(CLIENTS)
-        ]  # fmt: skip
+        choose = cluster.running if members_change else lambda: agents
+        self._clients = []
+        for number in range(CLIENTS):
+            is_pinned = number % 2 and not members_change
+            pinned = agents[number // 2 % len(agents)] if is_pinned else None
+            self._clients.append(Client(number, choose, keys, seed, pinned))
 
     def start(self) -> None:
         for client in self._clients:

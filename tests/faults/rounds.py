@@ -8,13 +8,18 @@ import random
 import threading
 import time
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from tests.e2e.harness import wait_for
+from tests.faults import clocks
 from tests.faults.cluster import Agent, FaultCluster, Json
 from tests.faults.lincheck import Operation, Read, Verdict, check
 from tests.faults.nemeses import ALL, Nemesis
+from tests.faults.networks import Hosts, why_no_hosts
 from tests.faults.registers import Workload, register
+from tests.raft import disks
+from tests.raft.disks import directory_for_disks
 
 KEYS = 5
 BEFORE_S = 0.5
@@ -22,6 +27,38 @@ FAULT_S = 3.0
 AFTER_S = 1.0
 CONVERGE_S = 60.0  # a loaded machine; what the campaigns measure is told beside
 LOOK_S = 0.1
+
+
+@contextlib.contextmanager
+def on_hosts(
+    count: int, environment: dict[str, str] | None = None, *, is_bare: bool = False
+) -> Iterator[FaultCluster]:
+    """A cluster of `count` nodes, each on a host of its own, with a disk and a clock that can fail
+    unless it is bare. Nothing is left of it."""
+    with directory_for_disks() as directory:
+        if not is_bare:
+            clocks.build(directory)
+        cluster = FaultCluster(
+            directory,
+            Hosts(count),
+            environment or {},
+            disks=not is_bare,
+            clocks=None if is_bare else directory,
+        )
+        try:
+            cluster.form(count)
+            yield cluster
+        finally:
+            cluster.close()
+
+
+def why_no_hosts_with_everything() -> str:
+    """Why this machine cannot do every nemesis; empty when it can."""
+    reason = why_no_hosts() or clocks.why_no_clocks()
+    if not reason:
+        with directory_for_disks() as directory:
+            reason = disks.why_unavailable(directory)
+    return reason
 
 
 @dataclass
@@ -100,8 +137,9 @@ class Round:
                 workload.stop()
                 watch.stop()
             self._converge(watch.term_max, is_quiet=True)
+            self.cluster.check_alive()
             watch.check()
-            history = workload.history + self._final_reads()
+            history = workload.history + final_reads(self.cluster.agents, self.keys)
             undecided = _check_history(history, workload)
             self._agree()
         except AssertionError as error:
@@ -143,21 +181,6 @@ class Round:
         for agent in self.cluster.agents:
             self.cluster.wait_ready(agent)
 
-    def _final_reads(self) -> list[Operation]:
-        """Every register as every node tells it in the end, consistent and local: a part of the
-        history, so that what was acknowledged and is gone shows."""
-        found = []
-        for agent in self.cluster.agents:
-            with contextlib.closing(agent.connection(10)) as connection:
-                for key in self.keys:
-                    for query in ("?consistent=1", ""):
-                        call = time.monotonic()
-                        status, body, _ = connection.ask("GET", f"/v1/jobs/{key}{query}")
-                        assert status in (200, 404), f"final read of {key} at {agent.name}: {body}"
-                        seen = Read(register(status, body))
-                        found.append(Operation(-1, key, seen, call, time.monotonic()))
-        return found
-
     def _agree(self) -> None:
         """Nodes that have applied the same entries say the same of all jobs."""
 
@@ -180,6 +203,22 @@ class Round:
             for key in self.keys:
                 with contextlib.suppress(OSError, http.client.HTTPException):
                     connection.ask("DELETE", f"/v1/jobs/{key}")
+
+
+def final_reads(agents: list[Agent], keys: list[str]) -> list[Operation]:
+    """Every register as every node tells it in the end, consistent and local: a part of the history,
+    so that what was acknowledged and is gone shows. All is quiet."""
+    found = []
+    for agent in agents:
+        with contextlib.closing(agent.connection(10)) as connection:
+            for key in keys:
+                for query in ("?consistent=1", ""):
+                    call = time.monotonic()
+                    status, body, _ = connection.ask("GET", f"/v1/jobs/{key}{query}")
+                    assert status in (200, 404), f"final read of {key} at {agent.name}: {body}"
+                    seen = Read(register(status, body))
+                    found.append(Operation(-1, key, seen, call, time.monotonic()))
+    return found
 
 
 def _check_history(history: list[Operation], workload: Workload) -> int:
