@@ -11,6 +11,7 @@ import sys
 from collections.abc import Mapping
 
 from cube.agent.agent import Agent, is_root
+from cube.agent.garbage import keep_collections_short
 from cube.config import Config, load
 from cube.model.addresses import join_address
 from cube.model.errors import BadConfig, BadPacket, Unavailable
@@ -46,6 +47,7 @@ def run(config_file: str | None, flags: Mapping[str, object]) -> int:
     if taken:
         return EXIT_FAILED
     _configure_logging(config)
+    keep_collections_short()
     try:
         asyncio.run(_serve(config))
     except KeyboardInterrupt:

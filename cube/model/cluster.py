@@ -95,7 +95,7 @@ class HistoryEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=F
     message: str = ""
 
 
-class Task(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class Task(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, gc=False):
     """One placed instance of a group, in a slot, on one node, for ever.
 
     `released`: its node has said that nothing of it is left (or it was never begun): only then are
@@ -189,7 +189,7 @@ class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
         return None
 
 
-class RememberedOutcome(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class RememberedOutcome(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False):
     """`sequence` orders eviction; `digest` is of the command's body, empty when it had no key."""
 
     sequence: int

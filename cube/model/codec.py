@@ -46,8 +46,13 @@ def decode(data: bytes, decoder: msgspec.msgpack.Decoder[_T]) -> _T:
         raise BadPacket(
             f"format version {data[0] if data else 'missing'}, expected {FORMAT_VERSION}"
         )
+    return decode_part(memoryview(data)[1:], decoder)
+
+
+def decode_part(data: memoryview | msgspec.Raw, decoder: msgspec.msgpack.Decoder[_T]) -> _T:
+    """The value that encode_part() was given. Raises BadPacket on anything else."""
     try:
-        return decoder.decode(memoryview(data)[1:])
+        return decoder.decode(data)
     except (msgspec.MsgspecError, RecursionError, ValueError) as error:
         raise BadPacket(str(error)) from error
 

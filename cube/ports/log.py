@@ -65,7 +65,8 @@ class Committed(msgspec.Struct, frozen=True):
 
 
 class Replica(Protocol):
-    """What the log drives. Called on the log's own thread, one call at a time, in index order."""
+    """What the log drives. One call at a time, in index order, on the log's own thread; only the
+    load of a dump that another member sent is on a thread of its own."""
 
     def apply(self, index: int, term: int, at_ms: int, data: bytes) -> object:
         """Apply a committed entry. Must not raise; the adapter treats an exception as a bug and ends

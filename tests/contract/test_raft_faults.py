@@ -109,6 +109,90 @@ async def test_a_member_far_behind_catches_up_by_snapshot(cluster: RealCluster) 
     assert await cluster.agree() == wanted
 
 
+async def far_behind(cluster: RealCluster) -> list[bytes]:
+    """Member 2 of three is down, and what it lacks is only in the others' snapshots."""
+    leader = await cluster.found(3)
+    await cluster.stop(2)
+    wanted = [b"%d" % i for i in range(60)]
+    for data in wanted:
+        await leader.propose(data, PROPOSE_MS)
+    for number in (0, 1):
+        await cluster.logs[number].compact()
+    await until(lambda: all(node_of(cluster, n).journal.first_index > 40 for n in (0, 1)))
+    return wanted
+
+
+async def test_a_member_that_loads_a_snapshot_goes_on_voting_and_storing(
+    cluster: RealCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With member 1 gone, nothing is committed without the one that loads."""
+    wanted = await far_behind(cluster)
+    is_loading, may_go_on = threading.Event(), threading.Event()
+    load = ListReplica.load
+
+    def slow(replica: ListReplica, data: bytes, index: int) -> None:
+        is_loading.set()
+        assert may_go_on.wait(30)
+        load(replica, data, index)
+
+    monkeypatch.setattr(ListReplica, "load", slow)
+    returned = await cluster.start(2)
+    await until(is_loading.is_set)
+    await cluster.stop(1)
+    leader = cluster.leader()
+    wanted += [b"during", b"and more"]
+    for data in wanted[-2:]:
+        await leader.propose(data, PROPOSE_MS)
+    term = leader.status().term
+    assert returned.status().applied_index < 60
+    assert cluster.replicas[2].payloads == [], "nothing is applied meanwhile"
+    may_go_on.set()
+    assert await cluster.agree() == wanted
+    assert leader.status().term == term
+    assert cluster.replicas[2].loads == 1
+
+
+async def test_a_kill_while_a_snapshot_is_loaded_loses_nothing(
+    cluster: RealCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = await far_behind(cluster)
+    is_loading, may_go_on = threading.Event(), threading.Event()
+
+    def slow(_replica: ListReplica, _data: bytes, _index: int) -> None:
+        is_loading.set()
+        assert may_go_on.wait(30)
+
+    with monkeypatch.context() as hanging:
+        hanging.setattr(ListReplica, "load", slow)
+        await cluster.start(2)
+        await until(is_loading.is_set)
+        wanted.append(b"during")
+        await cluster.leader().propose(b"during", PROPOSE_MS)
+        shutil.copytree(tmp_path / "2", tmp_path / "killed")
+        may_go_on.set()
+        await cluster.stop(2)
+    shutil.rmtree(tmp_path / "2")
+    shutil.move(tmp_path / "killed", tmp_path / "2")
+    await cluster.start(2)
+    assert await cluster.agree() == wanted
+
+
+async def test_a_snapshot_that_cannot_be_read_ends_the_member(
+    cluster: RealCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a newer release, or a bug: going on would make the replicas differ."""
+    await far_behind(cluster)
+
+    def refuse(_replica: ListReplica, _data: bytes, _index: int) -> None:
+        raise BadPacket("foreign")
+
+    monkeypatch.setattr(ListReplica, "load", refuse)
+    await cluster.start(2)
+    await until(lambda: bool(cluster.fatal))
+    assert str(cluster.fatal[0]) == "foreign"
+    cluster.fatal.clear()
+
+
 async def test_a_joiner_gets_the_snapshot_too(cluster: RealCluster) -> None:
     leader = await cluster.found(1)
     wanted = [b"%d" % i for i in range(50)]

@@ -7,12 +7,17 @@ D5, D8: the library's restart clears acknowledged entries when the snapshot is n
 journal's start. Here snapshot and journal are opened as one unit: what the snapshot covers is
 trimmed, what follows it stays.
 L3: a snapshot that jumps over the index of a waiting command settles it as unknown.
+
+A received snapshot is loaded on a thread of its own. The log goes on meanwhile: entries behind the
+snapshot are stored and acknowledged, and applied once the replica stands at it.
 """
 
 from __future__ import annotations
 
 import logging
+import threading
 import zlib
+from typing import BinaryIO
 
 from cube.adapters.raft.commands import KIND_DATA, KIND_MEMBERS, decode_members, kind_of, split
 from cube.adapters.raft.configuration import Configuration
@@ -39,22 +44,25 @@ class Applying(Replication):
     replica: Replica
     at_ms_last = 0  # newest stamp seen; a new leader's stamps do not go below it
     _is_compaction_forced = False
+    _loader: threading.Thread | None = None
+    _loading_index = 0  # where the replica stands once the loader has ended
+    _is_loaded = False  # set by the loader at its end
+    _load_error: Exception | None = None
 
     def load(self, data: bytes | None) -> None:
         """The replica stands at the snapshot, and all that is known to be committed is applied."""
         if data is not None:
-            self._load_replica(data)
+            header = self.snapshots.header
+            assert header is not None
+            self.replica.load(data, header.index)
+            self._SyncObj__raftLastApplied = header.index
         while self.applied_index < self.commit_index:
             self._SyncObj__applyLogEntries()
 
-    def _load_replica(self, data: bytes) -> None:
-        header = self.snapshots.header
-        assert header is not None
-        self.replica.load(data, header.index)
-        self._SyncObj__raftLastApplied = header.index
-
     def _SyncObj__applyLogEntries(self) -> bool:  # noqa: N802
         """True when something was applied: a leader then tells the followers at once."""
+        if self.is_loading and not self._finish_loading():
+            return False
         first = self.applied_index + 1
         count = min(self.commit_index - self.applied_index, APPLY_BATCH_MAX)
         if count <= 0:
@@ -90,20 +98,55 @@ class Applying(Replication):
         header = self.snapshots.header
         if header is None or header.index <= self.commit_index:
             return
-        data = self.snapshots.load()
-        assert data is not None
+        self.end_loading()  # of an older one: rare, and nothing else may touch the replica
+        data = self.snapshots.open_data()
         logger.info("raft_snapshot_installed index=%d term=%d", header.index, header.term)
         align_journal(self.journal, header)
         kept = self.configuration.cut_from(self.journal.last_index + 1).rebased(header.index)
         self.set_configuration(Configuration(frozenset(header.voters), kept.changes))
         self._SyncObj__raftCommitIndex = header.index
         self.journal.setRaftCommitIndex(header.index)
-        self._load_replica(data)
         waiting = self._SyncObj__commandsWaitingCommit
         for index in [index for index in waiting if index <= header.index]:
             for _, settle in waiting.pop(index):
                 settle(None, REASON_UNKNOWN_OUTCOME)
+        self._start_loading(data, header.index)
+
+    def _start_loading(self, file: BinaryIO, index: int) -> None:
+        def load() -> None:
+            try:
+                with file:
+                    self.replica.load(file.read(), index)
+            except Exception as error:  # noqa: BLE001 - raised on the Raft thread
+                self._load_error = error
+            self._is_loaded = True
+            self.wake()
+
+        self._loading_index, self._is_loaded = index, False
+        self._loader = threading.Thread(target=load, name="cube-raft-load", daemon=True)
+        self._loader.start()
+
+    @property
+    def is_loading(self) -> bool:
+        """The replica is on its way to a received snapshot, and nothing is applied."""
+        return self._loader is not None
+
+    def _finish_loading(self) -> bool:
+        """True once the replica stands at the snapshot."""
+        if not self._is_loaded:
+            return False
+        self.end_loading()
         self.on_membership_committed()
+        return True
+
+    def end_loading(self) -> None:
+        """Waits for a load under way. Raises what it raised."""
+        if self._loader is not None:
+            self._loader.join()
+            self._loader = None
+            if self._load_error is not None:
+                raise self._load_error
+            self._SyncObj__raftLastApplied = self._loading_index
 
     @property
     def _snapshot_every(self) -> int:

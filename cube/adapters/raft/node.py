@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections import defaultdict, deque
 from collections.abc import Callable
@@ -26,6 +27,8 @@ from cube.adapters.raft.settings import RaftSettings
 from cube.adapters.raft.snapshots import SnapshotStore
 from cube.adapters.raft.transport import PeerTransport
 from cube.ports.log import Replica
+
+logger = logging.getLogger(__name__)
 
 # The commit index is noted, and forgotten requests are swept, at least this often.
 POLL_S_MAX = 1.0
@@ -154,7 +157,8 @@ class RaftNode(Membership):
     def _poll_s(self, now: float) -> float:
         """How long nothing can be due. 0 when something is already: this turn does it, the next
         one waits."""
-        if self.commit_index > self.applied_index or (self.queue and self.may_take_commands):
+        is_behind = self.commit_index > self.applied_index and not self.is_loading
+        if is_behind or (self.queue and self.may_take_commands):
             return 0.0
         wake_at = min(now + POLL_S_MAX, self.transport.next_wake())
         if self.is_leader:
@@ -192,6 +196,10 @@ class RaftNode(Membership):
         """Sockets and files are closed; the directory can be opened again."""
         self.transport.destroy()
         self.snapshots.close()
+        try:
+            self.end_loading()
+        except Exception as error:  # noqa: BLE001 - nobody is left to be told
+            logger.error("raft_load_failed error=%r", error)
         self.journal._destroy()
         os.close(self._lock_fd)
 

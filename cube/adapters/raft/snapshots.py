@@ -29,7 +29,7 @@ MAGIC = b"CUBESNP2"
 # Version 1 is read, too.
 _CHECKSUMS: dict[bytes, Checksum] = {MAGIC: crc32c, b"CUBESNP1": crc32}
 _HEAD = struct.Struct("<II")  # checksum of all that follows, bytes of the header
-WRITE_BYTES = 256 << 10
+WRITE_BYTES = READ_BYTES = 256 << 10
 # Synced in portions: one large sync at the end would keep the journal's own waiting.
 SYNC_BYTES = 1 << 20
 # Between two slices of the encoding: long enough that the Raft thread and the event loop, which
@@ -71,6 +71,7 @@ class SnapshotStore:
         self._sent_index: dict[str, int] = {}
         self._receiving: BinaryIO | None = None
         self._receiving_from = ""
+        self._receiving_unsynced = 0
 
     @property
     def is_encoding(self) -> bool:
@@ -94,6 +95,10 @@ class SnapshotStore:
             return None
         self.header, data = read_snapshot(self._path)
         return data
+
+    def open_data(self) -> BinaryIO:
+        """The replica's bytes of the present snapshot, whatever takes its place. Raises OSError."""
+        return _open_data(self._path)
 
     # --- making one
 
@@ -177,20 +182,24 @@ class SnapshotStore:
             self.stop_receiving()
             self._receiving = self._receiving_path.open("wb")
             self._receiving_from = sender
+            self._receiving_unsynced = 0
         file = self._receiving
         if file is None or sender != self._receiving_from or file.tell() != offset:
             return None
         file.write(data)
+        self._receiving_unsynced += len(data)
         if file.tell() > SNAPSHOT_BYTES_MAX:
             self.stop_receiving()
             return None
+        if self._receiving_unsynced >= SYNC_BYTES or is_last:
+            self._receiving_unsynced = 0
+            file.flush()
+            os.fsync(file.fileno())
         if not is_last:
             return None
-        file.flush()
-        os.fsync(file.fileno())
         self.stop_receiving()
         try:
-            header, _ = read_snapshot(self._receiving_path)
+            header = check_snapshot(self._receiving_path)
         except BadPacket as error:
             logger.warning("raft_snapshot_refused from=%s error=%s", sender, error)
             return None
@@ -248,15 +257,33 @@ def write_snapshot(path: Path, header: SnapshotHeader, slices: Iterator[bytes]) 
 
 def read_snapshot(path: Path) -> tuple[SnapshotHeader, bytes]:
     """Raises BadPacket for a damaged file, OSError."""
-    raw = path.read_bytes()
-    start = len(MAGIC) + _HEAD.size
-    if len(raw) < start or raw[: len(MAGIC)] not in _CHECKSUMS:
-        raise BadPacket(f"{path} is not a snapshot of this version or the one before it")
-    expected, head_bytes = _HEAD.unpack_from(raw, len(MAGIC))
-    if _CHECKSUMS[raw[: len(MAGIC)]](0, raw[start:]) != expected:
+    header = check_snapshot(path)
+    with _open_data(path) as file:
+        return header, file.read()
+
+
+def _open_data(path: Path) -> BinaryIO:
+    file = path.open("rb")
+    _, head_bytes = _HEAD.unpack(file.read(len(MAGIC) + _HEAD.size)[len(MAGIC) :])
+    file.seek(head_bytes, os.SEEK_CUR)
+    return file
+
+
+def check_snapshot(path: Path) -> SnapshotHeader:
+    """The header of a whole and undamaged snapshot. Raises BadPacket, OSError."""
+    with path.open("rb") as file:
+        start = file.read(len(MAGIC) + _HEAD.size)
+        if len(start) < len(MAGIC) + _HEAD.size or start[: len(MAGIC)] not in _CHECKSUMS:
+            raise BadPacket(f"{path} is not a snapshot of this version or the one before it")
+        checksum_of = _CHECKSUMS[start[: len(MAGIC)]]
+        expected, head_bytes = _HEAD.unpack_from(start, len(MAGIC))
+        first = file.read(max(READ_BYTES, head_bytes))
+        checksum = checksum_of(0, first)
+        while data := file.read(READ_BYTES):
+            checksum = checksum_of(checksum, data)
+    if checksum != expected:
         raise BadPacket(f"{path} is damaged")
     try:
-        header = msgspec.msgpack.decode(raw[start : start + head_bytes], type=SnapshotHeader)
+        return msgspec.msgpack.decode(first[:head_bytes], type=SnapshotHeader)
     except (msgspec.MsgspecError, ValueError) as error:
         raise BadPacket(f"{path} has no readable header: {error}") from None
-    return header, raw[start + head_bytes :]
