@@ -230,9 +230,9 @@ async def test_a_kill_at_any_step_of_a_snapshot_loses_nothing(
 
     match step:
         case "before write":
-            at(snapshots, "_write", after=False)
+            at(snapshots, "write_snapshot", after=False)
         case "after write":
-            at(snapshots, "_write", after=True)
+            at(snapshots, "write_snapshot", after=True)
         case "after rename":
             at(snapshots, "sync_directory", after=False)
         case "before trim":
