@@ -133,7 +133,7 @@ class Recovery:
         """The directory is the only voter's of a cluster that has all this log holds. Where the log
         as it was is kept. Raises OSError, Unavailable."""
         term = self._contents.term + TERM_LEAP
-        copy = _free(self._data_dir / f"{RAFT}.before-recover-{_now_text()}")
+        copy = free_path(self._data_dir / f"{RAFT}.before-recover-{now_text()}")
         order = make_order(self._state, self._record.node_id, term)
         give_order(self._data_dir / RAFT, order, copy)
         return copy
@@ -200,7 +200,7 @@ def _what(entry: LoggedEntry) -> str:
     return f"{name} {getattr(body, 'job', '')}".rstrip()
 
 
-def _free(path: Path) -> Path:
+def free_path(path: Path) -> Path:
     """`path`, or with the first number behind it that makes it a name of nothing."""
     found, number = path, 1
     while found.exists():
@@ -209,6 +209,6 @@ def _free(path: Path) -> Path:
     return found
 
 
-def _now_text() -> str:
+def now_text() -> str:
     now_ms = SystemClock().now_ms()
     return datetime.datetime.fromtimestamp(now_ms / 1000, datetime.UTC).strftime("%Y%m%dT%H%M%SZ")

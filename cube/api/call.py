@@ -117,6 +117,7 @@ class Api:
         self.rendered = RenderedTasks()
         self.requests = 0  # being answered now
         self.streams = 0
+        self.saves = 0  # snapshots on their way
         self.answers: dict[tuple[str, str, int], int] = {}  # by method, route, status: bounded
         self.lasting: set[asyncio.Task[object]] = set()  # answering streams; ended at shutdown
         self._request_prefix = new_id()[:8]

@@ -19,6 +19,7 @@ from cube.api import (
     logs,
     metrics,
     nodes,
+    saving,
     tasks,
     watch,
     web_files,
@@ -60,6 +61,7 @@ _CLUSTER = (
     _route("GET", "/v1/services/{service}", _VIEWER, _READ, endpoints.show_service),
     _route("GET", "/v1/raft", _OPERATOR, _READ, cluster.show_raft),
     _route("POST", "/v1/raft/transfer", _OPERATOR, _WRITE, cluster.transfer_leadership),
+    _route("POST", "/v1/raft/snapshot", _OPERATOR, _STREAM, saving.save_state),
     _route("GET", "/v1/gossip", _OPERATOR, _PAGE, cluster.show_gossip),
     _route("GET", "/metrics", _VIEWER, _READ, metrics.show_metrics),
 )
@@ -138,7 +140,6 @@ _LATER = (
         _later("POST", f"/v1/deployments/{{deployment}}/{verb}", _DEPLOYER, _ROLLOUTS)
         for verb in ("promote", "pause", "resume", "fail")
     ),
-    _later("POST", "/v1/raft/snapshot", _OPERATOR, "saving a snapshot comes later"),
     *(
         _later(method, path, _OPERATOR, sentence)
         for noun, sentence in (("secrets", _SECRETS), ("tokens", _TOKENS))

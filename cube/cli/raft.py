@@ -1,4 +1,4 @@
-"""`cube raft`: who holds the log."""
+"""`cube raft`: who holds the log, and copies of what it has made."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import click
 from cube.cli.context import Settings, command, group
 from cube.cli.exits import FAILED, NO_CLUSTER, CommandError
 from cube.cli.output import Style, answer, note, out, raw, table
+from cube.cli.saved import snapshot
 from cube.model.units import format_duration
 from cube.model.views import RaftMemberView
 
@@ -92,5 +93,5 @@ def raft_transfer(settings: Settings, name: str) -> None:
         )  # fmt: skip
 
 
-for item in (raft_members, raft_transfer):
+for item in (raft_members, raft_transfer, snapshot):
     raft.add_command(item)

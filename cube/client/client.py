@@ -77,6 +77,12 @@ class Client:
         body = {"node": node} if node else {}
         return self._write_json("POST", "/v1/raft/transfer", v.RaftView, body)
 
+    def save_state(self) -> Iterator[bytes]:
+        """A saved state (cube.model.savedstate), pieces cut anywhere. Raises StreamBroken when it
+        breaks off."""
+        request = Request("POST", "/v1/raft/snapshot", fresh=False)
+        return read_output(self._transport, request, follow=False)
+
     def gossip(self) -> list[v.GossipMemberView]:
         return self._all("/v1/gossip", v.Page[v.GossipMemberView])
 

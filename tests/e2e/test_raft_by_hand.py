@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from cube.adapters.raft.offline import read_contents
 from cube.agent.cleanup import end_tasks_now
 from cube.config import load
+from cube.statemachine import snapshot
 from tests.e2e.harness import Node, TestCluster, same, wait_for
 
 pytestmark = pytest.mark.e2e
@@ -116,6 +118,44 @@ def test_an_old_voter_that_comes_back_is_no_trouble(cluster: TestCluster) -> Non
     assert [voter["name"] for voter in raft["voters"]] == [survivor.name]
     assert not back.is_ready()
     assert "w" not in jobs_at_any(back)
+
+
+def test_a_state_saved_on_a_follower_is_restored_elsewhere(cluster: TestCluster) -> None:
+    cluster.form(3)
+    cluster.cube("run", "--name", "x", "--count", "2", "--", "sleep", "1000")
+    cluster.serving("x", 2)
+    leader, follower = cluster.leader(), cluster.follower()
+    # Written through another node a moment before: it is in what a follower saves.
+    cluster.cube("run", "--name", "y", "--count", "0", "--detach", "--", "true", at=leader)
+    file = str(cluster.directory / "saved")
+    header = cluster.cube_json("raft", "snapshot", "save", file, at=follower)
+    cluster.cube("raft", "snapshot", "save", file, at=follower, code=5)
+    assert cluster.cube_json("raft", "snapshot", "inspect", file) == header
+    keys = str(cluster.directory / "keys.json")
+    shutil.copy(leader.directory / "keys.json", keys)
+    for node in cluster.running():
+        node.kill()
+        end_tasks(node)
+        shutil.rmtree(node.directory)
+    new = cluster.add("n4")
+    cluster.cube(
+        "raft", "snapshot", "restore", file, "--data-dir", str(new.directory),
+        "--raft", str(new.raft), "--keys", keys, at=new,
+    )  # fmt: skip
+    restored = read_contents(new.directory / "raft").snapshot_data
+    assert restored is not None
+    assert snapshot.digest(snapshot.load(restored)) == header["digest"]
+    cluster.start(new)
+    wait_for("it is ready", new.is_ready)
+    assert jobs_at(new) == {"x", "y"}
+    assert new.get("/v1/status")["cluster_id"] == header["cluster_id"]
+    cluster.serving("x", 2, at=new)
+    # The nodes of before are not in it; new ones join, also at the old addresses.
+    assert [node["name"] for node in new.get("/v1/nodes")["items"]] == ["n4"]
+    for node in (leader, follower):
+        cluster.start(node, new)
+        wait_for(f"{node.name} is ready", node.is_ready)
+    assert len(cluster.voters(3)) == 3
 
 
 def hashes(directory: Path) -> dict[str, str]:
