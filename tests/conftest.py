@@ -1,4 +1,5 @@
-"""With CUBE_TEST_ALL=1 (CI) a skipped test is a failure: nothing goes untested for a missing tool."""
+"""With CUBE_TEST_ALL=1 (CI) a skipped test is a failure: nothing goes untested for a missing tool.
+No generated example has a deadline: how long one takes says how busy the machine is."""
 
 from __future__ import annotations
 
@@ -7,6 +8,10 @@ from collections.abc import Generator
 from typing import Any
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("cube", deadline=None)
+settings.load_profile("cube")
 
 ALL = os.environ.get("CUBE_TEST_ALL") == "1"
 
