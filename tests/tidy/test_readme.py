@@ -34,10 +34,11 @@ def test_every_command_of_the_readme_exists_with_its_options() -> None:
             continue
         command = tree.get_command(None, words[0])  # type: ignore[arg-type]
         assert command is not None, words
-        if isinstance(command, click.Group):
-            command = command.commands[words[1]]
+        rest = words[1:]
+        while isinstance(command, click.Group):
+            command, rest = command.commands[rest[0]], rest[1:]
         known = {option for parameter in command.params for option in parameter.opts}
-        for word in words[1:]:
+        for word in rest:
             if word == "--":
                 break
             if word.startswith("--"):
