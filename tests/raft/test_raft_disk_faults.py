@@ -62,7 +62,7 @@ def break_disk(
     ("code", "call"),
     [(errno.ENOSPC, "pwrite"), (errno.EIO, "pwrite"), (errno.EIO, "fdatasync")],
 )
-async def test_a_leader_whose_disk_fails_steps_down_says_so_and_comes_back(
+async def test_d6_a_leader_whose_disk_fails_steps_down_says_so_and_comes_back(
     cluster: RealCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, call: str
 ) -> None:
     """D6: the library dies of SIGBUS."""

@@ -7,6 +7,7 @@ release mends it, this says so), `ours` must pass.
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -379,3 +380,15 @@ def test_a_dropped_private_name_is_named(ours: RaftNode, monkeypatch: pytest.Mon
     monkeypatch.delattr(pysyncobj.SyncObj, "_SyncObj__sendAppendEntries")
     del ours._SyncObj__noopIDx
     assert library.missing_names(ours) == ["sendAppendEntries", "noopIDx"]
+
+
+def test_every_private_name_in_use_is_listed() -> None:
+    package = Path(library.__file__).parent
+    used = {
+        name
+        for path in package.glob("*.py")
+        if path.name != "library.py"
+        for name in re.findall(r"_SyncObj__(\w+)", path.read_text())
+    }
+    assert used
+    assert used <= library.listed_names()

@@ -3,6 +3,7 @@ S6 to S8, L2, L4 to L6. Red on the stock library where it can be shown there."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,10 @@ from cube.adapters.raft.journal import FileJournal
 from cube.adapters.raft.library import LEADER, Peer, monotonic
 from cube.adapters.raft.membership import Change
 from cube.adapters.raft.node import RaftNode
+from cube.adapters.raft.peer_tls import admit
 from cube.adapters.raft.settings import LEADER_FALLBACK_MS, RaftSettings, library_conf
+from cube.model.errors import BadPacket
+from cube.model.ids import NodeId
 from cube.ports.log import ENTRY_BYTES_MAX
 from tests.raft.test_raft_findings import (
     BOTH,
@@ -27,6 +31,7 @@ from tests.raft.test_raft_findings import (
     THIRD,
     Bench,
     SilentTransport,
+    StockCounter,
     bench,
     ours,
 )
@@ -217,3 +222,47 @@ def test_a_guest_deposes_nobody(ours: RaftNode) -> None:
     ours.heard_at = 0.0
     bench.receive(heartbeat, sender=guest)
     assert (ours.leader, ours.term) == (Peer(guest), 7)
+
+
+def test_s4_a_node_without_its_disk_is_not_taken_for_the_one_that_was_there() -> None:
+    """Over sockets: tests/contract/test_raft_tls.py."""
+
+    class Roster:
+        def is_removed(self, node_id: NodeId) -> bool:
+            return node_id == "gone"
+
+        def expected_id(self, address: str) -> NodeId | None:
+            return NodeId("old") if address == OTHER else None
+
+    roster: Any = Roster()
+    admit(roster, NodeId("old"), OTHER)
+    admit(roster, NodeId("new"), THIRD)
+    with pytest.raises(BadPacket, match="is node old, not new"):
+        admit(roster, NodeId("new"), OTHER)
+    with pytest.raises(BadPacket, match="was removed"):
+        admit(roster, NodeId("gone"), THIRD)
+
+
+@STOCK_IS_RED
+def test_l1_stock_nobody_helps_to_depose_a_leader_that_it_hears() -> None:
+    stock = Bench(StockCounter(), lambda _index: NO_OP)
+    stock.append(2)
+    log_end = {"last_log_index": 9, "last_log_term": 9}
+    stock.receive({"type": "request_vote", "term": 9, **log_end}, sender=THIRD)
+    assert stock.member._SyncObj__raftCurrentTerm == 1
+
+
+LAST_OF = {"s": 8, "l": 6, "d": 8}
+ROWS = [f"{kind}{number + 1}" for kind, last in LAST_OF.items() for number in range(last)]
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_every_finding_has_a_test_of_its_own(row: str) -> None:
+    """By name, in this directory: test_s6_s7_… is for both."""
+    found = [
+        name
+        for path in Path(__file__).parent.glob("test_*.py")
+        for name in re.findall(r"^(?:async )?def (test_\w+)", path.read_text(), re.MULTILINE)
+        if row in name.split("_")[1:3]
+    ]
+    assert found

@@ -212,6 +212,11 @@ def monotonic() -> float:
     return now
 
 
+def listed_names() -> frozenset[str]:
+    """The private names that are looked for, without their prefix."""
+    return frozenset((*_METHODS, *_ATTRIBUTES))
+
+
 def missing_names(instance: SyncObj) -> list[str]:
     """The private names of ours that this release of the library no longer has."""
     library_class = pysyncobj.SyncObj
