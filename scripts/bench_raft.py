@@ -250,6 +250,11 @@ class Process:
     def is_running(self) -> bool:
         return self._process is not None
 
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
     async def start(self) -> None:
         command = (sys.executable, __file__, "--member", json.dumps(self.options))
         pipe = asyncio.subprocess.PIPE

@@ -37,12 +37,16 @@ _FROM: dict[str, Roles] = {
 }
 
 
-def may_speak(kind: str, roles: Roles, *, hears_a_leader: bool) -> bool:
-    """`hears_a_leader`: one is in office as far as this member can tell, perhaps itself. Then one
-    who is no voter and says that it leads has to wait until that one is silent: a real leader that
-    this member does not know costs it an election timeout, a false one nothing."""
+# What can depose a leader, or give it more to fear.
+_CLAIMS = frozenset(("append_entries", "request_vote", "pre_vote"))
+
+
+def may_speak(kind: str, roles: Roles, *, heard_a_leader: bool) -> bool:
+    """`heard_a_leader`: one was in office lately as far as this member can tell, perhaps itself.
+    Then one who is no voter here and says that it leads, or wants to, has to wait: a real leader
+    that this member does not know costs it a few seconds, a false one nothing."""
     roles = roles or Roles.GUEST
     if not roles & _FROM[kind]:
         return False
     is_known = bool(roles & (Roles.VOTER | Roles.LEADER))
-    return kind != "append_entries" or is_known or not hears_a_leader
+    return is_known or kind not in _CLAIMS or not heard_a_leader

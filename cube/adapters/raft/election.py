@@ -26,6 +26,9 @@ LEADER_GONE_S = (0.02, 0.15)
 # After asking in vain. Asking is cheap and changes no term, so the wait is short: a member that
 # learns late that the leader is gone may have refused the first time.
 RETRY_S = (0.1, 0.3)
+# One who is no voter here is believed to lead when no leader was heard for this many of the longest
+# election timeouts: time for the voters to find another, and this member cannot have missed much.
+ELECTIONS_BEFORE_A_GUEST = 2
 
 
 class Election(Applying):
@@ -37,6 +40,7 @@ class Election(Applying):
     def _onTick(self, timeToWait: float = 0.0) -> None:  # noqa: N802, N803
         if self.is_leader:
             self._may_campaign = False
+            self.heard_at = monotonic()
             self.advance_commit()
         elif not self.is_electable:
             # The library's deadline is kept ahead, so that poll() can sleep until it.
@@ -106,7 +110,7 @@ class Election(Applying):
 
     def _SyncObj__onMessageReceived(self, node: Peer, message: Message) -> None:  # noqa: N802
         roles = self.roles_of(node)
-        if not may_speak(message["type"], roles, hears_a_leader=self.hears_a_leader()):
+        if not may_speak(message["type"], roles, heard_a_leader=self._heard_a_leader_lately()):
             return
         match message["type"]:
             case "pre_vote":
@@ -160,6 +164,11 @@ class Election(Applying):
             return True
         silence = monotonic() - self.heard_at
         return self.leader is not None and silence < self.settings.election_min_ms / 1000
+
+    def _heard_a_leader_lately(self) -> bool:
+        """Within the time in which its voters have long elected the next one."""
+        silence = monotonic() - self.heard_at
+        return silence < ELECTIONS_BEFORE_A_GUEST * self.settings.election_max_ms / 1000
 
     def on_peer_silent(self, peer: Peer) -> None:
         """The connection that `peer` dialled closed."""

@@ -21,6 +21,7 @@ from cube.adapters.raft.core import RaftCore
 from cube.adapters.raft.library import FOLLOWER, Entry, Message, Peer, monotonic
 from cube.adapters.raft.settings import APPEND_BATCH_BYTES_MAX
 from cube.adapters.raft.snapshots import SnapshotStore
+from cube.model.errors import BadPacket
 
 logger = logging.getLogger(__name__)
 
@@ -92,7 +93,7 @@ class Replication(RaftCore):
         elif journal.term_at(previous) != previous_term:
             self._ack(node, self._first_of_term_at(previous), success=False, reset=True)
             return
-        self._store(previous + 1, entries)
+        self._store(previous + 1, entries, node)
         self._ack(node, verified + 1, success=True, reset=False)
         commit_index = min(message["commit_index"], verified)
         if commit_index > self.commit_index:
@@ -107,13 +108,13 @@ class Replication(RaftCore):
             index -= 1
         return index
 
-    def _store(self, index: int, entries: list[Entry]) -> None:
+    def _store(self, index: int, entries: list[Entry], sender: Peer) -> None:
         """`entries` are in the journal from `index` on; what it had of them is not touched."""
         journal = self.journal
         skip = 0
         while skip < len(entries) and index + skip <= journal.last_index:
             if journal.term_at(index + skip) != entries[skip][2]:
-                self._truncate_from(index + skip)
+                self._truncate_from(index + skip, sender)
                 break
             skip += 1
         configuration = self.configuration
@@ -124,9 +125,11 @@ class Replication(RaftCore):
         if configuration is not self.configuration:
             self.set_configuration(configuration)
 
-    def _truncate_from(self, index: int) -> None:
-        # Raft's own safety: a committed entry conflicts with no later leader's log.
-        assert index > self.commit_index, "a leader contradicts a committed entry"
+    def _truncate_from(self, index: int, sender: Peer) -> None:
+        if index <= self.commit_index:
+            # Raft's own safety: a committed entry conflicts with no later leader's log.
+            assert sender not in self._SyncObj__otherNodes, "a leader contradicts what is committed"
+            raise BadPacket("it contradicts a committed entry, and is no voter here")
         logger.info("raft_conflict from=%d last=%d", index, self.journal.last_index)
         self.journal.truncate_from(index)
         if self.configuration.last_index >= index:

@@ -25,11 +25,12 @@ def test_the_table_knows_every_message_of_the_wire() -> None:
 @pytest.mark.parametrize("roles", list(TAKEN))
 @pytest.mark.parametrize("kind", KINDS)
 def test_who_may_say_what_while_nobody_leads(roles: Roles, kind: str) -> None:
-    assert may_speak(kind, roles, hears_a_leader=False) == (kind in TAKEN[roles])
+    assert may_speak(kind, roles, heard_a_leader=False) == (kind in TAKEN[roles])
 
 
-def test_nobody_unknown_takes_over_from_a_leader_that_is_heard() -> None:
+@pytest.mark.parametrize("kind", ["append_entries", "request_vote", "pre_vote"])
+def test_nobody_unknown_takes_over_from_a_leader_that_was_heard(kind: str) -> None:
     for roles in (NOBODY, Roles.LEARNER):
-        assert not may_speak("append_entries", roles, hears_a_leader=True)
+        assert not may_speak(kind, roles, heard_a_leader=True)
     for roles in (Roles.VOTER, Roles.LEADER, Roles.VOTER | Roles.LEADER):
-        assert may_speak("append_entries", roles, hears_a_leader=True)
+        assert may_speak(kind, roles, heard_a_leader=True)
