@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 from typing import TypeVar
 
 import aiohttp
@@ -32,13 +33,18 @@ class _Late(Unavailable):
 class HttpPeers:
     """One connection pool for all peers."""
 
-    def __init__(self) -> None:
+    def __init__(self, tls: ssl.SSLContext | None = None) -> None:
+        """`tls` shows this node's certificate and accepts nodes of its cluster only. None: HTTP."""
         self._session: aiohttp.ClientSession | None = None
+        self._scheme = "http" if tls is None else "https"
+        self._tls: ssl.SSLContext | bool = True if tls is None else tls
 
     def _open(self) -> aiohttp.ClientSession:
         if self._session is None:
             self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=100, limit_per_host=8, keepalive_timeout=30)
+                connector=aiohttp.TCPConnector(
+                    limit=100, limit_per_host=8, keepalive_timeout=30, ssl=self._tls
+                )
             )
         return self._session
 
@@ -89,7 +95,7 @@ class HttpPeers:
             split_address(address)  # a redirect may name anything
             async with self._open().request(
                 method,
-                f"http://{address}/v1/internal/{verb}",
+                f"{self._scheme}://{address}/v1/internal/{verb}",
                 data=data,
                 headers={"Content-Type": "application/json"},
                 timeout=aiohttp.ClientTimeout(total=timeout_s),

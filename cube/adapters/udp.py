@@ -139,15 +139,17 @@ class UdpDatagrams:
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         # A task of our own: asyncio's logs an error when it is cancelled by close().
-        if len(self._answering) >= ANSWERING_MAX:
-            writer.transport.abort()
+        if self._server is None or len(self._answering) >= ANSWERING_MAX:
+            writer.transport.abort()  # too many, or it was accepted while close() began
             return
         task = asyncio.get_running_loop().create_task(self._serve(reader, writer))
         self._answering.add(task)
-        task.add_done_callback(self._served)
+        task.add_done_callback(lambda task: self._served(task, writer))
 
-    def _served(self, task: asyncio.Task[None]) -> None:
+    def _served(self, task: asyncio.Task[None], writer: asyncio.StreamWriter) -> None:
         self._answering.discard(task)
+        if not writer.is_closing():  # it was cancelled before its first step
+            writer.transport.abort()
         if not task.cancelled() and task.exception() is not None:
             log.error("exchange_failed cause=%r", task.exception())
 

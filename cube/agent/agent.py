@@ -15,6 +15,7 @@ from collections.abc import Callable, Coroutine, Mapping
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from aiohttp import web
 
 import cube
@@ -26,21 +27,23 @@ from cube.adapters.prober import SocketProber
 from cube.adapters.raft.log import PySyncObjLog
 from cube.adapters.raft.settings import RaftSettings
 from cube.adapters.system_clock import SystemClock
-from cube.adapters.trust.envelope import open_envelope, seal_envelope
+from cube.adapters.trust.envelope import open_envelope
 from cube.adapters.trust.gossip_seal import AesSeal
 from cube.adapters.udp import UdpDatagrams
 from cube.agent.drivers import make_drivers
+from cube.agent.trust import NodeTrust, check_cluster
 from cube.api.app import make_app
 from cube.api.auth import Access
 from cube.config import Config
 from cube.gossip.swim import Swim
-from cube.model.addresses import join_address
+from cube.model.addresses import is_loopback, is_unspecified, join_address
 from cube.model.cluster import ClusterSettings, NodeFacts
-from cube.model.commands import InitCluster, InstallGossipKey, ReportTasks
+from cube.model.commands import InitCluster, ReportTasks
 from cube.model.errors import OutcomeUnknown, Unavailable
 from cube.model.ids import ClusterId, CommandId, NodeId
 from cube.model.resources import Resources
-from cube.ports.cluster import BootstrapView, JoinGrant, JoinRequest
+from cube.model.trust import JoinToken
+from cube.ports.cluster import BootstrapView, JoinRequest
 from cube.ports.driver import Driver
 from cube.ports.log import Role
 from cube.scheduler.liveness import Liveness
@@ -49,7 +52,7 @@ from cube.services.driver_facts import DriverFacts
 from cube.services.formation import Formation, NodeRecord, Records
 from cube.services.gossip_loop import GossipLoop
 from cube.services.heartbeats import Heartbeats
-from cube.services.keyring import Keyring, first_gossip_key, follow_keys, rotate_keys
+from cube.services.keyring import Keyring, follow_keys, rotate_keys
 from cube.services.leader_clock import LeaderClock
 from cube.services.leader_loop import LeaderLoop
 from cube.services.peers import PeerDesk
@@ -66,6 +69,8 @@ from cube.worker.settings import WorkerSettings
 
 CATCH_UP_MS = 2_000  # one barrier; asked again until it comes back
 LEADERLESS_S = 2.0  # a node looks this often whether a leader speaks to it
+LOOPBACK = "127.0.0.1"
+HANDSHAKE_S = 5.0  # of TLS at the API: who says nothing holds a socket no longer
 HTTP_GOODBYE_S = 2.0  # for requests under way at shutdown
 
 _log = logging.getLogger(__name__)
@@ -95,8 +100,11 @@ class Agent:
         self.node_id = self._records.now.node_id
         self.name = config.node.name or socket.gethostname()
         self._clock = SystemClock()
-        self._remote = HttpPeers()
         self._feed = StateFeed()
+        self._trust = NodeTrust(
+            config, self._disk, self._keyring, self.node_id, self._clock, lambda: self._feed.state
+        )
+        self._remote = HttpPeers(None if config.insecure else self._trust.tls.client)
         self._view = ClusterView(self.node_id, self._feed)
         self._drivers: dict[str, Driver] = {}
         self._driver_facts = DriverFacts(self._drivers)
@@ -110,14 +118,24 @@ class Agent:
             version=cube.__version__,
         )
         self._formation = Formation(
-            self._records, self._remote, self._request, self._set_obstacle, self._keep_keys
+            self._records,
+            self._remote,
+            self._request,
+            self._set_obstacle,
+            None if config.insecure else self._trust.look,
         )
         self._desk = PeerDesk(
-            self._view, self._bootstrap_view, self._gossip_seeds, lambda: self._keyring.now
+            self._view,
+            self._bootstrap_view,
+            self._gossip_seeds,
+            self._trust.desk,
+            self._trust.seal_shared,
         )
         self._is_caught_up = False
         self._log: PySyncObjLog | None = None
         self._web: web.AppRunner | None = None
+        self._listeners: list[asyncio.Server] = []
+        self.join_token: JoinToken | None = None  # of the cluster that this very process has made
 
     # Facts
 
@@ -151,15 +169,15 @@ class Agent:
         )
 
     def _set_obstacle(self, why: str) -> None:
+        if why != self._view.obstacle:
+            _log.info("not_ready why=%s", why)
         self._view.obstacle = why
 
-    def _keep_keys(self, grant: JoinGrant) -> None:
-        if grant.keys is None:
-            raise Unavailable("the cluster's nodes hand out no keys: they are of an older version")
-        self._keyring.take(grant.keys)
-
     def _bootstrap_view(self) -> BootstrapView:
-        return self._formation.bootstrap_view(self._config.cluster.bootstrap_expect)
+        view = self._formation.bootstrap_view(self._config.cluster.bootstrap_expect)
+        if view.cluster_id is None:
+            return view
+        return msgspec.structs.replace(view, ca_fingerprint=self._trust.ca_fingerprint())
 
     def _gossip_seeds(self) -> tuple[str, ...]:
         """Where a newcomer may begin: this node and those it knows."""
@@ -174,6 +192,7 @@ class Agent:
         is taken or the data directory cannot be used, and whatever a loop died of (a bug)."""
         self._feed.open(asyncio.get_running_loop())
         try:
+            self._trust.show_meanwhile()
             await self._open_http()
             async with asyncio.TaskGroup() as group:
                 life = group.create_task(self._live(on_ready), name="life")
@@ -188,7 +207,11 @@ class Agent:
             self._view,
             TaskLogs(self._drivers),
             self._desk,
+            self._trust.tokens,
             access=Access(
+                tokens=not self._config.insecure,
+                node_of=self._trust.node_of,
+                node_tls=None if self._config.insecure else self._trust.tls.client,
                 hosts=frozenset(
                     name.lower()
                     for name in (
@@ -197,7 +220,7 @@ class Agent:
                         self.name,
                         socket.gethostname(),
                     )
-                )
+                ),
             ),
             clock=self._clock,
             new_id=entropy.short_id,
@@ -208,17 +231,37 @@ class Agent:
         await self._web.setup()
         bind = self._config.bind
         try:
-            await web.TCPSite(self._web, bind.address, bind.http).start()
+            self._listeners.append(await self._listen(bind.address, bind.http))
         except OSError as error:
             raise Unavailable(
                 f"cannot listen on {join_address(bind.address, bind.http)} for HTTP: "
                 f"{error.strerror}; "
                 "another agent may be running there: choose another --http port"
             ) from error
+        if not is_loopback(bind.address) and not is_unspecified(bind.address):
+            # For who sits at this host. Several agents of one host may share the port: one gets it.
+            with contextlib.suppress(OSError):
+                self._listeners.append(await self._listen(LOOPBACK, bind.http))
+
+    async def _listen(self, address: str, port: int) -> asyncio.Server:
+        assert self._web is not None
+        assert self._web.server is not None
+        tls = None if self._config.insecure else self._trust.tls.api_server
+        return await asyncio.get_running_loop().create_server(
+            self._web.server,
+            address,
+            port,
+            ssl=tls,
+            ssl_handshake_timeout=None if tls is None else HANDSHAKE_S,
+            backlog=128,
+            reuse_address=True,
+        )
 
     async def _close(self) -> None:
         if self._log is not None:
             await self._log.stop()
+        for listener in self._listeners:
+            listener.close()
         if self._web is not None:
             await self._web.cleanup()
         await self._remote.close()
@@ -234,25 +277,46 @@ class Agent:
                     f"{record.raft_address}, not {self.raft_address}; start it with that address "
                     "and port, or with an empty data directory as a new node"
                 )
+            self._check_mode(record)
+            check_cluster(self._trust.open(), record.cluster_id)
             return record
-        cluster = self._config.cluster
+        cluster, insecure = self._config.cluster, self._config.insecure
         addresses: tuple[str, ...] = cluster.join
+        fingerprint = ""
         if cluster.bootstrap_expect:
             through = await self._formation.bootstrap(cluster.bootstrap_expect, cluster.join)
             if through is None:
                 addresses = ()
             else:
-                addresses = (through, *(a for a in cluster.join if a != through))
+                fingerprint = through.ca_fingerprint
+                addresses = (through.address, *(a for a in cluster.join if a != through.address))
         if not addresses:
-            self._keyring.create(entropy.secret)
-            return self._formation.create(entropy.new_id(), cluster.name)
+            cluster_id = ClusterId(entropy.new_id())
+            self.join_token = self._trust.found(cluster_id)
+            record = self._formation.create(cluster_id, cluster.name, insecure=insecure)
+            self._trust.open()
+            return record
         others = tuple(address for address in addresses if address != self.http_address)
         if not others:
             raise Unavailable(
                 f"join names only this node itself, {self.http_address}; name another one, or leave "
                 "join out to make a new cluster"
             )
-        return await self._formation.join(others)
+        await self._trust.enrol(others, fingerprint, self._set_obstacle)
+        cluster_id = self._trust.open()
+        record = await self._formation.join(others, insecure=insecure)
+        check_cluster(cluster_id, record.cluster_id or "")
+        return record
+
+    def _check_mode(self, record: NodeRecord) -> None:
+        """Raises Unavailable: the other nodes would not understand this one."""
+        if record.insecure == self._config.insecure:
+            return
+        made, start = ("with", "with") if record.insecure else ("without", "without")
+        raise Unavailable(
+            f"this data directory belongs to a cluster that was made {made} --insecure; start the "
+            f"agent {start} it, or with an empty data directory"
+        )
 
     async def _live(self, on_ready: Callable[[Agent], None]) -> None:
         record = await self._form()
@@ -308,6 +372,8 @@ class Agent:
                     "roll_call": roll_call.run(),
                     "registration": registration.run(),
                     "drivers": self._watch_drivers(registration),
+                    "certificate": self._trust.renewal().run(),
+                    "removals": self._trust.watch_removals(self._feed, log.recheck_peers),
                     "catch_up": self._catch_up(registration, on_ready),
                 }
             )
@@ -338,6 +404,8 @@ class Agent:
             joining=not record.created,
             cluster=record.cluster_id or "",
             lineage=record.lineage,
+            tls=self._trust,
+            listen_at=join_address(self._config.bind.address, self._config.bind.raft),
         )
 
     def _make_seal(self, cluster_id: ClusterId) -> AesSeal:
@@ -398,11 +466,8 @@ class Agent:
                     await proposer.propose(
                         init, actor="node", command_id=CommandId(f"init-{record.cluster_id}")
                     )
-        if record.created and not self._feed.state.trust.gossip_keys:
-            # Not a must: while the cluster has agreed on none, all go on with what they were given.
-            with contextlib.suppress(Unavailable, OutcomeUnknown):
-                key = first_gossip_key(self._keyring.known, seal_envelope)
-                await proposer.propose(InstallGossipKey(key), actor="node")
+        if record.created:
+            await self._trust.tell(record.cluster_id or "", proposer.propose)
 
     async def _stay_followed(self, record: NodeRecord) -> None:
         """A node that no leader speaks to asks for it: the leader that admitted it died before it had

@@ -13,8 +13,10 @@ from collections.abc import Mapping
 from cube.agent.agent import Agent, is_root
 from cube.agent.garbage import keep_collections_short
 from cube.config import Config, load
-from cube.model.addresses import join_address
+from cube.model.addresses import is_loopback, join_address
 from cube.model.errors import BadConfig, BadPacket, Unavailable
+from cube.model.places import OPERATOR_TOKEN_FILE
+from cube.model.trust import format_join_token
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
@@ -31,13 +33,6 @@ def run(config_file: str | None, flags: Mapping[str, object]) -> int:
         for problem in error.errors:
             _complain(str(problem))
         return EXIT_USAGE
-    if not config.insecure:
-        _complain(
-            "this version of Cube has no encryption between nodes yet, so it only runs with --insecure",
-            why="anyone who can reach an agent's ports could command it",
-            hint="cube agent --insecure …   (binds to loopback only: experiments on one machine)",
-        )
-        return EXIT_USAGE
     taken = _taken_ports(config)
     for where, flag, why in taken:
         _complain(
@@ -52,7 +47,11 @@ def run(config_file: str | None, flags: Mapping[str, object]) -> int:
         asyncio.run(_serve(config))
     except KeyboardInterrupt:
         return 0
-    except (Unavailable, BadPacket, BadConfig) as error:
+    except BadConfig as error:
+        for problem in error.errors:
+            _complain(str(problem))
+        return EXIT_USAGE
+    except (Unavailable, BadPacket) as error:
         _complain(str(error))
         return EXIT_FAILED
     except BaseExceptionGroup as group:
@@ -63,12 +62,14 @@ def run(config_file: str | None, flags: Mapping[str, object]) -> int:
 def _of_group(group: BaseExceptionGroup[BaseException]) -> int:
     """What could not be had is a sentence; anything else is a bug, and told as one."""
     expected, bugs = group.split((Unavailable, BadPacket, BadConfig))
-    if expected is not None:
-        for error in _leaves(expected):
-            _complain(str(error))
+    wrong = False
+    for error in _leaves(expected) if expected is not None else ():
+        wrong = wrong or isinstance(error, BadConfig)
+        for problem in error.errors if isinstance(error, BadConfig) else (error,):
+            _complain(str(problem))
     if bugs is not None:
         _log.critical("agent_died", exc_info=bugs)
-    return EXIT_FAILED
+    return EXIT_USAGE if wrong and bugs is None else EXIT_FAILED
 
 
 def _taken_ports(config: Config) -> list[tuple[str, str, str]]:
@@ -111,15 +112,35 @@ async def _serve(config: Config) -> None:
 
 
 def _announce(config: Config, agent: Agent) -> None:
+    scheme = "http" if config.insecure else "https"
     lines = [
         f"Cube agent {agent.name} is ready.",
-        f"  API and dashboard  http://{agent.http_address}/ui/",
+        f"  API and dashboard  {scheme}://{agent.http_address}/ui/",
         f"  data directory     {config.node.data_dir}",
-        f"  another node       cube agent --insecure --join {agent.http_address} "
-        "--data-dir DIR --http P --raft P --gossip P",
+        *_next_host(config, agent),
     ]
     sys.stdout.write("\n".join(lines) + "\n")
     sys.stdout.flush()
+
+
+def _next_host(config: Config, agent: Agent) -> list[str]:
+    """What to type for the next node. The token is shown once, by who has made the cluster."""
+    if config.insecure:
+        ports = "--data-dir DIR --http P --raft P --gossip P"
+        return [f"  another node       cube agent --insecure --join {agent.http_address} {ports}"]
+    if agent.join_token is None:
+        return ["  another node       cube cluster join-token   (prints the line to paste there)"]
+    lines = [
+        f"  operator's token   {config.node.data_dir}/{OPERATOR_TOKEN_FILE}",
+        f"  on the next host   cube agent --join {agent.http_address} --token "
+        f"{format_join_token(agent.join_token)} --advertise ITS-ADDRESS",
+    ]
+    if is_loopback(agent.advertise):
+        lines.append(
+            "  note: this node is reached from this host only; for other hosts start it with "
+            "--advertise ADDRESS and an empty data directory"
+        )
+    return lines
 
 
 def _complain(what: str, why: str = "", hint: str = "") -> None:

@@ -13,7 +13,7 @@ from cube.api.boundary import API, add_headers, answering, boundary
 from cube.api.call import Api, ApiSettings
 from cube.api.routes import ROUTES
 from cube.ports.clock import Clock
-from cube.ports.cluster import Cluster, LocalTasks, Peers
+from cube.ports.cluster import Cluster, LocalTasks, Peers, TokenDesk
 
 KEEPALIVE_S = 60.0  # an idle connection; clients open a new one without noticing
 NODE_CONNECTIONS_MAX = 64  # to other nodes at once: followed logs hold one each
@@ -23,6 +23,7 @@ def make_app(
     cluster: Cluster,
     local_tasks: LocalTasks,
     peers: Peers,
+    tokens: TokenDesk,
     settings: ApiSettings | None = None,
     access: Access | None = None,
     *,
@@ -35,6 +36,7 @@ def make_app(
         cluster,
         local_tasks,
         peers,
+        tokens,
         settings or ApiSettings(),
         clock=clock,
         new_id=new_id,
@@ -60,7 +62,8 @@ def make_app(
 
 
 async def _session(app: web.Application) -> AsyncIterator[None]:
-    connector = aiohttp.TCPConnector(limit=NODE_CONNECTIONS_MAX)
+    tls = app[API].access.node_tls
+    connector = aiohttp.TCPConnector(limit=NODE_CONNECTIONS_MAX, ssl=True if tls is None else tls)
     async with aiohttp.ClientSession(connector=connector, auto_decompress=False) as session:
         app[API].session = session
         yield

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import enum
 import ipaddress
+import ssl
 from collections.abc import Callable, Mapping
 
 import msgspec
@@ -88,9 +89,11 @@ def _no_certificate(_request: web.BaseRequest) -> NodeIdentity | None:
 class Access(msgspec.Struct, frozen=True, kw_only=True):
     """`tokens` False: nobody is asked who they are (--insecure). `hosts`: names under which this
     node is asked, beside its loopback names and any IP address. `node_of`: whose certificate the
-    connection has shown, None without one; raises BadPacket for one that is worth nothing."""
+    connection has shown, None without one; raises BadPacket for one that is worth nothing.
+    `node_tls`: how to reach other nodes, showing this node's certificate; None: by plain HTTP."""
 
     tokens: bool = False
+    node_tls: ssl.SSLContext | None = None
     hosts: frozenset[str] = frozenset()
     node_of: Callable[[web.BaseRequest], NodeIdentity | None] = _no_certificate
 
@@ -130,6 +133,7 @@ def authorise(identity: Identity, role: Role) -> None:
     raise Problem(
         "forbidden",
         f"this route is for the role {role}; {identity.actor} has the role {identity.standing}",
+        hint="a token of that role is needed: CUBE_TOKEN or --token; `cube token create` makes one",
     )
 
 

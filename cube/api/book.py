@@ -148,7 +148,7 @@ async def list_nodes(call: Call) -> web.Response:
             {
                 "Name": node.name,
                 "Ip": node.facts.advertise,
-                "Api": f"http://{node.facts.http_address}",
+                "Api": f"{call.api.scheme}://{node.facts.http_address}",
                 "Cores": node.facts.capacity.cpu_milli / 1000,
                 "Memory": node.facts.capacity.memory_bytes,
                 "MemoryAllocated": 0 if reserved is None else reserved.memory_bytes,

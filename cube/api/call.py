@@ -25,7 +25,7 @@ from cube.model.ids import CommandId
 from cube.model.outcome import Rejected
 from cube.model.units import parse_duration_ms
 from cube.ports.clock import Clock
-from cube.ports.cluster import Cluster, LocalTasks, Peers, Proposed
+from cube.ports.cluster import Cluster, LocalTasks, Peers, Proposed, TokenDesk
 
 JSON = "application/json"
 _KEY = re.compile(r"[\x21-\x7e]{1,128}")  # an Idempotency-Key: room for a UUID and a prefix
@@ -97,6 +97,7 @@ class Api:
         cluster: Cluster,
         local_tasks: LocalTasks,
         peers: Peers,
+        tokens: TokenDesk,
         settings: ApiSettings,
         *,
         clock: Clock,
@@ -108,11 +109,13 @@ class Api:
         self.cluster = cluster
         self.local_tasks = local_tasks
         self.peers = peers
+        self.tokens = tokens
         self.settings = settings
         self.clock = clock
         self.new_id = new_id
         self.version = version
         self.session: ClientSession | None = None  # to other nodes; open while the app runs
+        self.scheme = "https" if access.node_tls is not None else "http"  # of every node's API
         self.slots = SlotsOfJobs()
         self.rendered = RenderedTasks()
         self.requests = 0  # being answered now
@@ -176,6 +179,18 @@ class Call:
         self.state = cluster.state()
 
     @property
+    def command_id(self) -> CommandId | None:
+        """The same whenever this request is repeated under its key; None without one. Raises
+        Problem."""
+        key = self.request.headers.get("Idempotency-Key")
+        if key is None:
+            return None
+        if not _KEY.fullmatch(key):
+            raise Problem("bad_request", "Idempotency-Key must be 1 to 128 printable characters")
+        parts = (self.actor, self.request.method, self.request.path, key)
+        return CommandId(_hash("\0".join(parts).encode()))
+
+    @property
     def is_repeatable(self) -> bool:
         """It carries a key under which the outcome of an earlier try is remembered."""
         return "Idempotency-Key" in self.request.headers
@@ -199,17 +214,8 @@ class Call:
         """The command is committed and applied here, and `state` has it. `data` is what the user
         sent: the same key with other data is refused. Raises Problem when the command is refused;
         Unavailable, OutcomeUnknown."""
-        key = self.request.headers.get("Idempotency-Key")
-        command_id: CommandId | None = None
-        digest = ""
-        if key is not None:
-            if not _KEY.fullmatch(key):
-                raise Problem(
-                    "bad_request", "Idempotency-Key must be 1 to 128 printable characters"
-                )
-            parts = (self.actor, self.request.method, self.request.path, key)
-            command_id = CommandId(_hash("\0".join(parts).encode()))
-            digest = _hash(data)
+        command_id = self.command_id
+        digest = "" if command_id is None else _hash(data)
         proposed = await self.api.cluster.propose(
             body, actor=self.actor, command_id=command_id, digest=digest
         )

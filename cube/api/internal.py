@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
+
 import msgspec
 from aiohttp import web
 
+from cube.api.auth import Standing
 from cube.api.bodies import read_json
 from cube.api.call import Call
 from cube.api.errors import Problem
@@ -12,6 +15,9 @@ from cube.model.errors import Unavailable
 from cube.model.ids import NodeId
 from cube.ports.cluster import JoinRequest
 from cube.ports.log import Role
+from cube.ports.trust import EnrolRefusal, EnrolRequest
+
+_NONCE = re.compile(r"[0-9a-f]{32}")
 
 
 class NodeBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -31,6 +37,7 @@ class Noted(msgspec.Struct, frozen=True):
 
 async def join(call: Call) -> web.Response:
     request, _ = await read_json(call, JoinRequest)
+    _check_own(call, request.node_id)
     try:
         return call.json(await call.api.peers.join(request))
     except Unavailable as error:
@@ -39,6 +46,7 @@ async def join(call: Call) -> web.Response:
 
 async def admit(call: Call) -> web.Response:
     request, _ = await read_json(call, JoinRequest)
+    _check_own(call, request.node_id)
     try:
         await call.api.peers.admit(request)
     except Unavailable as error:
@@ -73,13 +81,40 @@ async def progress(call: Call) -> web.Response:
 
 async def heartbeat(call: Call) -> web.Response:
     body, _ = await read_json(call, NodeBody)
+    _check_own(call, body.node_id)
     if not call.api.peers.heartbeat(NodeId(body.node_id)):
         raise _elsewhere(call, "this node does not lead")
     return call.json(Noted(True, call.state.index))
 
 
 async def bootstrap(call: Call) -> web.Response:
+    """In an envelope for hosts with the same secret; open where nobody is asked who they are."""
+    nonce = call.query.get("nonce")
+    if nonce is not None:
+        if not _NONCE.fullmatch(nonce):
+            raise Problem("bad_parameter", "nonce must be 32 hex digits")
+        sealed = call.api.peers.bootstrap_sealed(nonce)
+        return web.Response(body=sealed, content_type="application/octet-stream")
+    if call.api.access.tokens:
+        raise Problem("bad_request", "nonce is required: the answer is sealed")
     return call.json(call.api.peers.bootstrap())
+
+
+async def ca(call: Call) -> web.Response:
+    return web.Response(text=call.api.peers.ca(), content_type="application/x-pem-file")
+
+
+async def enrol(call: Call) -> web.Response:
+    request, _ = await read_json(call, EnrolRequest)
+    answer = call.api.peers.enrol(call.request.remote or "unknown", request)
+    return call.json(answer, 403 if isinstance(answer, EnrolRefusal) else 200)
+
+
+def _check_own(call: Call, node_id: str) -> None:
+    """A node speaks for itself only. Raises Problem."""
+    identity = call.identity
+    if identity.standing is Standing.NODE and identity.actor != f"node:{node_id}":
+        raise Problem("forbidden", f"{identity.actor} cannot speak for node {node_id}")
 
 
 def _elsewhere(call: Call, why: str) -> Problem:

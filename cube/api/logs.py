@@ -151,7 +151,7 @@ async def _forward(
         raise Problem("node_unreachable", f"node {task.node_id}, which had {task.name}, is gone")
     session = call.api.session
     assert session is not None, "the app is running"
-    url = f"http://{node.facts.http_address}/v1/tasks/{task.id}/logs"
+    url = f"{call.api.scheme}://{node.facts.http_address}/v1/tasks/{task.id}/logs"
     parameters = {**call.query, "min_index": str(call.state.index)}
     timeout = aiohttp.ClientTimeout(
         total=None,

@@ -21,6 +21,7 @@ from cube.api import (
     nodes,
     saving,
     tasks,
+    trust,
     watch,
     web_files,
 )
@@ -98,6 +99,16 @@ _NODES = (
     _route("PUT", "/v1/nodes/{node}/labels", _OPERATOR, _WRITE, nodes.set_labels),
 )
 
+_TRUST = (
+    _route("GET", "/v1/tokens", _OPERATOR, _PAGE, trust.list_tokens),
+    _route("POST", "/v1/tokens", _OPERATOR, _WRITE, trust.create_token),
+    _route("GET", "/v1/tokens/{name}", _OPERATOR, _READ, trust.show_token),
+    _route("DELETE", "/v1/tokens/{name}", _OPERATOR, _WRITE, trust.remove_token),
+    _route("GET", "/v1/cluster/join-token", _OPERATOR, _READ, trust.show_join_token),
+    _route("POST", "/v1/cluster/join-token", _OPERATOR, _WRITE, trust.rotate_join_token),
+    _route("POST", "/v1/cluster/rotate-keys", _OPERATOR, _WRITE, trust.rotate_keys),
+)
+
 _PEERS = (
     _route("POST", "/v1/internal/join", _NODE, _PEER, internal.join),
     _route("POST", "/v1/internal/admit", _NODE, _PEER, internal.admit),
@@ -105,7 +116,10 @@ _PEERS = (
     _route("POST", "/v1/internal/transfer", _NODE, _PEER, internal.transfer),
     _route("GET", "/v1/internal/progress", _NODE, _PEER, internal.progress),
     _route("POST", "/v1/internal/heartbeat", _NODE, _PEER, internal.heartbeat),
-    _route("GET", "/v1/internal/bootstrap", _NODE, _PEER, internal.bootstrap),
+    # Before one is a node there is nothing to show: these answer with what proves itself.
+    _route("GET", "/v1/internal/bootstrap", _OPEN, _PEER, internal.bootstrap, "nonce"),
+    _route("GET", "/v1/internal/ca", _OPEN, _PEER, internal.ca),
+    _route("POST", "/v1/internal/enrol", _OPEN, _PEER, internal.enrol),
 )
 
 _BOOK = (
@@ -125,7 +139,6 @@ _DASHBOARD = (
 
 _ROLLOUTS = "rolling updates and deployments come with a later version"
 _SECRETS = "secrets come with a later version"
-_TOKENS = "tokens come with a later version; until then the API is for loopback only"
 _LATER = (
     _later("POST", "/v1/jobs/plan", _VIEWER, "showing a plan before it is made comes later"),
     _later("POST", "/v1/jobs/{job}/restart", _DEPLOYER, _ROLLOUTS),
@@ -142,7 +155,7 @@ _LATER = (
     ),
     *(
         _later(method, path, _OPERATOR, sentence)
-        for noun, sentence in (("secrets", _SECRETS), ("tokens", _TOKENS))
+        for noun, sentence in (("secrets", _SECRETS),)
         for method, path in (
             ("GET", f"/v1/{noun}"),
             ("POST", f"/v1/{noun}"),
@@ -156,5 +169,5 @@ _LATER = (
 
 # What is fixed comes before what has a parameter in the same place (/v1/jobs/validate, /plan).
 ROUTES: tuple[Route, ...] = (
-    *_CLUSTER, *_LATER, *_JOBS, *_TASKS, *_NODES, *_PEERS, *_BOOK, *_DASHBOARD,
+    *_CLUSTER, *_LATER, *_JOBS, *_TASKS, *_NODES, *_TRUST, *_PEERS, *_BOOK, *_DASHBOARD,
 )  # fmt: skip

@@ -80,7 +80,10 @@ def ui(settings: Settings) -> None:
     """Where the dashboard is."""
     seen = settings.client.status()
     http = seen.leader.http if seen.leader and seen.leader.http else None
-    out(f"http://{http}/ui/" if http else "no leader; try any node's /ui/")
+    scheme = settings.client.scheme
+    out(f"{scheme}://{http}/ui/" if http else "no leader; try any node's /ui/")
+    if scheme == "https":
+        note("it asks for an API token: the operator's is in the first node's data directory")
 
 
 @command("version")

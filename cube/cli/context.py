@@ -16,7 +16,7 @@ from cube.cli.exits import USAGE, CommandError
 if TYPE_CHECKING:
     from cube.client.client import Client
 
-ADDRESS_DEFAULT = "http://127.0.0.1:7700"
+ADDRESS_DEFAULT = "127.0.0.1:7700"
 FORMATS = ("table", "wide", "json", "name")
 
 
@@ -26,6 +26,7 @@ class Settings:
     def __init__(self) -> None:
         self.addr: str | None = None
         self.token: str | None = None
+        self.cacert: str | None = None
         self.output = "table"
         self.no_color = False
         self.timeout: str | None = None
@@ -47,11 +48,12 @@ class Settings:
     def another_client(self) -> Client:
         """One of its own, for a thread."""
         from cube.client.client import Client
+        from cube.client.credentials import find
 
         text = self.addr or os.environ.get("CUBE_ADDR") or ADDRESS_DEFAULT
         addresses = [part.strip() for part in text.split(",") if part.strip()]
         try:
-            return Client(addresses, self.token or os.environ.get("CUBE_TOKEN"))
+            return Client(addresses, find(os.environ, token=self.token, ca_file=self.cacert))
         except ValueError as error:
             raise CommandError(USAGE, f"--addr: {error}") from None
 
@@ -85,11 +87,12 @@ class Settings:
 GLOBAL_OPTIONS: list[tuple[tuple[str, ...], dict[str, Any]]] = [
     (("--addr",), {"metavar": "URL", "help": "Agent to talk to; several, comma-separated."}),
     (("--token",), {"metavar": "TOKEN", "help": "API token (CUBE_TOKEN)."}),
+    (("--cacert",), {"metavar": "FILE", "help": "The cluster's CA, ca.crt (CUBE_CACERT)."}),
     (("-o", "--output"), {"type": click.Choice(FORMATS), "help": "How to print."}),
     (("--no-color",), {"is_flag": True, "help": "No colours (NO_COLOR)."}),
     (("--timeout",), {"metavar": "TIME", "help": "How long to wait, such as 30s."}),
 ]
-GLOBAL_NAMES = ("addr", "token", "output", "no_color", "timeout")
+GLOBAL_NAMES = ("addr", "token", "cacert", "output", "no_color", "timeout")
 
 
 def _add_global_options(command: click.Command) -> None:

@@ -70,6 +70,14 @@ def report(error: BaseException) -> int:
         case ApiProblem(code="not_joined" | "not_ready"):
             complain("the agent that answers is not ready yet", error.detail, "again in a moment")
             return exit_code_of(error.status)
+        case ApiProblem(code="unauthenticated"):
+            complain(
+                "this cluster asks for an API token",
+                error.detail,
+                "CUBE_TOKEN or --token; the operator's is in the data directory of the node that made\n"
+                "the cluster (file operator-token), and `cube token create` there makes others",
+            )
+            return exit_code_of(error.status)
         case ApiProblem():
             causes = [
                 f"{item.path or item.pointer}: {item.detail}"
@@ -91,7 +99,8 @@ def report(error: BaseException) -> int:
                 "; ".join(dict.fromkeys(cause for _, cause in error.causes)),
                 "cube dev                        start a throw-away cluster on this machine\n"
                 "cube --addr HOST:PORT status    if the agent is elsewhere (or set CUBE_ADDR;\n"
-                "                                several addresses, comma-separated, are tried in turn)",
+                "                                several addresses, comma-separated, are tried in turn)\n"
+                "cube --cacert FILE --token T …  if it speaks HTTPS and its data directory is not here",
             )
             return NO_CLUSTER
         case StreamBroken():

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 import msgspec
 
-from cube.cli.context import Settings, command, group
+from cube.cli.context import Settings, command
 from cube.cli.exits import CONFLICT, FAILED, NOT_FOUND, USAGE, CommandError
 from cube.cli.output import clean, note, out, plural, raw
 from cube.model.errors import BadPacket, Unavailable
@@ -18,11 +18,6 @@ if TYPE_CHECKING:
     from cube.agent.recovery import Findings, Recovery
 
 UNPROVED_SHOWN = 10  # entries; their number is always told
-
-
-@group("cluster")
-def cluster() -> None:
-    """The cluster as a whole."""
 
 
 @command("recover")
@@ -149,6 +144,3 @@ def _confirm(findings: Findings, *, yes: bool) -> None:
     here = findings.node or findings.raft_address
     if not click.confirm(f"\nMake {here} the only voter of a recovered cluster?", err=True):
         raise CommandError(FAILED, "nothing was changed")
-
-
-cluster.add_command(recover)

@@ -35,8 +35,12 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "task": ("cube.cli.tasks:task", "Tasks: show, stop."),
     "service": ("cube.cli.cluster:service", "Healthy endpoints: ls, resolve."),
     "events": ("cube.cli.cluster:events", "What happens, as it happens."),
-    "cluster": ("cube.cli.recover:cluster", "The cluster as a whole: recover."),
     "raft": ("cube.cli.raft:raft", "The replicated log: members, transfer, snapshot."),
+    "token": ("cube.cli.trust:token", "Tokens for the API: create, ls, rm."),
+    "cluster": (
+        "cube.cli.trust:cluster",
+        "The cluster as a whole: join-token, rotate-keys, new-secret, recover.",
+    ),
     "ui": ("cube.cli.cluster:ui", "Where the dashboard is."),
     "version": ("cube.cli.cluster:version", "The version of this program."),
     "completion": ("cube.cli.completion:completion", "Shell completion: bash, zsh, fish."),
@@ -44,7 +48,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
 # Named in the design and not built yet: an honest answer instead of "no such command".
 LATER = (
     "plan", "rollback", "restart", "rebalance", "deployment", "exec", "top", "cp", "volume",
-    "secret", "token", "debug",
+    "secret", "debug",
 )  # fmt: skip
 MOVED = {
     "manager": "Cube has one process, the same on every host: cube agent",

@@ -12,6 +12,7 @@ from urllib.parse import quote
 
 import msgspec
 
+from cube.client.credentials import Credentials
 from cube.client.errors import ApiProblem, BadAnswer
 from cube.client.streams import StreamedEvent, read_events, read_output
 from cube.client.transport import Request, Transport, random_key
@@ -29,9 +30,13 @@ class Client:
     """`addresses` are tried in turn; the one that answers is asked first from then on."""
 
     def __init__(
-        self, addresses: Sequence[str], token: str | None = None, timeout_s: float = TIMEOUT_S
+        self,
+        addresses: Sequence[str],
+        credentials: Credentials | None = None,
+        timeout_s: float = TIMEOUT_S,
     ) -> None:
-        self._transport = Transport(list(addresses), token, timeout_s)
+        """Raises ValueError for an address that is none."""
+        self._transport = Transport(list(addresses), credentials or Credentials(), timeout_s)
 
     def __enter__(self) -> Client:
         return self
@@ -46,6 +51,11 @@ class Client:
     def index(self) -> int:
         """The highest state seen; no later read is older."""
         return self._transport.index
+
+    @property
+    def scheme(self) -> str:
+        """http or https: how the agent that answered last was asked."""
+        return self._transport.scheme
 
     # The cluster
 
@@ -96,6 +106,27 @@ class Client:
         """Endless; goes on through another agent when this one goes away."""
         query = _given(topic=",".join(topics), since=since)
         return read_events(self._transport, Request("GET", "/v1/events", query, fresh=False))
+
+    # Trust
+
+    def tokens(self) -> list[v.TokenView]:
+        return self._all("/v1/tokens", v.Page[v.TokenView])
+
+    def create_token(self, role: str, lifetime: str | None, description: str) -> v.TokenMade:
+        body = {"role": role, "lifetime": lifetime, "description": description}
+        return self._write_json("POST", "/v1/tokens", v.TokenMade, body)
+
+    def remove_token(self, id_: str) -> v.TokenChanged:
+        return self._write("DELETE", f"/v1/tokens/{_part(id_)}", v.TokenChanged)
+
+    def join_token(self, *, rotate: bool = False) -> v.JoinTokenView:
+        path = "/v1/cluster/join-token"
+        if rotate:
+            return self._write("POST", path, v.JoinTokenView)
+        return self._get(path, v.JoinTokenView)
+
+    def rotate_keys(self) -> v.KeyRotation:
+        return self._write("POST", "/v1/cluster/rotate-keys", v.KeyRotation)
 
     # Jobs
 

@@ -1,6 +1,6 @@
 """The agent's configuration: TOML, environment and flags → one frozen Config."""
 
-from cube.config.load import build, default_data_dir, load, parse_address
+from cube.config.load import build, load, parse_address
 from cube.config.settings import Config, LogLevel, Switch
 
-__all__ = ["Config", "LogLevel", "Switch", "build", "default_data_dir", "load", "parse_address"]
+__all__ = ["Config", "LogLevel", "Switch", "build", "load", "parse_address"]

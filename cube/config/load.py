@@ -30,10 +30,13 @@ from cube.config.settings import (
     TelemetrySettings,
 )
 from cube.gossip.settings import GossipSettings
+from cube.model.addresses import is_loopback, is_unspecified
 from cube.model.errors import BadConfig, ConfigError
+from cube.model.places import default_data_dir
 from cube.model.resources import Resources
 from cube.model.treeread import Errors, Table, shown
 from cube.model.treetext import FILE, TEXT_BYTES_MAX, toml_tree
+from cube.model.trust import parse_join_token
 
 PORT_FIRST_MIN = 1024  # dynamic ports below it would need root
 ELECTION_MS_MAX = 3_000  # a cluster without a leader for longer is not worth its name
@@ -149,7 +152,7 @@ def build(tree: object, env: Mapping[str, str], flags: Mapping[str, object]) -> 
         cluster=_cluster(section("cluster"), insecure),
         raft=_raft(section("raft")),
         gossip=_gossip(section("gossip")),
-        auth=_plain(section("auth"), AuthSettings),
+        auth=_auth(section("auth")),
         drivers=DriversSettings(docker=docker, process=_plain(process, ProcessSettings)),
         scheduler=_scheduler(section("scheduler")),
         logs=_plain(section("logs"), LogSettings),
@@ -161,15 +164,6 @@ def build(tree: object, env: Mapping[str, str], flags: Mapping[str, object]) -> 
     root.close({"server": "bind", "log": "logs", "driver": "drivers", "insecure": "--insecure"})
     errors.raise_if_any()
     return config
-
-
-def default_data_dir(env: Mapping[str, str], *, is_root: bool) -> str:
-    """Where an agent without data_dir keeps its state; the CLI of the same user looks there too."""
-    if is_root:
-        return "/var/lib/cube"
-    if env.get("XDG_DATA_HOME"):
-        return f"{env['XDG_DATA_HOME'].rstrip('/')}/cube"
-    return f"{env.get('HOME', '.').rstrip('/')}/.local/share/cube"
 
 
 # -- layers -----------------------------------------------------------------------------------
@@ -267,14 +261,18 @@ def _bind(section: Section, insecure: bool) -> BindSettings:
                 key, f"{shown(values[key])} is no address", "write 10.0.0.1, without port"
             )
     if section.ok("address", "advertise"):
+        is_elsewhere = values["advertise"] and not is_loopback(values["advertise"])
+        is_ip = _ip(values["advertise"]) is not None
+        if section.raw("address") is None and is_elsewhere and is_ip and not insecure:
+            values["address"] = values["advertise"]  # loopback alone would be of no use
         if not values["advertise"]:
-            if _is_unspecified(values["address"]):
+            if is_unspecified(values["address"]):
                 section.error("advertise", f"is required with {values['address']}", "an address")
             values["advertise"] = values["address"]
-        elif _is_unspecified(values["advertise"]):
+        elif is_unspecified(values["advertise"]):
             section.error("advertise", "must be an address that others can reach")
         for key in ("address", "advertise"):
-            if insecure and section.ok(key) and not _is_loopback(values[key]):
+            if insecure and section.ok(key) and not is_loopback(values[key]):
                 hint = "leave --insecure out, or bind to 127.0.0.1"
                 section.error(key, f"--insecure is for loopback only, not {values[key]}", hint)
     section.close({"host": "address", "port": "http", "port_first": "port_range"})
@@ -347,6 +345,16 @@ def _gossip(section: Section) -> GossipSettings:
     return GossipSettings()
 
 
+def _auth(section: Section) -> AuthSettings:
+    settings: AuthSettings = _plain(section, AuthSettings)
+    if settings.join_token and section.ok("join_token"):
+        try:
+            parse_join_token(settings.join_token)
+        except ValueError as error:
+            section.error("join_token", str(error))
+    return settings
+
+
 def _docker(section: Section) -> DockerSettings:
     values = section.read(DockerSettings, _BOUNDS)
     for word in values["allow"]:
@@ -392,13 +400,3 @@ def _ip(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
         return ipaddress.ip_address(host)
     except ValueError:
         return None
-
-
-def _is_loopback(host: str) -> bool:
-    address = _ip(host)
-    return host == "localhost" if address is None else address.is_loopback
-
-
-def _is_unspecified(host: str) -> bool:
-    address = _ip(host)
-    return address is not None and address.is_unspecified

@@ -5,7 +5,28 @@ An IPv6 host stands in brackets, `[::1]:7700`, and so is a URL's authority as it
 
 from __future__ import annotations
 
+import ipaddress
+
 PORT_MAX = 65_535
+
+
+def is_loopback(host: str) -> bool:
+    """An address of this machine alone, or its name."""
+    address = _ip(host)
+    return host == "localhost" if address is None else address.is_loopback
+
+
+def is_unspecified(host: str) -> bool:
+    """Every address of the machine: to listen on, not to be asked at."""
+    address = _ip(host)
+    return address is not None and address.is_unspecified
+
+
+def _ip(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    try:
+        return ipaddress.ip_address(host.removeprefix("[").removesuffix("]"))
+    except ValueError:
+        return None
 
 
 def join_address(host: str, port: int) -> str:

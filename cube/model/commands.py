@@ -173,12 +173,15 @@ class InitTrust(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="in
     join_token_hash: bytes
     gossip_key: GossipKey
     operator: TokenRecord | None = None
+    join_token_sealed: bytes = b""
 
 
 class RotateJoinToken(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="join_token"):
-    """The old one is worth nothing from now on. An empty hash: nobody can join by token."""
+    """The old one is worth nothing from now on. An empty hash: nobody can join by token. `sealed`:
+    the secret in an envelope of the cluster key; empty: nobody can print the token again."""
 
     hash: bytes
+    sealed: bytes = b""
 
 
 class CreateToken(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="token_create"):

@@ -17,6 +17,8 @@ import msgspec
 from cube.model.ids import ClusterId, NodeId
 
 KEY_BYTES = 32  # AES-256; also of an API token's secret
+SHARED_SECRET_CHARS_MIN = 32  # of [cluster] secret_file: nobody may guess it offline
+SHARED_SECRET_CHARS_MAX = 1_024
 JOIN_SECRET_BYTES = 16  # 128 bits: never guessed through a rate-limited door
 HASH_BYTES = 32  # SHA-256
 TOKEN_ID_CHARS = 8  # hex; says which token, proves nothing
@@ -88,6 +90,7 @@ class TrustState(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     ca_certificate_pem: str = ""
     ca_key_sealed: bytes = b""
     join_token_hash: bytes = b""  # empty: nobody can join by token
+    join_token_sealed: bytes = b""  # its secret, so that any node can print the token again
     gossip_keys: tuple[GossipKey, ...] = ()
     gossip_in_use: str = ""
     gossip_changed_index: int = 0  # of the entry that changed the keys last
@@ -179,6 +182,16 @@ def secret_matches(secret: bytes, kept: bytes) -> bool:
 def key_id(key: bytes) -> str:
     """A key's name: 8 hex digits that tell nothing about it."""
     return hashlib.blake2b(key, digest_size=4, person=b"cube-key-id").hexdigest()
+
+
+def shared_join_secret(shared: bytes) -> bytes:
+    """The join token's secret in a cluster whose hosts share `[cluster] secret_file`."""
+    return hashlib.blake2b(shared, digest_size=JOIN_SECRET_BYTES, person=b"cube-join").digest()
+
+
+def shared_envelope_key(shared: bytes) -> bytes:
+    """What those hosts seal with what they say of themselves, before there is a CA."""
+    return hashlib.blake2b(shared, digest_size=KEY_BYTES, person=b"cube-bootstrap").digest()
 
 
 def format_join_token(token: JoinToken) -> str:

@@ -265,6 +265,53 @@ class NodeView(msgspec.Struct, frozen=True, kw_only=True):
     last_seen_at: str | None
 
 
+class TokenView(msgspec.Struct, frozen=True, kw_only=True):
+    """An API token without its secret. `expires_at` None: never."""
+
+    id: str
+    role: str
+    description: str
+    created_at: str | None
+    expires_at: str | None
+
+
+class TokenMade(msgspec.Struct, frozen=True, kw_only=True):
+    """The only answer that has the token itself."""
+
+    id: str
+    token: str
+    role: str
+    description: str
+    expires_at: str | None
+    index: int
+
+    def __repr__(self) -> str:
+        return f"TokenMade({self.id})"
+
+
+class TokenChanged(msgspec.Struct, frozen=True):
+    id: str
+    changed: bool
+    index: int
+
+
+class JoinTokenView(msgspec.Struct, frozen=True, kw_only=True):
+    """`join`: this node's address, for `cube agent --join`. `needed` False: anyone may join."""
+
+    token: str
+    join: str | None
+    needed: bool
+    index: int
+
+    def __repr__(self) -> str:
+        return "JoinTokenView()"
+
+
+class KeyRotation(msgspec.Struct, frozen=True):
+    key: str
+    index: int
+
+
 class NodeChanged(msgspec.Struct, frozen=True):
     id: str
     name: str

@@ -8,14 +8,15 @@ from typing import Protocol
 import msgspec
 
 from cube.model.cluster import ClusterState, Task
-from cube.model.commands import Body
+from cube.model.commands import Body, InstallGossipKey, RotateJoinToken
 from cube.model.events import Event
 from cube.model.explain import Explanation
 from cube.model.ids import CommandId, NodeId
 from cube.model.launch import LogChunk
 from cube.model.outcome import Outcome
-from cube.model.trust import NodeKeys
+from cube.model.trust import ApiToken, JoinToken
 from cube.ports.log import LogStatus, Progress
+from cube.ports.trust import EnrolGrant, EnrolRefusal, EnrolRequest
 
 
 class MemberStats(msgspec.Struct, frozen=True, kw_only=True):
@@ -141,14 +142,13 @@ class JoinRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class JoinGrant(msgspec.Struct, frozen=True, kw_only=True):
-    """What a joiner needs to start. `voters` and `gossip_seeds` are host:port. `keys` None: the
-    granting node has none to give. `lineage`: see LogStatus."""
+    """What a joiner needs to start. `voters` and `gossip_seeds` are host:port. `lineage`: see
+    LogStatus."""
 
     cluster_id: str
     cluster_name: str
     voters: tuple[str, ...]
     gossip_seeds: tuple[str, ...]
-    keys: NodeKeys | None = None
     lineage: str = ""
 
 
@@ -159,6 +159,24 @@ class BootstrapView(msgspec.Struct, frozen=True, kw_only=True):
     cluster_id: str | None
     expect: int
     vouches_for: NodeId | None
+    ca_fingerprint: str = ""  # of the cluster's CA, for who shares its secret
+
+
+class TokenDesk(Protocol):
+    """Secrets made on request. `seed` not None: the same seed gives the same secret, on every node
+    of the cluster and on no other. All raise Unavailable while this node has no keys."""
+
+    def api_token(self, seed: str | None) -> ApiToken: ...
+
+    def join_token(self) -> JoinToken:
+        """The present one. Raises Unavailable when it cannot be told."""
+        ...
+
+    def new_join_token(self, seed: str | None) -> tuple[RotateJoinToken, JoinToken]:
+        """Valid once the command is committed."""
+        ...
+
+    def new_gossip_key(self, seed: str | None) -> InstallGossipKey: ...
 
 
 class Peers(Protocol):
@@ -197,3 +215,16 @@ class Peers(Protocol):
         ...
 
     def bootstrap(self) -> BootstrapView: ...
+
+    def bootstrap_sealed(self, nonce: str) -> bytes:
+        """The same, in an envelope that only hosts with the shared secret can open, for the purpose
+        `bootstrap_purpose(nonce)`. Raises Unavailable when this node has no such secret."""
+        ...
+
+    def ca(self) -> str:
+        """The cluster's CA, as PEM. Raises Unavailable while there is none."""
+        ...
+
+    def enrol(self, host: str, request: EnrolRequest) -> EnrolGrant | EnrolRefusal:
+        """A certificate for a new node. `host`: where it asks from."""
+        ...

@@ -54,6 +54,11 @@ class EnrolRefusal(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return self.code not in (RefusalCode.LIMITED, RefusalCode.NOT_READY)
 
 
+def bootstrap_purpose(nonce: str) -> str:
+    """Of the envelope around a BootstrapView: an answer to this very question."""
+    return f"bootstrap {nonce}"
+
+
 class JoinRemote(Protocol):
     """Addresses are host:port. Each call is bounded in time and raises Unavailable."""
 

@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from cube.model.cluster import ClusterState
 from cube.model.errors import BadPacket, Unavailable
 from cube.model.ids import NodeId
+from cube.model.places import CA_FILE, NODE_CERTIFICATE_FILE, NODE_KEY_FILE
 from cube.model.trust import JoinToken, NodeIdentity, NodeRole, secret_matches
 from cube.ports.clock import Clock
 from cube.ports.disk import Disk
@@ -29,8 +30,9 @@ from cube.ports.trust import (
 )
 from cube.services.keyring import Keyring, OpenEnvelope
 
-CA, CERTIFICATE, KEY = "ca.crt", "node.crt", "node.key"  # files in the data directory, 0600
+CA, CERTIFICATE, KEY = CA_FILE, NODE_CERTIFICATE_FILE, NODE_KEY_FILE  # in the data directory, 0600
 CA_KEY_PURPOSE = "ca-key"  # of an envelope in the log
+JOIN_TOKEN_PURPOSE = "join-token"  # likewise
 NAMES_MAX = 8  # a host's names and addresses
 WRONG_MAX = 5  # secrets in a row from one host: a person pastes wrong twice
 WRONG_FORGET_MS = 10_000  # one wrong secret is forgotten in so long
@@ -73,7 +75,11 @@ class EnrolDesk:
         certificates: Certificates,
         open_envelope: OpenEnvelope,
         clock: Clock,
+        *,
+        needs_token: bool = True,
     ) -> None:
+        """`needs_token` False: whoever reaches this desk may join (--insecure)."""
+        self._needs_token = needs_token
         self._state = state
         self._keyring = keyring
         self._certificates = certificates
@@ -111,7 +117,8 @@ class EnrolDesk:
             return EnrolRefusal(
                 RefusalCode.LIMITED, "too many wrong tokens came from this host; wait a minute"
             )
-        if not secret_matches(request.secret, state.trust.join_token_hash):
+        is_known = secret_matches(request.secret, state.trust.join_token_hash)
+        if self._needs_token and not is_known:
             self._wrong.note(host, now_ms)
             return EnrolRefusal(
                 RefusalCode.WRONG_SECRET,
@@ -180,16 +187,26 @@ class Enrolment:
         self._certificates = certificates
         self._on_obstacle = on_obstacle
 
-    @property
-    def is_done(self) -> bool:
-        """The certificate is the last thing that is kept: where it is, all is."""
-        return self._disk.read(CERTIFICATE) is not None
+    def is_done(self, token: JoinToken | None) -> bool:
+        """There is a certificate (it is the last thing that is kept: where it is, all is), by the
+        CA that the token names."""
+        ca_pem = self._disk.read(CA)
+        if ca_pem is None or self._disk.read(CERTIFICATE) is None:
+            return False
+        return token is None or self._is_of(ca_pem.decode("ascii", "replace"), token)
+
+    def _is_of(self, ca_pem: str, token: JoinToken) -> bool:
+        return hmac.compare_digest(self._certificates.fingerprint(ca_pem), token.fingerprint)
 
     async def run(
-        self, addresses: Sequence[str], token: JoinToken, node_id: NodeId, names: Sequence[str]
+        self,
+        addresses: Sequence[str],
+        token: JoinToken | None,
+        node_id: NodeId,
+        names: Sequence[str],
     ) -> EnrolRefusal | None:
         """None: key, CA, keys and certificate are in the data directory. A refusal: asking again
-        would not help. Asks for ever otherwise."""
+        would not help. Asks for ever otherwise. Without a token whoever answers is believed."""
         pause_s = RETRY_S
         while True:
             for address in addresses:
@@ -203,12 +220,12 @@ class Enrolment:
             pause_s = min(pause_s * 2, RETRY_MAX_S)
 
     async def _ask(
-        self, address: str, token: JoinToken, node_id: NodeId, names: tuple[str, ...]
+        self, address: str, token: JoinToken | None, node_id: NodeId, names: tuple[str, ...]
     ) -> EnrolRefusal | None:
         """None: all is kept."""
         try:
             ca_pem = await self._remote.ca(address)
-            if not hmac.compare_digest(self._certificates.fingerprint(ca_pem), token.fingerprint):
+            if token is not None and not self._is_of(ca_pem, token):
                 # Maybe only this address is wrong, or somebody sits in between: ask the next.
                 return _later(
                     f"{address} belongs to another cluster than the join token, or is not what it "
@@ -217,7 +234,7 @@ class Enrolment:
             key_pem = self._key()
             request = EnrolRequest(
                 node_id=node_id,
-                secret=token.secret,
+                secret=token.secret if token is not None else b"",
                 request_pem=self._certificates.make_request(key_pem),
                 names=names,
             )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 import msgspec
 
@@ -37,6 +37,7 @@ class NodeRecord(msgspec.Struct, frozen=True, kw_only=True):
     cluster_name: str = ""
     created: bool = False
     admitted: bool = False
+    insecure: bool = False  # the cluster asks nobody who they are, and speaks HTTP
     voters: tuple[str, ...] = ()
     gossip_seeds: tuple[str, ...] = ()
     peers: tuple[str, ...] = ()
@@ -86,7 +87,10 @@ class Create(msgspec.Struct, frozen=True):
 
 
 class JoinThrough(msgspec.Struct, frozen=True):
+    """`ca_fingerprint` is empty where there is no TLS to check it with."""
+
     address: str
+    ca_fingerprint: str = ""
 
 
 def bootstrap_step(
@@ -102,7 +106,7 @@ def bootstrap_step(
     """
     for address, view in views:
         if view is not None and view.cluster_id is not None:
-            return JoinThrough(address)
+            return JoinThrough(address, view.ca_fingerprint)
     missing = sorted(address for address, view in views if view is None)
     if missing:
         return Wait(f"waiting for {', '.join(missing)}")
@@ -136,14 +140,14 @@ class Formation:
         remote: RemoteNodes,
         request: JoinRequest,
         on_obstacle: Callable[[str], None],
-        on_grant: Callable[[JoinGrant], None] = lambda _: None,
+        look: Callable[[str], Awaitable[BootstrapView]] | None = None,
     ) -> None:
-        """`on_grant` keeps what the record does not, durably, before the record names a cluster."""
+        """`look` asks a node of the bootstrap list what it says of itself; by default `remote`."""
+        self._look = look or remote.bootstrap
         self._records = records
         self._remote = remote
         self._request = request
         self._on_obstacle = on_obstacle
-        self._on_grant = on_grant
         self._last_why = ""
 
     def _obstacle(self, why: str) -> None:
@@ -163,15 +167,19 @@ class Formation:
             vouches_for=record.vouches_for,
         )
 
-    def create(self, cluster_id: str, name: str) -> NodeRecord:
+    def create(self, cluster_id: str, name: str, *, insecure: bool = False) -> NodeRecord:
         """This node is the first of a new cluster."""
         _log.info("cluster_created cluster=%s name=%s", cluster_id, name)
         return self._records.update(
-            cluster_id=cluster_id, cluster_name=name, created=True, admitted=True
+            cluster_id=cluster_id,
+            cluster_name=name,
+            created=True,
+            admitted=True,
+            insecure=insecure,
         )
 
-    async def bootstrap(self, expect: int, addresses: Sequence[str]) -> str | None:
-        """None: this node is to create the cluster. Else the address to join through."""
+    async def bootstrap(self, expect: int, addresses: Sequence[str]) -> JoinThrough | None:
+        """None: this node is to create the cluster. Else through whom to join it."""
         while True:
             views = await asyncio.gather(*(self._view(address) for address in addresses))
             record = self._records.now
@@ -181,8 +189,8 @@ class Formation:
             match step:
                 case Create():
                     return None
-                case JoinThrough(address=address):
-                    return address
+                case JoinThrough():
+                    return step
                 case Vouch(node_id=node_id):
                     self._records.update(vouches_for=node_id)
                     continue
@@ -192,11 +200,11 @@ class Formation:
 
     async def _view(self, address: str) -> BootstrapView | None:
         try:
-            return await self._remote.bootstrap(address)
+            return await self._look(address)
         except (Unavailable, OutcomeUnknown, Redirected):
             return None
 
-    async def join(self, addresses: Sequence[str]) -> NodeRecord:
+    async def join(self, addresses: Sequence[str], *, insecure: bool = False) -> NodeRecord:
         """This node has what it needs to follow the cluster; asks for ever, never makes one itself."""
         pause_s = RETRY_S
         if not addresses:
@@ -205,7 +213,6 @@ class Formation:
             for address in addresses:
                 grant = await self._ask(address)
                 if grant is not None:
-                    self._on_grant(grant)
                     _log.info("join_granted cluster=%s by=%s", grant.cluster_id, address)
                     return self._records.update(
                         cluster_id=grant.cluster_id,
@@ -214,6 +221,7 @@ class Formation:
                         gossip_seeds=grant.gossip_seeds,
                         peers=tuple(addresses),
                         lineage=grant.lineage,
+                        insecure=insecure,
                     )
             await asyncio.sleep(pause_s)
             pause_s = min(pause_s * 2, RETRY_MAX_S)

@@ -4,12 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import msgspec
+
 from cube.model.errors import Unavailable
 from cube.model.ids import NodeId
-from cube.model.trust import NodeKeys
 from cube.ports.cluster import BootstrapView, JoinGrant, JoinRequest
 from cube.ports.log import Log, Progress, Role
+from cube.ports.trust import (
+    EnrolGrant,
+    EnrolRefusal,
+    EnrolRequest,
+    RefusalCode,
+    bootstrap_purpose,
+)
 from cube.services.cluster_view import ClusterView
+from cube.services.enrolment import EnrolDesk
 from cube.services.leader_loop import LeaderLoop
 from cube.services.voter_loop import VoterLoop
 
@@ -23,12 +32,16 @@ class PeerDesk:
         cluster: ClusterView,
         bootstrap_view: Callable[[], BootstrapView],
         gossip_seeds: Callable[[], tuple[str, ...]],
-        keys: Callable[[], NodeKeys | None] = lambda: None,
+        desk: EnrolDesk | None = None,
+        seal_shared: Callable[[str, bytes], bytes] | None = None,
     ) -> None:
+        """`desk` None: nobody is enrolled here. `seal_shared` (purpose, secret): an envelope for
+        hosts with the same secret file."""
+        self._desk = desk
+        self._seal_shared = seal_shared
         self._cluster = cluster
         self._bootstrap_view = bootstrap_view
         self._gossip_seeds = gossip_seeds
-        self._keys = keys
         self.leader_loop: LeaderLoop | None = None
         self.voter_loop: VoterLoop | None = None
 
@@ -66,7 +79,6 @@ class PeerDesk:
             cluster_name=state.cluster_name,
             voters=voters,
             gossip_seeds=self._gossip_seeds(),
-            keys=self._keys(),
             lineage=log.status().lineage,
         )
 
@@ -104,3 +116,19 @@ class PeerDesk:
 
     def bootstrap(self) -> BootstrapView:
         return self._bootstrap_view()
+
+    def bootstrap_sealed(self, nonce: str) -> bytes:
+        if self._seal_shared is None:
+            raise Unavailable("this node has no [cluster] secret_file")
+        view = msgspec.json.encode(self._bootstrap_view())
+        return self._seal_shared(bootstrap_purpose(nonce), view)
+
+    def ca(self) -> str:
+        if self._desk is None:
+            raise Unavailable("this node enrols nobody")
+        return self._desk.ca()
+
+    def enrol(self, host: str, request: EnrolRequest) -> EnrolGrant | EnrolRefusal:
+        if self._desk is None:
+            return EnrolRefusal(RefusalCode.NOT_READY, "this node enrols nobody")
+        return self._desk.enrol(host, request)

@@ -35,6 +35,8 @@ def init(draft: Draft, body: c.InitTrust) -> Outcome:
         return _invalid("no certificate")
     if not 0 < len(body.ca_key_sealed) <= SEALED_BYTES_MAX:
         return _invalid("no sealed key")
+    if len(body.join_token_sealed) > SEALED_BYTES_MAX:
+        return _invalid("no sealed join token")
     wrong = _wrong_hash(body.join_token_hash) or _wrong_key(body.gossip_key)
     if wrong:
         return _invalid(wrong)
@@ -53,6 +55,7 @@ def init(draft: Draft, body: c.InitTrust) -> Outcome:
         ca_certificate_pem=body.ca_certificate_pem,
         ca_key_sealed=body.ca_key_sealed,
         join_token_hash=body.join_token_hash,
+        join_token_sealed=body.join_token_sealed,
         gossip_keys=draft.trust.gossip_keys or (body.gossip_key,),
         gossip_in_use=draft.trust.gossip_in_use or body.gossip_key.id,
         gossip_changed_index=draft.trust.gossip_changed_index or draft.index,
@@ -64,9 +67,13 @@ def init(draft: Draft, body: c.InitTrust) -> Outcome:
 def rotate_join_token(draft: Draft, body: c.RotateJoinToken) -> Outcome:
     if body.hash and (wrong := _wrong_hash(body.hash)):
         return _invalid(wrong)
+    if len(body.sealed) > SEALED_BYTES_MAX:
+        return _invalid("no sealed join token")
     if body.hash == draft.trust.join_token_hash:
         return Done(changed=False)
-    _change(draft, "join_token_rotated", join_token_hash=body.hash)
+    _change(
+        draft, "join_token_rotated", join_token_hash=body.hash, join_token_sealed=body.sealed
+    )  # fmt: skip
     return Done()
 
 

@@ -296,6 +296,29 @@ async def test_closing_ends_exchanges_under_way(caplog: pytest.LogCaptureFixture
     assert [r for r in caplog.records if r.levelname == "ERROR"] == []
 
 
+async def test_closing_ends_a_connection_that_was_accepted_this_very_moment() -> None:
+    datagrams = udp.UdpDatagrams("127.0.0.1", 0)
+    await datagrams.open(lambda _sender, _data: None, _never)
+    ours, theirs = socket.socketpair()
+    reader, writer = await asyncio.open_connection(sock=ours)
+    datagrams._accept(reader, writer)  # its task has not had its first step
+    await datagrams.close()
+    assert writer.is_closing()
+    late_ours, late_theirs = socket.socketpair()
+    reader, late = await asyncio.open_connection(sock=late_ours)
+    datagrams._accept(reader, late)
+    assert late.is_closing()
+    assert datagrams.answering == 0
+    for each in (writer, late):
+        await each.wait_closed()
+    theirs.close()
+    late_theirs.close()
+
+
+async def _never(_sender: str, _request: bytes) -> bytes:
+    raise AssertionError("nobody asks")
+
+
 def _split(address: str) -> tuple[str, int]:
     host, _, port = address.rpartition(":")
     return host, int(port)

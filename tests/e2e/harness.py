@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -67,10 +68,12 @@ class Node:
     raft: int
     gossip: int
     process: subprocess.Popen[bytes] | None = None
+    host: str = "127.0.0.1"
+    trusted: Path | None = None  # data directory with CA and operator's token; None: --insecure
 
     @property
     def address(self) -> str:
-        return f"127.0.0.1:{self.http}"
+        return f"{self.host}:{self.http}"
 
     @property
     def pid(self) -> int:
@@ -83,7 +86,13 @@ class Node:
 
     def get(self, path: str) -> Json:
         """A GET of the API. Raises OSError (URLError) while it is not there."""
-        with urllib.request.urlopen(f"http://{self.address}{path}", timeout=15) as answer:
+        scheme, context, headers = "http", None, {}
+        if self.trusted is not None:
+            scheme, context = "https", ssl.create_default_context(cafile=self.trusted / "ca.crt")
+            token = (self.trusted / "operator-token").read_text().strip()
+            headers = {"Authorization": f"Bearer {token}"}
+        request = urllib.request.Request(f"{scheme}://{self.address}{path}", headers=headers)
+        with urllib.request.urlopen(request, timeout=15, context=context) as answer:
             body: Json = json.load(answer)
             return body
 
@@ -120,6 +129,8 @@ class TestCluster:
     directory: Path
     environment: dict[str, str] = field(default_factory=dict)
     nodes: list[Node] = field(default_factory=list)
+    is_secure: bool = False  # certificates and tokens; each node at a loopback address of its own
+    token: str = ""  # the join token, of a secure cluster
 
     def add(self, name: str) -> Node:
         ports = free_ports(3)
@@ -128,22 +139,29 @@ class TestCluster:
             ports = [p for p in free_ports(12) if p not in taken][:3]
         node = Node(name, self.directory / name, ports[0], ports[1], ports[2])
         self.nodes.append(node)
+        if self.is_secure:
+            node.host = f"127.0.0.{len(self.nodes)}"
+            node.trusted = self.nodes[0].directory
         return node
 
     def start(self, node: Node, *join: Node, arguments: Sequence[str] = ()) -> Node:
         """The agent's process has been started."""
         assert node.process is None
         command = [
-            sys.executable, "-m", "cube", "agent", "--insecure", "--data-dir", str(node.directory),
+            sys.executable, "-m", "cube", "agent", "--data-dir", str(node.directory),
             "--name", node.name, "--http", str(node.http), "--raft", str(node.raft),
             "--gossip", str(node.gossip), *arguments,
         ]  # fmt: skip
+        command += ["--bind", node.host] if self.is_secure else ["--insecure"]
+        environment = {"CUBE_DRIVERS_PROCESS_ENABLED": "on"} if self.is_secure else {}
+        if self.token and join:
+            command += ["--token", self.token]
         for other in join:
             command += ["--join", other.address]
         with node.log.open("ab") as log:
             node.process = subprocess.Popen(
                 command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-                start_new_session=True, env={**os.environ, **self.environment},
+                start_new_session=True, env={**os.environ, **environment, **self.environment},
             )  # fmt: skip
         return node
 
@@ -151,6 +169,8 @@ class TestCluster:
         """`count` ready nodes in one cluster; the first made it, the others joined."""
         first = self.start(self.add("n1"))
         wait_for("the first node is ready", first.is_ready)
+        if self.is_secure:
+            self.token = self.cube_json("cluster", "join-token", at=first)["token"]
         for number in range(2, count + 1):
             self.start(self.add(f"n{number}"), first)
         for node in self.nodes:
@@ -218,7 +238,8 @@ class TestCluster:
         for node in self.nodes:
             if not node.directory.exists():
                 continue
-            flags = {"insecure": True, "data_dir": str(node.directory)}
+            flags = {"insecure": not self.is_secure, "data_dir": str(node.directory)}
+            self.environment.setdefault("CUBE_DRIVERS_PROCESS_ENABLED", "on")
             try:
                 end_tasks_now(load(None, self.environment, flags))
             except CubeError as error:
@@ -236,14 +257,18 @@ class TestCluster:
 
     def cube(
         self, *arguments: str, at: Node | None = None, code: int | None = 0, stdin: bytes = b"",
-        timeout_s: float = 120,
+        timeout_s: float = 120, data_dir: Path | None = None,
     ) -> subprocess.CompletedProcess[str]:  # fmt: skip
-        """`cube ARGUMENTS` against a node; its exit code must be `code` (None: any)."""
+        """`cube ARGUMENTS` against a node; its exit code must be `code` (None: any). `data_dir`:
+        whose token and CA the command line finds; by default the first node's."""
         node = at or self.running()[0]
         done = subprocess.run(
             [sys.executable, "-m", "cube", "--addr", node.address, *arguments],
             cwd=self.directory, input=stdin, capture_output=True, timeout=timeout_s, check=False,
-            env={**os.environ, "PYTHONPATH": str(ROOT), "NO_COLOR": "1"},
+            env={
+                **os.environ, "PYTHONPATH": str(ROOT), "NO_COLOR": "1",
+                "CUBE_DATA_DIR": str(data_dir or node.trusted or self.directory / "none"),
+            },
         )  # fmt: skip
         result = subprocess.CompletedProcess(
             done.args, done.returncode, done.stdout.decode(), done.stderr.decode()

@@ -33,6 +33,7 @@ from cube.ports.cluster import (
     Published,
 )
 from cube.ports.log import LogStatus, Progress, Role, Voter
+from cube.ports.trust import EnrolGrant, EnrolRefusal, EnrolRequest, RefusalCode
 from cube.statemachine.apply import apply
 
 START_MS = 1_700_000_000_000
@@ -189,6 +190,7 @@ class FakeCluster:
         self.seen: tuple[Progress, ...] = ()  # progress, as the leader sees it
         self.voters: tuple[str, ...] | None = None  # names; None: all nodes
         self.votes_removed: list[NodeId] = []
+        self.enrolled: list[tuple[str, EnrolRequest]] = []
         self.told: tuple[str, ...] = ()  # warnings
         self.lag: int | None = None  # the index that this node stands at, when it is behind
 
@@ -337,6 +339,7 @@ class FakePeers:
         self.heartbeats: list[NodeId] = []
         self.transfers: list[NodeId | None] = []
         self.votes_removed: list[NodeId] = []
+        self.enrolled: list[tuple[str, EnrolRequest]] = []
 
     async def join(self, request: JoinRequest) -> JoinGrant:
         self._check()
@@ -379,3 +382,13 @@ class FakePeers:
         return BootstrapView(
             node_id=NodeId("n"), cluster_id="cluster-1", expect=0, vouches_for=None
         )
+
+    def bootstrap_sealed(self, nonce: str) -> bytes:
+        return f"sealed {nonce}".encode()
+
+    def ca(self) -> str:
+        return "ca pem"
+
+    def enrol(self, host: str, request: EnrolRequest) -> EnrolGrant | EnrolRefusal:
+        self.enrolled.append((host, request))
+        return EnrolRefusal(RefusalCode.WRONG_SECRET, "no")

@@ -13,13 +13,21 @@ from aiohttp import ClientResponse
 from aiohttp.test_utils import TestClient, TestServer
 from aiohttp.web import Application, BaseRunner, Request
 
+from cube.adapters import entropy
+from cube.adapters.trust.authority import X509Certificates
+from cube.adapters.trust.envelope import open_envelope, seal_envelope
 from cube.api.app import make_app
 from cube.api.auth import Access
 from cube.api.boundary import API
 from cube.api.call import Api, ApiSettings
 from cube.model import commands as c
+from cube.model.trust import NodeKeys
+from cube.services.keyring import Keyring
+from cube.services.token_desk import TokenDesk
 from tests.fakes.cluster import FakeClock, FakeCluster, FakeLocalTasks, FakePeers, World
+from tests.fakes.disk import FakeDisk
 
+NODE_KEYS = NodeKeys(cluster_key=b"c" * 32, gossip_keys=(b"g" * 32,))
 SETTINGS = ApiSettings(
     body_timeout_ms=500,
     min_index_timeout_ms=50,
@@ -84,6 +92,16 @@ class PlainServer(TestServer):
         return await super()._make_runner(**{**options, "handler_cancellation": False})
 
 
+def token_desk(world: World) -> TokenDesk:
+    """The real one, with the keys that every node of these tests has."""
+    keyring = Keyring(FakeDisk())
+    keyring.take(NODE_KEYS)
+    return TokenDesk(
+        lambda: world.state, keyring, X509Certificates(), open_envelope, seal_envelope,
+        entropy.secret,
+    )  # fmt: skip
+
+
 @contextlib.asynccontextmanager
 async def served(
     world: World | None = None,
@@ -96,7 +114,7 @@ async def served(
     local_tasks, peers, clock = FakeLocalTasks(), FakePeers(), FakeClock()
     numbers = itertools.count(1)
     app = make_app(
-        cluster, local_tasks, peers, settings, access, clock=clock,
+        cluster, local_tasks, peers, token_desk(world), settings, access, clock=clock,
         new_id=lambda: f"{node}-id-{next(numbers)}",
     )  # fmt: skip
     server = PlainServer(app)

@@ -11,15 +11,17 @@ from hypothesis import given, settings
 
 from cube.adapters.docker_engine.settings import ALLOW_WORDS as DRIVER_ALLOW_WORDS
 from cube.adapters.raft.settings import RaftSettings
-from cube.config import Config, LogLevel, Switch, build, default_data_dir, load, parse_address
+from cube.config import Config, LogLevel, Switch, build, load, parse_address
 from cube.config.load import ALLOW_WORDS, SECTIONS, keys_of
 from cube.config.settings import BindSettings, RaftValues
 from cube.model.errors import BadConfig
+from cube.model.places import default_data_dir
 from cube.model.resources import Resources
 from cube.model.spec import PlacementPolicy
 
 EXAMPLE = Path(__file__).parents[2] / "cluster.example.toml"
 DEFAULT = build({}, {}, {})
+TOKEN = f"CUBE-1-{'a' * 64}-{'b' * 32}"
 
 
 def errors_of(
@@ -93,7 +95,7 @@ def test_every_kind_of_value_from_the_environment() -> None:
             "CUBE_DRIVERS_PROCESS_ENABLED": "ON",
             "CUBE_SCHEDULER_PREEMPTION": "no",
             "CUBE_LOGS_LEVEL": "debug",
-            "CUBE_JOIN_TOKEN": "CUBE-1-x-y",
+            "CUBE_JOIN_TOKEN": TOKEN,
             "CUBE_RAFT_VOTERS": "",
             "CUBE_ADDR": "http://127.0.0.1:7700",
             "CUBE_NODE": "n1",
@@ -111,7 +113,7 @@ def test_every_kind_of_value_from_the_environment() -> None:
         Switch.OFF, Switch.ON,
     )  # fmt: skip
     assert config.logs.level is LogLevel.DEBUG
-    assert config.auth.join_token == "CUBE-1-x-y"
+    assert config.auth.join_token == TOKEN
     assert config.raft.voters == 5
 
 
@@ -119,7 +121,7 @@ def test_every_flag_of_cube_agent() -> None:
     flags = {
         "insecure": True, "data_dir": "D1", "join": ("h1", "[::1]:9"), "name": "n1",
         "bind": "127.0.0.2", "advertise": "localhost", "http": 1, "raft": 2, "gossip": 3,
-        "label": ("a=b=c",), "token": "T",
+        "label": ("a=b=c",), "token": TOKEN,
     }  # fmt: skip
     config = build({}, {}, flags)
     assert config.insecure
@@ -130,7 +132,7 @@ def test_every_flag_of_cube_agent() -> None:
     assert config.bind == BindSettings(
         address="127.0.0.2", advertise="localhost", http=1, raft=2, gossip=3
     )
-    assert config.auth.join_token == "T"
+    assert config.auth.join_token == TOKEN
 
 
 @pytest.mark.parametrize(
@@ -216,6 +218,21 @@ def test_insecure_elsewhere_is_refused(host: str) -> None:
     assert set(found) == {"--bind"}
     found = errors_of({}, flags={"insecure": True, "advertise": host})
     assert set(found) == {"--advertise"}
+
+
+def test_who_is_told_where_to_be_reached_listens_there() -> None:
+    bind = build({}, {}, {"advertise": "10.0.0.5"}).bind
+    assert (bind.address, bind.advertise) == ("10.0.0.5", "10.0.0.5")
+    bind = build({}, {}, {"advertise": "10.0.0.5", "bind": "127.0.0.1"}).bind
+    assert (bind.address, bind.advertise) == ("127.0.0.1", "10.0.0.5")
+    assert build({}, {}, {"advertise": "host.example"}).bind.address == "127.0.0.1"
+
+
+@pytest.mark.parametrize("token", ["T", "CUBE-1-x", "cube_00000000_" + "a" * 64])
+def test_a_join_token_that_is_none_is_told_without_repeating_it(token: str) -> None:
+    (problem,) = errors_of({}, flags={"token": token}).items()
+    assert problem[0] == "--token"
+    assert token not in problem[1] or len(token) == 1
 
 
 def test_bootstrap_without_secret_only_when_insecure() -> None:

@@ -7,21 +7,44 @@ import ssl
 import aiohttp
 import msgspec
 
+from cube.adapters.trust.envelope import open_envelope
 from cube.adapters.trust.tls import ca_only_context, unverified_context
 from cube.model.addresses import split_address
 from cube.model.errors import BadPacket, Unavailable
-from cube.ports.trust import EnrolGrant, EnrolRefusal, EnrolRequest
+from cube.model.trust import shared_envelope_key
+from cube.ports.cluster import BootstrapView
+from cube.ports.trust import EnrolGrant, EnrolRefusal, EnrolRequest, bootstrap_purpose
 
 CALL_TIMEOUT_S = 5.0
 ANSWER_BYTES_MAX = 64 << 10  # a grant is a few kilobytes
 
 CA_PATH = "/v1/internal/ca"  # GET: the CA certificate as PEM, for anyone
+BOOTSTRAP_PATH = "/v1/internal/bootstrap"  # GET, nonce: a sealed BootstrapView
 ENROL_PATH = "/v1/internal/enrol"  # POST: EnrolRequest; 200 EnrolGrant, 403 EnrolRefusal
 
 
 class HttpJoin:
     """A session per call: each speaks TLS of another kind, and there are few. This CA certifies
     nodes only, so whoever gets past a ca_only_context is one."""
+
+    def __init__(self, *, is_insecure: bool = False) -> None:
+        """`is_insecure`: plain HTTP, on loopback."""
+        self._scheme = "http" if is_insecure else "https"
+
+    async def bootstrap(self, address: str, shared: bytes, nonce: str) -> BootstrapView:
+        """What the node at this address says of itself; it has the same shared secret, and answers
+        this very question. Raises Unavailable."""
+        path = f"{BOOTSTRAP_PATH}?nonce={nonce}"
+        status, body = await self._call("GET", address, path, b"", unverified_context())
+        if status != 200:
+            raise Unavailable(f"{address} answered {status}")
+        try:
+            opened = open_envelope(shared_envelope_key(shared), bootstrap_purpose(nonce), body)
+            return msgspec.json.decode(opened, type=BootstrapView)
+        except BadPacket:
+            raise Unavailable(f"{address} has another [cluster] secret_file") from None
+        except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+            raise Unavailable(f"{address} is not a Cube agent of this version") from error
 
     async def ca(self, address: str) -> str:
         status, body = await self._call("GET", address, CA_PATH, b"", unverified_context())
@@ -59,7 +82,7 @@ class HttpJoin:
                 aiohttp.ClientSession(connector=connector, timeout=timeout) as session,
                 session.request(
                     method,
-                    f"https://{address}{path}",
+                    f"{self._scheme}://{address}{path}",
                     data=data,
                     headers={"Content-Type": "application/json"},
                     allow_redirects=False,

@@ -15,18 +15,18 @@ from pathlib import Path
 from cube.adapters.trust.authority import identity_of
 from cube.model.errors import BadPacket, Unavailable
 from cube.model.ids import ClusterId, NodeId
+from cube.model.places import CA_FILE, NODE_CERTIFICATE_FILE, NODE_KEY_FILE
 from cube.model.trust import NodeIdentity
 
-CERTIFICATE = "node.crt"  # files in the data directory
-KEY = "node.key"
-CA = "ca.crt"
+CERTIFICATE, KEY, CA = NODE_CERTIFICATE_FILE, NODE_KEY_FILE, CA_FILE  # in the data directory
 
 
 class NodeTls:
-    """One node's two contexts, for as long as its process lives."""
+    """One node's contexts, for as long as its process lives. They are there from the start, and
+    good once the node has a certificate."""
 
-    def __init__(self, directory: Path, cluster_id: ClusterId) -> None:
-        """Raises Unavailable when the files are not there or do not fit each other."""
+    def __init__(self, directory: Path, cluster_id: ClusterId | None = None) -> None:
+        """With a cluster as after open(), which see."""
         self._directory = directory
         self._cluster_id = cluster_id
         self.server = _context(ssl.PROTOCOL_TLS_SERVER)
@@ -34,11 +34,28 @@ class NodeTls:
         # A user's client shows no certificate; who shows one must show one of this cluster.
         self.api_server = _context(ssl.PROTOCOL_TLS_SERVER)
         self.api_server.verify_mode = ssl.CERT_OPTIONAL
+        if cluster_id is not None:
+            self.open(cluster_id)
+
+    def show_meanwhile(self, certificate: str, key: str) -> None:
+        """Until open() the API shows the certificate of these files of the directory, which proves
+        nothing: it says why the node is not ready to whoever asks without looking. Raises
+        Unavailable."""
+        try:
+            self.api_server.load_cert_chain(self._directory / certificate, self._directory / key)
+        except (OSError, ssl.SSLError) as error:
+            raise Unavailable(f"cannot use {self._directory / certificate}: {error}") from error
+
+    def open(self, cluster_id: ClusterId | None) -> None:
+        """The node's own certificate is shown, and the others' are verified. None: of whatever
+        cluster the CA is (the node is about to learn which). Raises Unavailable when the files are
+        not there or do not fit each other."""
+        self._cluster_id = cluster_id
         try:
             for context in self._contexts():
-                context.load_verify_locations(cafile=directory / CA)
+                context.load_verify_locations(cafile=self._directory / CA)
         except (OSError, ssl.SSLError) as error:
-            raise Unavailable(f"cannot use {directory / CA}: {error}") from error
+            raise Unavailable(f"cannot use {self._directory / CA}: {error}") from error
         self.renew()
 
     def _contexts(self) -> tuple[ssl.SSLContext, ...]:
@@ -55,6 +72,8 @@ class NodeTls:
     def peer(self, connection: ssl.SSLObject | ssl.SSLSocket) -> NodeIdentity:
         """Who is at the other end, whose certificate the handshake has verified. Raises BadPacket
         when it showed none, or is of another cluster."""
+        if self._cluster_id is None:
+            raise BadPacket("this node belongs to no cluster yet")
         return peer_identity(connection, self._cluster_id)
 
 

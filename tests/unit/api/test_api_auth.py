@@ -261,6 +261,11 @@ def test_two_hosts_are_none_and_none_is_no_browser() -> None:
 
 
 def test_kinds_and_standings_stay_apart() -> None:
-    """A peer's route is for nodes, whatever its kind; there is no role without a standing."""
+    """A peer's route is for nodes, but for the three that make one; there is no role without a
+    standing."""
     assert {str(role) for role in Role} - {"open"} <= {str(standing) for standing in Standing}
-    assert all(route.role is Role.NODE for route in ROUTES if route.kind is Kind.PEER)
+    peers = [route for route in ROUTES if route.kind is Kind.PEER]
+    assert {route.path for route in peers if route.role is Role.OPEN} == {
+        f"/v1/internal/{verb}" for verb in ("bootstrap", "ca", "enrol")
+    }
+    assert all(route.role in (Role.NODE, Role.OPEN) for route in peers)

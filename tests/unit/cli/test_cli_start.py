@@ -69,7 +69,7 @@ def test_every_listed_command_exists_and_helps() -> None:
         (["scale", "shop=x"], 2, "JOB/GROUP=N"),
         (["rollback", "shop"], 2, "later version"),
         (["manager"], 2, "cube agent"),
-        (["agent"], 2, "--insecure"),
+        (["agent", "--join", "127.0.0.1:1", "--token", "CUBE-1-x"], 2, "damaged"),
         (["agent", "--insecure", "--http", "0"], 2, "http"),
         (["agent", "--insecure", "--bind", "0.0.0.0"], 2, "loopback"),
         (["agent", "--insecure", "--config", "no-such-file"], 2, "no-such-file"),

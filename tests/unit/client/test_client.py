@@ -14,7 +14,7 @@ import msgspec
 import pytest
 
 from cube.client import ApiProblem, BadAnswer, Client, NoAgent, StreamBroken
-from cube.client.transport import parse_address
+from cube.client.transport import Address, parse_address
 from cube.model.errors import DriverFailed, OutcomeUnknown, Unavailable
 from cube.model.launch import LogChunk
 from cube.model.lifecycle import TaskState
@@ -273,11 +273,12 @@ async def test_ten_megabytes_get_their_answer() -> None:
 @pytest.mark.parametrize(
     ("text", "address"),
     [
-        ("http://127.0.0.1:7701", ("127.0.0.1", 7701)),
-        ("127.0.0.1:7701", ("127.0.0.1", 7701)),
-        (" node-1 ", ("node-1", 7700)),
-        ("http://[::1]:7701/", ("::1", 7701)),
-        ("https://127.0.0.1", None),
+        ("http://127.0.0.1:7701", ("http", "127.0.0.1", 7701)),
+        ("127.0.0.1:7701", ("", "127.0.0.1", 7701)),
+        (" node-1 ", ("", "node-1", 7700)),
+        ("http://[::1]:7701/", ("http", "::1", 7701)),
+        ("https://127.0.0.1", ("https", "127.0.0.1", 7700)),
+        ("ftp://127.0.0.1", None),
         ("http://", None),
         ("127.0.0.1:99999", None),
         ("127.0.0.1:x", None),
@@ -286,12 +287,12 @@ async def test_ten_megabytes_get_their_answer() -> None:
         ("", None),
     ],
 )
-def test_addresses(text: str, address: tuple[str, int] | None) -> None:
+def test_addresses(text: str, address: tuple[str, str, int] | None) -> None:
     if address is None:
         with pytest.raises(ValueError):
             parse_address(text)
     else:
-        assert parse_address(text) == address
+        assert parse_address(text) == Address(*address)
 
 
 async def test_a_slow_agent_is_given_up_for_the_next() -> None:

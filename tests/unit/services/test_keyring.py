@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
-import msgspec
 import pytest
 
 from cube.adapters.file_disk import FileDisk
@@ -15,8 +14,7 @@ from cube.model import commands as c
 from cube.model.errors import BadPacket, Unavailable
 from cube.model.ids import ClusterId, CommandId, NodeId
 from cube.model.trust import GossipKey, NodeKeys, TrustState, key_id
-from cube.ports.cluster import JoinGrant, JoinRequest, MemberStats, MemberView
-from cube.services.formation import Formation, NodeRecord, Records
+from cube.ports.cluster import MemberStats, MemberView
 from cube.services.keyring import (
     GOSSIP_PURPOSE,
     KEYS,
@@ -29,7 +27,6 @@ from cube.services.keyring import (
 )
 from cube.services.state_feed import StateFeed
 from tests.fakes.disk import FakeDisk
-from tests.fakes.remote import FakeRemote
 from tests.virtual_time import run_virtual
 
 CLUSTER_KEY, ONE, TWO = b"c" * 32, b"1" * 32, b"2" * 32
@@ -77,28 +74,6 @@ def test_what_cannot_be_kept_is_not_used() -> None:
     with pytest.raises(Unavailable):
         keyring.take(MINE)
     assert keyring.now is None
-
-
-async def test_a_joiner_has_its_keys_before_it_has_a_cluster() -> None:
-    disk = FakeDisk()
-    keyring = Keyring(disk)
-    records = Records(disk, NodeRecord(node_id=NodeId("b"), raft_address="b:1"))
-    remote = FakeRemote()
-    grant = JoinGrant(cluster_id="x", cluster_name="X", voters=(), gossip_seeds=(), keys=MINE)
-    remote.joins["one"] = lambda _: msgspec.json.decode(msgspec.json.encode(grant), type=JoinGrant)
-
-    def keep(granted: JoinGrant) -> None:
-        assert records.now.cluster_id is None
-        assert granted.keys is not None
-        keyring.take(granted.keys)
-
-    request = JoinRequest(
-        node_id=NodeId("b"), name="b", raft_address="b:1", gossip_address="b:2",
-        http_address="b:0", version="0",
-    )  # fmt: skip
-    record = await Formation(records, remote, request, lambda _: None, keep).join(["one"])
-    assert record.cluster_id == "x"
-    assert Keyring(disk).known == MINE
 
 
 def test_envelopes_open_with_their_key_and_purpose_only() -> None:

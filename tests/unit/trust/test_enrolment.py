@@ -225,7 +225,9 @@ def test_a_joiner_ends_with_all_it_needs() -> None:
     joiner.at("one")
     assert CERTIFICATE not in joiner.disk.files
     assert joiner.run("nowhere", "one") is None
-    assert joiner.enrolment.is_done
+    assert joiner.enrolment.is_done(joiner.cluster.token)
+    assert joiner.enrolment.is_done(None)
+    assert not joiner.enrolment.is_done(Desk().token)  # a token of another cluster
     assert joiner.obstacles == ["joining: cannot reach nowhere"]
     assert Keyring(joiner.disk).known == KEYS
     files = {name: joiner.disk.files[name].decode() for name in (CA, CERTIFICATE, KEY)}
@@ -250,7 +252,7 @@ def test_a_wrong_token_ends_it() -> None:
     refusal = joiner.run("one")
     assert isinstance(refusal, EnrolRefusal)
     assert refusal.code is RefusalCode.WRONG_SECRET
-    assert not joiner.enrolment.is_done
+    assert not joiner.enrolment.is_done(None)
     assert joiner.keyring.now is None
 
 

@@ -64,6 +64,7 @@ def test_the_tokens_open(directory: Path) -> None:
     made = founded(directory)
     machine = Machine()
     machine.do(made.command)
+    assert made.operator_token is not None
     header = f"Bearer {format_api_token(made.operator_token)}"
     assert identify(header, None, machine.state.trust, 0).standing is Standing.OPERATOR
     token = parse_join_token(format_join_token(made.join_token))
@@ -80,6 +81,7 @@ def test_the_tokens_open(directory: Path) -> None:
 
 def test_neither_the_log_nor_a_snapshot_holds_a_secret(directory: Path) -> None:
     made = founded(directory)
+    assert made.operator_token is not None
     machine = Machine()
     machine.do(made.command)
     machine.do(c.Noop())
