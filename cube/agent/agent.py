@@ -332,7 +332,7 @@ class Agent:
             make_drivers(self._config, cluster_id, self.node_id, self._clock, is_root=self._is_root)
         )
         seal = self._make_seal(cluster_id)
-        gossip = self._make_gossip(seal)
+        gossip = self._make_gossip(seal, log.status().lineage)
         roll_call = RollCall(gossip, lambda: host.stats(self._data_dir, log.status().applied_index))
         leader_loop = self._make_leader_loop(log, leader_clock, proposer, roll_call)
         registration = Registration(self._facts, proposer.propose)
@@ -412,12 +412,12 @@ class Agent:
         keys = self._keyring.known.gossip_keys
         return AesSeal(cluster_id, self.node_id, keys, self._disk, self._clock.now_ms())
 
-    def _make_gossip(self, seal: AesSeal) -> GossipLoop:
+    def _make_gossip(self, seal: AesSeal, lineage: str) -> GossipLoop:
         swim = Swim(
             self._config.gossip,
             self.node_id,
             self.gossip_address,
-            encode_meta(self.name, self.http_address, self.raft_address),
+            encode_meta(self.name, self.http_address, self.raft_address, lineage),
             self._clock.now_ms(),
             entropy.dice(),
         )

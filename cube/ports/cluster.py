@@ -44,6 +44,7 @@ class MemberView(msgspec.Struct, frozen=True, kw_only=True):
     raft_address: str
     last_seen_ms: int  # wall clock here, 0: never
     stats: MemberStats | None
+    lineage: str = ""  # see LogStatus
 
 
 class Published(msgspec.Struct, frozen=True):

@@ -26,6 +26,18 @@ SUCCESSOR_S = 2.0
 SUCCESSOR_LOOK_S = 0.02
 
 
+def strangers(lineage: str, members: Sequence[MemberView]) -> list[str]:
+    """A sentence for each node that runs with data of before the cluster was recovered or restored,
+    or of afterwards where this node is of before: nobody but a person knows which is to go on."""
+    return [
+        f"node {member.name} at {member.http_address} runs with another history of "
+        "this cluster, which was recovered or restored: end the nodes of one history, and start "
+        "them with empty data directories"
+        for member in members
+        if member.state == "alive" and member.name and member.lineage != lineage
+    ]
+
+
 @dataclass(frozen=True)
 class Parts:
     """What exists only once this node is part of a cluster."""
@@ -103,6 +115,7 @@ class ClusterView:
             found.append(self._parts.voter_loop.why)
         elif len(status.voters) == 1:  # only the leader knows more; this everybody can see
             found.append(ONE_VOTER)
+        found += strangers(status.lineage, self._parts.members())
         return tuple(found)
 
     def node_id(self) -> NodeId:

@@ -20,11 +20,13 @@ _STATE_WORDS = {0: "alive", 1: "suspect", 2: "dead", 3: "left"}
 
 
 class Meta(msgspec.Struct, frozen=True, array_like=True):
-    """What others need before Raft has told them: name and addresses."""
+    """What others need before Raft has told them: name and addresses; and what Raft cannot tell them,
+    which history of the cluster this node is part of (LogStatus)."""
 
     name: str
     http_address: str
     raft_address: str
+    lineage: str = ""
 
 
 class _Stats(msgspec.Struct, frozen=True, array_like=True):
@@ -40,12 +42,12 @@ class _Stats(msgspec.Struct, frozen=True, array_like=True):
     applied_index: int
 
 
-def encode_meta(name: str, http_address: str, raft_address: str) -> bytes:
+def encode_meta(name: str, http_address: str, raft_address: str, lineage: str = "") -> bytes:
     """At most META_BYTES_MAX. Addresses that are too long for that are left to the state to tell."""
     name = name[:NAME_CHARS_MAX]
-    data = msgspec.msgpack.encode(Meta(name, http_address, raft_address))
+    data = msgspec.msgpack.encode(Meta(name, http_address, raft_address, lineage))
     if len(data) > META_BYTES_MAX:
-        data = msgspec.msgpack.encode(Meta(name, "", ""))
+        data = msgspec.msgpack.encode(Meta(name, "", "", lineage))
     assert len(data) <= META_BYTES_MAX
     return data
 
@@ -104,4 +106,5 @@ class RollCall:
             raft_address=meta.raft_address,
             last_seen_ms=self._gossip.heard_ms(member.node_id),
             stats=_decode_stats(member.stats),
+            lineage=meta.lineage,
         )

@@ -118,6 +118,18 @@ def test_an_old_voter_that_comes_back_is_no_trouble(cluster: TestCluster) -> Non
     assert [voter["name"] for voter in raft["voters"]] == [survivor.name]
     assert not back.is_ready()
     assert "w" not in jobs_at_any(back)
+    # The third comes back, too: together they are a majority of before, and nobody can tell them
+    # that they should not go on. Both sides say that there are two; neither moves the other.
+    third = cluster.nodes[2]
+    cluster.start(third)
+    for node in cluster.nodes:
+        wait_for(
+            f"{node.name} tells of the other history",
+            lambda at=node: any("another history" in w for w in warnings_at(at)),  # type: ignore[misc]
+        )
+    assert [voter["name"] for voter in survivor.get("/v1/raft")["voters"]] == [survivor.name]
+    assert jobs_at(survivor) == {"w"}
+    assert "w" not in jobs_at_any(back)
 
 
 def test_a_state_saved_on_a_follower_is_restored_elsewhere(cluster: TestCluster) -> None:
@@ -176,6 +188,11 @@ def jobs_at_any(node: Node) -> set[str]:
         return jobs_at(node)
     except OSError:
         return set()
+
+
+def warnings_at(node: Node) -> list[str]:
+    found: list[str] = (node.try_get("/v1/status") or {}).get("warnings", [])
+    return found
 
 
 def end_tasks(node: Node) -> None:

@@ -18,10 +18,10 @@ from cube.model.errors import OutcomeUnknown, Unavailable
 from cube.model.ids import ClusterId, CommandId, NodeId
 from cube.model.lifecycle import NodeStatus
 from cube.model.outcome import NodeRegistered, Outcome, Rejected, RejectReason
-from cube.ports.cluster import BootstrapView, JoinRequest, MemberStats, Proposed
+from cube.ports.cluster import BootstrapView, JoinRequest, MemberStats, MemberView, Proposed
 from cube.ports.log import Role
 from cube.ports.remote import Redirected
-from cube.services.cluster_view import ClusterView, Parts
+from cube.services.cluster_view import ClusterView, Parts, strangers
 from cube.services.heartbeats import HEARTBEAT_S, Heartbeats
 from cube.services.leader_clock import LeaderClock
 from cube.services.peers import PeerDesk
@@ -167,12 +167,14 @@ ADDRESS = "a-quite-long-name-of-a-host.in.some.department.example.org:65535"
 @pytest.mark.parametrize("name", ["n1", "x" * 500, "ü" * 500, "🙂" * 500])
 @pytest.mark.parametrize("address", ["10.0.0.1:7700", ADDRESS, "h" * 253 + ":65535"])
 def test_meta_always_fits(name: str, address: str) -> None:
-    data = encode_meta(name, address, address)
+    lineage = "0123456789abcdef"
+    data = encode_meta(name, address, address, lineage)
     assert len(data) <= META_BYTES_MAX
     meta = _decode_meta(data)
+    assert meta.lineage == lineage
     assert name.startswith(meta.name)
     if len(name) <= NAME_CHARS_MAX and len(address) < 100:
-        assert meta == Meta(name, address, address)
+        assert meta == Meta(name, address, address, lineage)
 
 
 @given(
@@ -205,8 +207,25 @@ def test_what_others_say_of_themselves_does_no_harm(data: bytes) -> None:
 def test_a_newer_release_may_say_more() -> None:
     import msgspec
 
-    longer = msgspec.msgpack.encode(["n", "h:1", "r:1", "and more"])
+    longer = msgspec.msgpack.encode(["n", "h:1", "r:1", "", "and more"])
     assert _decode_meta(longer) == Meta("n", "h:1", "r:1")
+
+
+@pytest.mark.parametrize(
+    ("state", "lineage", "name", "is_told"),
+    [("alive", "", "n2", True), ("alive", "b", "n2", True), ("alive", "a", "n2", False),
+     ("dead", "", "n2", False), ("alive", "", "", False)],
+)  # fmt: skip
+def test_nodes_of_another_history_are_told_while_they_live(
+    state: str, lineage: str, name: str, is_told: bool
+) -> None:
+    member = MemberView(
+        node_id=ME, name=name, state=state, incarnation=1, gossip_address="g:1",
+        http_address="h:7700", raft_address="r:1", last_seen_ms=0, stats=None, lineage=lineage,
+    )  # fmt: skip
+    told = strangers("a", [member])
+    assert len(told) == is_told
+    assert all("n2 at h:7700" in sentence for sentence in told)
 
 
 # Peers, over a log in memory
