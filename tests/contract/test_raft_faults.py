@@ -343,6 +343,7 @@ async def test_strangers_are_turned_away(cluster: RealCluster, tmp_path: Path) -
     attempts = [
         b"GET / HTTP/1.1\r\nHost: x\r\n\r\n",
         struct.pack(">I", 57 << 20) + bytes(1000),
+        struct.pack(">I", wire.HELLO_BYTES_MAX + 1) + bytes(1000),
         struct.pack(">I", len(pickled)) + pickled,
         frame(hello),
         frame(vote),
@@ -358,6 +359,8 @@ async def test_strangers_are_turned_away(cluster: RealCluster, tmp_path: Path) -
         writer.write(attempt)
         assert await asyncio.wait_for(reader.read(), 5) == b""
         writer.close()
+    # At once, each of them, and not when its time was up.
+    assert node_of(cluster, 0).transport.refusals == len(attempts)
     assert not (tmp_path / "run").exists()
     await leader.propose(b"x", PROPOSE_MS)
     assert leader.status().term == 1

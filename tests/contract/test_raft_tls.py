@@ -15,6 +15,7 @@ from cube.adapters.raft import PySyncObjLog, RaftSettings, wire
 from cube.adapters.raft.links import Link
 from cube.adapters.raft.node import RaftNode
 from cube.adapters.raft.streams import TlsStream
+from cube.adapters.raft.transport import STRANGERS_MAX
 from cube.adapters.trust.tls import NodeTls, ca_only_context, unverified_context
 from cube.model.errors import BadConfig, Unavailable
 from cube.model.ids import ClusterId, NodeId
@@ -286,3 +287,26 @@ async def test_off_loopback_only_with_tls_and_an_address_to_dial(
     with pytest.raises(Unavailable, match="cannot listen"):
         await start(f"127.0.0.1:{port}", "no address", tls)
     await start(f"127.0.0.1:{port}", f"0.0.0.0:{port}", tls)
+
+
+async def test_a_crowd_that_says_nothing_keeps_nobody_out(cluster: RealCluster) -> None:
+    leader = await cluster.found(3)
+    await cluster.stop(2)
+    host, port = cluster.addresses[0].rsplit(":", 1)
+    transport = node_of(cluster, 0).transport
+    crowd = []
+    try:
+        for _ in range(STRANGERS_MAX + 50):
+            connection = await asyncio.open_connection(host, int(port))
+            connection[1].write(b"\x16\x03\x01\x02\x00\x01")  # the start of a handshake
+            crowd.append(connection)
+        reader, _ = crowd[0]
+        async with asyncio.timeout(DEADLINE_S):
+            assert await reader.read() == b""  # the oldest made way, long before its time was up
+        assert len(transport._strangers) <= STRANGERS_MAX
+        await cluster.start(2)
+        await leader.propose(b"x", PROPOSE_MS)
+        assert await cluster.agree() == [b"x"]
+    finally:
+        for _, writer in crowd:
+            writer.transport.abort()

@@ -13,6 +13,7 @@ import pytest
 from pysyncobj.node import Node
 
 from cube.adapters.raft import library
+from cube.adapters.raft import transport as transport_module
 from cube.adapters.raft.commands import NO_OP, stamped, unstamped
 from cube.adapters.raft.journal import FileJournal
 from cube.adapters.raft.library import LEADER, Peer, monotonic
@@ -20,6 +21,8 @@ from cube.adapters.raft.membership import Change
 from cube.adapters.raft.node import RaftNode
 from cube.adapters.raft.peer_tls import admit
 from cube.adapters.raft.settings import LEADER_FALLBACK_MS, RaftSettings, library_conf
+from cube.adapters.raft.streams import TlsStream
+from cube.adapters.raft.transport import SHAKE_S_PER_TURN_MAX
 from cube.model.errors import BadPacket
 from cube.model.ids import NodeId
 from cube.ports.log import ENTRY_BYTES_MAX
@@ -266,3 +269,42 @@ def test_every_finding_has_a_test_of_its_own(row: str) -> None:
         if row in name.split("_")[1:3]
     ]
     assert found
+
+
+def test_a_guest_that_contradicts_what_is_committed_is_hung_up_on(ours: RaftNode) -> None:
+    """Believed to lead for want of a leader, it must not end the process, as a voter's word does."""
+    bench = Bench(ours, lambda index: stamped(unstamped(b"%d" % index), 0))
+    bench.append(2, 3, term=1, commit_index=3)
+    message = {
+        "type": "append_entries",
+        "term": 7,
+        "commit_index": 3,
+        "prevLogIdx": 1,
+        "prevLogTerm": 0,
+        "entries": [(NO_OP, 2, 7)],
+    }
+    ours.heard_at = 0.0
+    with pytest.raises(BadPacket):
+        bench.receive(message, sender="h:9")
+    assert bench.indexes == [1, 2, 3]
+    with pytest.raises(AssertionError):
+        bench.receive({**message, "term": 8, "entries": [(NO_OP, 2, 8)]}, sender=THIRD)
+
+
+def test_handshakes_get_a_share_of_each_turn(
+    ours: RaftNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [0.0]
+
+    class Slow(TlsStream):
+        def __init__(self) -> None:
+            """No socket: shake() is all that is asked of it."""
+
+        def shake(self) -> bool:
+            clock[0] += 0.6 * SHAKE_S_PER_TURN_MAX
+            return True
+
+    monkeypatch.setattr(transport_module, "monotonic", lambda: clock[0])
+    assert [ours.transport.shake(Slow()) for _ in range(4)] == [True, True, False, False]
+    ours.transport.on_tick(clock[0])
+    assert ours.transport.shake(Slow())

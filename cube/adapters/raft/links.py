@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from cube.adapters.raft.library import POLL_ERROR, POLL_READ, POLL_WRITE, Peer, monotonic
 from cube.adapters.raft.peer_tls import admit
-from cube.adapters.raft.sockets import is_loopback, resolve, tune
+from cube.adapters.raft.sockets import is_loopback, tune
 from cube.adapters.raft.streams import (
     STRANGER_RECEIVE_BYTES,
     PlainStream,
@@ -32,6 +32,8 @@ FLUSH_AT_BYTES = 64 << 10
 DIAL_RETRY_MIN_S = 0.03
 DIAL_RETRY_MAX_S = 0.5
 DIAL_TIMEOUT_S = 2.0
+# While a host name is looked up.
+NAME_RETRY_S = 0.02
 HANDSHAKE_TIMEOUT_S = 3.0
 # A link that broke sooner was probably refused: it is dialled less and less often.
 STEADY_S = 1.0
@@ -119,7 +121,11 @@ class Link:
     def _dial(self, now: float) -> None:
         self._dial_deadline = now + DIAL_TIMEOUT_S
         try:
-            family, place = resolve(self.peer.id)
+            found = self.transport.names.find(self.peer.id)
+            if found is None:
+                self.next_dial = now + NAME_RETRY_S
+                return
+            family, place = found
             if self.transport.tls is None and not is_loopback(place):
                 raise OSError("not a loopback address, and there is no TLS")
             sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)

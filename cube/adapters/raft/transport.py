@@ -25,6 +25,7 @@ from cube.adapters.raft import wire
 from cube.adapters.raft.inbound import Inbound
 from cube.adapters.raft.library import POLL_ERROR, POLL_READ, Message, Peer, Poller, monotonic
 from cube.adapters.raft.links import DIAL_RETRY_MAX_S, Link
+from cube.adapters.raft.names import Names
 from cube.adapters.raft.peer_tls import PeerTls, admit, check_contexts
 from cube.adapters.raft.sockets import is_everywhere, is_loopback, resolve, split_address, tune
 from cube.adapters.raft.streams import TlsStream
@@ -70,6 +71,7 @@ class PeerTransport:
         self.cluster = cluster
         self.tls = tls
         self.listen_at = listen_at or address
+        self.names = Names()
         self.is_mute = False  # nothing is said or heard: see mute()
         self.is_transfer = False  # our vote requests follow a leader's own wish
         self.on_peer_silent: Callable[[Peer], None] = lambda _peer: None
