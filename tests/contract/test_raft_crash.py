@@ -15,7 +15,7 @@ from tests.raft_support import until
 
 @pytest.fixture
 async def processes(tmp_path: Path) -> AsyncIterator[Any]:
-    made = Processes(tmp_path, snapshot_every=40, snapshot_tail=3)
+    made = Processes(tmp_path, has_tls=True, snapshot_every=40, snapshot_tail=3)
     yield made
     await made.close()
 

@@ -310,3 +310,36 @@ async def test_a_crowd_that_says_nothing_keeps_nobody_out(cluster: RealCluster) 
     finally:
         for _, writer in crowd:
             writer.transport.abort()
+
+
+async def test_an_impostor_at_a_members_address_is_told_nothing(cluster: RealCluster) -> None:
+    """Neither one that never answers, nor one with a certificate of another CA."""
+    leader = await cluster.found(3)
+    term = leader.status().term
+    await cluster.stop(2)
+    host, port = cluster.addresses[2].rsplit(":", 1)
+    heard: list[bytes] = []
+    transport = node_of(cluster, 0).transport
+
+    async def listen(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        heard.append(await reader.read())
+        writer.close()
+
+    impostor = identity(cluster, "node-2", Authority()).server
+    impostor.verify_mode = ssl.CERT_NONE
+    for context in (None, impostor):
+        heard.clear()
+        refusals = transport.refusals
+        server = await asyncio.start_server(listen, host, int(port), ssl=context)
+        async with server:
+            if context is None:
+                await until(lambda: len(heard) >= 2, 30)  # given up, and dialled again
+                assert all(data[:1] == b"\x16" for data in heard)  # handshakes, and no more
+            else:
+                await until(lambda seen=refusals: transport.refusals >= seen + 3)  # type: ignore[misc]
+                assert not any(heard)
+            assert not link_of(cluster, 0, 2).is_up
+            await leader.propose(b"meanwhile", PROPOSE_MS)
+    await cluster.start(2)
+    assert await cluster.agree() == [b"meanwhile", b"meanwhile"]
+    assert (cluster.leader_number(), leader.status().term) == (0, term)

@@ -17,6 +17,7 @@ from cube.adapters.raft import transport as transport_module
 from cube.adapters.raft.commands import NO_OP, stamped, unstamped
 from cube.adapters.raft.journal import FileJournal
 from cube.adapters.raft.library import LEADER, Peer, monotonic
+from cube.adapters.raft.links import Link
 from cube.adapters.raft.membership import Change
 from cube.adapters.raft.node import RaftNode
 from cube.adapters.raft.peer_tls import admit
@@ -308,3 +309,29 @@ def test_handshakes_get_a_share_of_each_turn(
     assert [ours.transport.shake(Slow()) for _ in range(4)] == [True, True, False, False]
     ours.transport.on_tick(clock[0])
     assert ours.transport.shake(Slow())
+
+
+def test_what_was_said_leaves_before_the_thread_waits(
+    ours: RaftNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For its disk (the others sync meanwhile), and for its peers."""
+    story: list[str] = []
+
+    class Said(Link):
+        def __init__(self) -> None:
+            """No connection: flush() is all that is asked of it."""
+
+        def flush(self) -> None:
+            story.append("left")
+
+    def note(event: str, *_arguments: object) -> None:
+        story.append(event)
+        ours.transport.flush_later(Said())
+
+    note("said")
+    monkeypatch.setattr(ours.journal, "sync", lambda: note("synced"))
+    monkeypatch.setattr(ours._poller, "poll", lambda _timeout: note("waited"))
+    ours._SyncObj__raftElectionDeadline = float("inf")
+    ours._onTick(0.0)
+    ours.transport.flush()
+    assert story == ["said", "left", "synced", "left", "waited", "left"]

@@ -94,6 +94,7 @@ class RaftNode(Membership):
             )
             self._SyncObj__commandsWaitingCommit = defaultdict(list)
             self.transport.on_peer_silent = self.on_peer_silent
+            self.before_poll(self.transport.flush)
             self.recovered_index = self.commit_index
             self.load(data)
             if self.joining and self.address in self.configuration.at(self.applied_index):
@@ -105,7 +106,6 @@ class RaftNode(Membership):
     def listen(self) -> None:
         """Peers are dialled and can connect. Raises BadConfig, Unavailable."""
         self.transport.listen(self._poller)
-        self.before_poll(self.transport.flush)
         self.set_configuration(self.configuration)
 
     def recheck_peers(self) -> None:
