@@ -14,12 +14,55 @@ function element(tag, className, text) {
   return made;
 }
 
+const TOKEN = "cube-token"; // in the tab's own storage: no cookie that a browser sends by itself
+
 async function read(path) {
-  const answer = await fetch(path, { headers: { Accept: "application/json" } });
+  const headers = { Accept: "application/json" };
+  const token = sessionStorage.getItem(TOKEN);
+  if (token) headers.Authorization = `Bearer ${token}`;
+  const answer = await fetch(path, { headers });
   const body = await answer.json();
+  if (answer.status === 401) {
+    askForToken(token ? body.detail : "");
+    throw new Unanswered();
+  }
   if (!answer.ok) throw new Error(body.detail || answer.statusText);
   return body;
 }
+
+class Unanswered extends Error {}
+
+function askForToken(why) {
+  sessionStorage.removeItem(TOKEN);
+  byId("login").hidden = false;
+  document.querySelector("main").hidden = true;
+  byId("summary").textContent = "this cluster asks who you are";
+  if (why) trouble(why);
+}
+
+byId("login").addEventListener("submit", (event) => {
+  event.preventDefault();
+  sessionStorage.setItem(TOKEN, byId("token").value.trim());
+  byId("token").value = "";
+  byId("login").hidden = true;
+  document.querySelector("main").hidden = false;
+  trouble("");
+});
+
+// A link into the API opens here: followed by the browser, it would not carry the token.
+document.addEventListener("click", async (event) => {
+  const link = event.target.closest("a[href^='/v1/']");
+  if (!link || event.ctrlKey || event.metaKey || event.shiftKey) return;
+  event.preventDefault();
+  byId("details-title").textContent = link.title.split("\n")[0] || link.textContent;
+  try {
+    byId("details-text").textContent = JSON.stringify(await read(link.getAttribute("href")), null, 2);
+  } catch (error) {
+    if (error instanceof Unanswered) return;
+    byId("details-text").textContent = error.message;
+  }
+  byId("details").showModal();
+});
 
 async function readAll(path) {
   const items = [];
@@ -133,11 +176,11 @@ function trouble(text) {
 }
 
 async function round() {
-  if (!document.hidden) {
+  if (!document.hidden && byId("login").hidden) {
     try {
       show(await read("/v1/status"), await readAll("/v1/nodes"), await readAll("/v1/tasks"), await readAll("/v1/jobs"));
     } catch (error) {
-      trouble(`This node does not answer as it should: ${error.message}`);
+      if (!(error instanceof Unanswered)) trouble(`This node does not answer as it should: ${error.message}`);
     }
   }
   setTimeout(round, PERIOD_MS);
