@@ -1,13 +1,12 @@
-"""Raft alone: three members as three processes on loopback, no agent around them.
+"""Members of the log as processes on loopback, no agent around them: what benches and tests drive.
 
-scripts/bench raft runs it, over TLS, as agents do; `--plain` without; `--compare` both, one after the
-other. `--busy` keeps every core busy with other work meanwhile. tests/ use its member processes.
+scripts/bench raft and scripts/bench etcd measure with them; tests/ kill them.
 """
 
 from __future__ import annotations
 
-import argparse
 import asyncio
+import base64
 import contextlib
 import json
 import logging
@@ -24,6 +23,8 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
+
+from aiohttp import web
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -181,6 +182,8 @@ class Member:
                 return await self.measure_latency(request["count"])
             case "throughput":
                 return await self.measure_throughput(**request["workload"])
+            case "serve_puts":
+                return await self.serve_puts()
             case "cpu":
                 usage = resource.getrusage(resource.RUSAGE_SELF)
                 return usage.ru_utime + usage.ru_stime
@@ -200,6 +203,21 @@ class Member:
                 await self.log.propose(data, 2_000)
                 answer({"id": -1, "acknowledged": data.hex()})
         return []
+
+    async def serve_puts(self) -> int:
+        """The port of an HTTP server that takes what etcd's gateway takes: each put is an entry."""
+
+        async def put(request: web.BaseRequest) -> web.Response:
+            body = json.loads(await request.read())
+            key, value = base64.b64decode(body["key"]), base64.b64decode(body["value"])
+            committed = await self.log.propose(LENGTH.pack(len(key)) + key + value, 20_000)
+            return web.json_response({"header": {"revision": str(committed.index)}})
+
+        runner = web.ServerRunner(web.Server(put, access_log=None))
+        await runner.setup()
+        port = free_port()
+        await web.TCPSite(runner, "127.0.0.1", port).start()
+        return port
 
     async def measure_latency(self, count: int) -> list[float]:
         times = []
@@ -423,177 +441,6 @@ def summary(times: list[float]) -> dict[str, float]:
         "p99_ms": round(ordered[int(len(ordered) * 0.99)], 3),
         "max_ms": round(ordered[-1], 3),
     }
-
-
-async def run_latency(count: int = 2_000, **settings: Any) -> dict[str, Any]:
-    """One proposal after the other, at the leader and through a follower."""
-    async with cluster_of(SIZE, **settings) as processes:
-        leader = await processes.leader()
-        follower = next(process for process in processes.all if process is not leader)
-        await leader.request("latency", count=100)
-        return {
-            "leader": summary(await leader.request("latency", count=count)),
-            "follower": summary(await follower.request("latency", count=count)),
-            "count": count,
-        }
-
-
-async def run_throughput(
-    count: int = 20_000, window: int = 512, size: int = OPERATION_BYTES, **settings: Any
-) -> dict[str, Any]:
-    """`window` proposals of `size` bytes in flight, at the leader and through a follower."""
-    workload = {"count": count, "window": window, "size": size}
-    async with cluster_of(SIZE, **settings) as processes:
-        leader = await processes.leader()
-        follower = next(process for process in processes.all if process is not leader)
-        await leader.request("throughput", workload={**workload, "count": 2_000})
-        return {
-            "leader": await leader.request("throughput", workload=workload),
-            "follower": await follower.request("throughput", workload=workload),
-            **workload,
-        }
-
-
-async def run_failover(kills: int = 20, **settings: Any) -> dict[str, Any]:
-    """kill -9 of the leader to the next write committed through a survivor."""
-    times = []
-    async with cluster_of(SIZE, **settings) as processes:
-        for number in range(kills):
-            leader = await processes.leader()
-            survivors = [process for process in processes.running() if process is not leader]
-            for survivor in survivors:
-                await survivor.request("barrier", timeout_ms=10_000)
-            began = time.perf_counter()
-            await leader.kill()
-            times.append((await first_commit(survivors, number) - began) * 1000)
-            await leader.start()
-    return {
-        "kills": kills,
-        "min_ms": round(min(times), 1),
-        "median_ms": round(statistics.median(times), 1),
-        "max_ms": round(max(times), 1),
-        "all_ms": [round(one) for one in times],
-    }
-
-
-async def first_commit(survivors: list[Process], number: int) -> float:
-    """When the first write was committed, trying both survivors in turn."""
-    attempt = 0
-    while True:
-        attempt += 1
-        survivor = survivors[attempt % len(survivors)]
-        data = f"{number}-{attempt}".encode().hex()
-        try:
-            await survivor.request("propose", data=data, timeout_ms=2_000)
-        except RuntimeError:
-            await asyncio.sleep(0.002)
-        else:
-            return time.perf_counter()
-
-
-async def run_restart(entries: int = 100_000, **settings: Any) -> dict[str, Any]:
-    """From the start of a killed member's process until it has applied `entries` again that no
-    snapshot covers: a follower of three, and a cluster of one."""
-    results: dict[str, Any] = {"entries": entries}
-    for size in (SIZE, 1):
-        workload = {"count": entries, "window": 512, "size": OPERATION_BYTES}
-        async with cluster_of(size, snapshot_every=10 * entries, **settings) as processes:
-            leader = await processes.leader()
-            await leader.request("throughput", workload=workload)
-            index = await leader.request("barrier", timeout_ms=10_000)
-            member = processes.all[-1]
-            await member.request("barrier", timeout_ms=10_000)
-            await member.kill()
-            began = time.perf_counter()
-            await member.start()
-            started = time.perf_counter() - began
-            while True:
-                status = await member.request("status")
-                if status["ready"] and status["applied"] >= index:
-                    break
-                await asyncio.sleep(0.005)
-            whole = time.perf_counter() - began
-            path = Path(member.options["data_dir"]) / "journal"
-            results[f"of_{size}"] = {
-                "listening_s": round(started, 3),
-                "applied_and_ready_s": round(whole, 3),
-                "journal_bytes": sum(one.stat().st_size for one in path.iterdir()),
-            }
-    return results
-
-
-async def run_idle(seconds: float = 10.0, **settings: Any) -> dict[str, Any]:
-    """Percent of a core that each member takes while nothing happens."""
-    async with cluster_of(SIZE, **settings) as processes:
-        leader = await processes.leader()
-        await asyncio.sleep(2)
-        ordered = [leader, *(process for process in processes.all if process is not leader)]
-        before = [await process.request("cpu") for process in ordered]
-        await asyncio.sleep(seconds)
-        after = [await process.request("cpu") for process in ordered]
-    percent = [round((b - a) / seconds * 100, 2) for a, b in zip(before, after, strict=True)]
-    return {"leader_percent": percent[0], "followers_percent": percent[1:], "seconds": seconds}
-
-
-def sync_cost() -> dict[str, float]:
-    """What one append of 300 bytes and its fdatasync cost where the members' files are."""
-    times = []
-    with tempfile.NamedTemporaryFile(prefix="cube-bench-raft-") as file:
-        for _ in range(1_000):
-            began = time.perf_counter()
-            os.write(file.fileno(), bytes(300))
-            os.fdatasync(file.fileno())
-            times.append((time.perf_counter() - began) * 1000)
-    return summary(times)
-
-
-async def run_all(options: argparse.Namespace) -> dict[str, Any]:
-    settings: dict[str, Any] = {"fsync": not options.no_fsync}
-    for name in ("heartbeat_ms", "election_min_ms", "election_max_ms"):
-        if getattr(options, name) is not None:
-            settings[name] = getattr(options, name)
-    runs: dict[str, Callable[[], Any]] = {
-        "latency": lambda: run_latency(**settings),
-        "throughput": lambda: run_throughput(**settings),
-        "throughput_2k": lambda: run_throughput(size=2_000, **settings),
-        "restart": lambda: run_restart(**settings),
-        "failover": lambda: run_failover(options.kills, **settings),
-        "idle": lambda: run_idle(**settings),
-    }
-    cores = os.cpu_count() or 1
-    results: dict[str, Any] = {
-        "settings": dict(settings),
-        "busy": options.busy,
-        "append_and_fdatasync": sync_cost(),
-    }
-    async with busy_cores(cores if options.busy else 0):
-        for name, run in runs.items():
-            if options.only not in (None, name):
-                continue
-            if options.compare or options.plain:
-                settings["has_tls"] = False
-                results[f"{name}_plain"] = await run()
-            if options.compare or not options.plain:
-                settings["has_tls"] = True
-                results[name] = await run()
-    return results
-
-
-RUNS = ("latency", "throughput", "throughput_2k", "failover", "idle", "restart")
-
-
-def bench(args: list[str]) -> dict[str, Any]:
-    parser = argparse.ArgumentParser(prog="scripts/bench raft", description=__doc__)
-    parser.add_argument("--no-fsync", action="store_true")
-    parser.add_argument("--busy", action="store_true")
-    parser.add_argument("--plain", action="store_true", help="without TLS")
-    parser.add_argument("--compare", action="store_true", help="without TLS, then with it")
-    parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--only", choices=RUNS)
-    parser.add_argument("--heartbeat-ms", type=int)
-    parser.add_argument("--election-min-ms", type=int)
-    parser.add_argument("--election-max-ms", type=int)
-    return asyncio.run(run_all(parser.parse_args(args)))
 
 
 def main() -> None:

@@ -11,6 +11,7 @@ import json
 import statistics
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -149,7 +150,8 @@ def idle(cluster: TestCluster, seconds: float) -> dict[str, Any]:
 
 
 def api(cluster: TestCluster, seconds: float) -> dict[str, Any]:
-    """One client: lists of 100 tasks, and writes of distinct small jobs, at a follower."""
+    """Lists of 100 tasks by one client, and writes of distinct small jobs by one and by eight, at a
+    follower."""
     node = cluster.follower()
     many = small_job("many", count=100, command=["sleep", "100000"])
     cluster.cube("run", "-", "--format", "json", "--detach", stdin=many)
@@ -162,19 +164,39 @@ def api(cluster: TestCluster, seconds: float) -> dict[str, Any]:
         connection.getresponse().read()
         count += 1
     lists = count / (time.monotonic() - began)
+    connection.close()
     cluster.cube("rm", "many")
     wait_for("none is left", lambda: not cluster.tasks("many"))
-    writes = 0
-    began = time.monotonic()
-    while time.monotonic() - began < seconds:
-        body = small_job(f"x{writes}")
-        connection.request("POST", "/v1/jobs", body, {"Content-Type": "application/json"})
-        assert connection.getresponse().read()
-        writes += 1
     return {
         "list_100_tasks_per_s": round(lists),
-        "job_writes_per_s": round(writes / (time.monotonic() - began)),
+        "job_writes_per_s": {
+            f"{clients}_clients": writes_per_s(node, clients, seconds) for clients in (1, 8)
+        },
     }
+
+
+def writes_per_s(node: Node, clients: int, seconds: float) -> dict[str, float | int]:
+    times: list[float] = []
+
+    def one(number: int) -> None:
+        connection = http.client.HTTPConnection("127.0.0.1", node.http, timeout=10)
+        count = 0
+        while (began := time.monotonic()) < until:
+            body = small_job(f"x{clients}-{number}-{count}")
+            connection.request("POST", "/v1/jobs", body, {"Content-Type": "application/json"})
+            answer = connection.getresponse()
+            answer.read()
+            assert answer.status in (200, 201), answer.status
+            times.append((time.monotonic() - began) * 1000)
+            count += 1
+        connection.close()
+
+    began = time.monotonic()
+    until = began + seconds
+    with ThreadPoolExecutor(clients) as pool:
+        list(pool.map(one, range(clients)))
+    took_s = time.monotonic() - began
+    return {"per_s": round(len(times) / took_s), "p50_ms": round(statistics.median(times), 2)}
 
 
 def main(args: list[str]) -> dict[str, Any]:
