@@ -98,8 +98,8 @@ class Election(Applying):
         self._pre_votes = set()
         self._pre_vote_term = -1
 
-    def roles_of(self, peer: Peer) -> Roles:
-        roles = Roles(0)
+    def roles_of(self, peer: Peer) -> int:
+        roles = 0
         if peer in self._SyncObj__otherNodes:
             roles |= Roles.VOTER
         if peer in self._SyncObj__readonlyNodes:
@@ -121,7 +121,7 @@ class Election(Applying):
             case "term_hint":
                 self._on_term_hint(message["term"])
             case "request_vote" if self.hears_a_leader() and not (
-                message.get("transfer", False) and Roles.VOTER in roles
+                message.get("transfer", False) and roles & Roles.VOTER
             ):
                 pass
             case "request_vote":
