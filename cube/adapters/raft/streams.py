@@ -16,9 +16,10 @@ RECEIVE_BYTES = 256 << 10
 # Of one who is not introduced yet: a flight of a handshake, or a hello.
 STRANGER_RECEIVE_BYTES = 16 << 10
 _GATHER_MAX = 64  # buffers per sendmsg, well under IOV_MAX
-# Encrypted in one go. Joining short frames up to it saves records and calls; a socket that takes no
-# more leaves at most this much encrypted and not sent.
-_PIECE_BYTES = 128 << 10
+# Encrypted, or decrypted, in one go. Joining short frames up to it saves records and calls; a socket
+# that takes no more leaves at most this much encrypted and not sent. OpenSSL's memory never shrinks:
+# a connection keeps this and a third, beside 28 KiB of its own.
+_PIECE_BYTES = 64 << 10
 _RECORD_BYTES = 16 << 10  # TLS has none longer
 # Encrypted and not sent: more than a piece is one who asks (for new keys) and does not read.
 _ANSWERS_BYTES_MAX = 2 * _PIECE_BYTES
@@ -157,8 +158,8 @@ class TlsStream:
         """See PlainStream. What came with the end of the handshake counts as come."""
         received = 0
         is_there = self._decrypt(into)
+        size = min(_PIECE_BYTES, bytes_max)
         while is_there and received < bytes_max:
-            size = min(RECEIVE_BYTES, bytes_max)
             data = self._wire._recv(size)
             if data is None:
                 break

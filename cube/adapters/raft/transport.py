@@ -42,7 +42,7 @@ STRANGERS_MAX = 256
 # The kernel keeps as many more for us, in the order they came.
 BACKLOG = 256
 ACCEPTS_PER_TURN_MAX = 16
-# A handshake costs about half a millisecond. Beyond this share of a turn they wait for the next
+# A handshake costs one or two milliseconds. Beyond this share of a turn they wait for the next
 # one: messages and heartbeats come between.
 SHAKE_S_PER_TURN_MAX = 0.005
 # What strangers did wrong is counted, and told once in a while.
