@@ -283,12 +283,6 @@ def test_batch_runs_to_completion(cluster: TestCluster) -> None:
     assert job["status"] == "completed"
 
 
-def test_the_agent_refuses_to_run_without_insecure(cluster: TestCluster, tmp_path: Path) -> None:
-    done = cluster_less(["agent", "--data-dir", str(tmp_path / "d")])
-    assert done[0] == 2
-    assert "--insecure" in done[1]
-
-
 def test_a_taken_port_and_a_held_directory_are_said_clearly(cluster: TestCluster) -> None:
     cluster.form(1)
     node = cluster.nodes[0]
