@@ -13,9 +13,10 @@ from collections.abc import Mapping
 from cube.agent.agent import Agent, is_root
 from cube.agent.garbage import keep_collections_short
 from cube.config import Config, load
+from cube.config.settings import HTTP_PORT
 from cube.model.addresses import is_loopback, join_address
 from cube.model.errors import BadConfig, BadPacket, Unavailable
-from cube.model.places import OPERATOR_TOKEN_FILE
+from cube.model.places import OPERATOR_TOKEN_FILE, default_data_dir
 from cube.model.trust import format_join_token
 
 EXIT_FAILED = 1
@@ -132,6 +133,7 @@ def _next_host(config: Config, agent: Agent) -> list[str]:
         return ["  another node       cube cluster join-token   (prints the line to paste there)"]
     lines = [
         f"  operator's token   {config.node.data_dir}/{OPERATOR_TOKEN_FILE}",
+        *_where_to_look(config, agent),
         f"  on the next host   cube agent --join {agent.http_address} --token "
         f"{format_join_token(agent.join_token)} --advertise ITS-ADDRESS",
     ]
@@ -141,6 +143,16 @@ def _next_host(config: Config, agent: Agent) -> list[str]:
             "--advertise ADDRESS and an empty data directory"
         )
     return lines
+
+
+def _where_to_look(config: Config, agent: Agent) -> list[str]:
+    """What the command line needs to be told when not all is at its usual place."""
+    told = []
+    if config.node.data_dir != default_data_dir(os.environ, is_root=is_root()):
+        told.append(f"CUBE_DATA_DIR={config.node.data_dir}")
+    if agent.http_address != join_address("127.0.0.1", HTTP_PORT):
+        told.append(f"CUBE_ADDR={agent.http_address}")
+    return [f"  another terminal   export {' '.join(told)}"] if told else []
 
 
 def _complain(what: str, why: str = "", hint: str = "") -> None:
