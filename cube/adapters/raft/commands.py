@@ -40,10 +40,15 @@ def kind_of(command: bytes) -> int:
     return command[0] if command else -1
 
 
-def split(command: bytes) -> tuple[int, bytes]:
-    """(at_ms, data) of a KIND_DATA entry. Raises BadPacket."""
+def check_data(command: bytes) -> None:
+    """Raises BadPacket unless split() can split it."""
     if len(command) < _STAMP.size:
         raise BadPacket("a log entry is shorter than its stamp")
+
+
+def split(command: bytes) -> tuple[int, bytes]:
+    """(at_ms, data) of a KIND_DATA entry. Raises BadPacket."""
+    check_data(command)
     _, at_ms = _STAMP.unpack_from(command)
     return at_ms, command[_STAMP.size :]
 

@@ -16,9 +16,9 @@ from cube.adapters.raft.commands import (
     KIND_DATA,
     KIND_MEMBERS,
     KINDS,
+    check_data,
     decode_members,
     kind_of,
-    split,
 )
 from cube.adapters.raft.library import REASON_SUCCESS, REASONS, Message
 from cube.model.errors import BadPacket
@@ -131,12 +131,19 @@ def _check_append_entries(message: Message) -> None:
     index, term, newest = message["prevLogIdx"], message["prevLogTerm"], message["term"]
     for entry in message["entries"]:
         index += 1
-        if type(entry) is not list or [type(part) for part in entry] != [bytes, int, int]:
+        if type(entry) is not list or len(entry) != 3:
+            raise BadPacket("append_entries: an entry is a list of three")
+        command, entry_index, entry_term = entry
+        if (
+            type(command) is not bytes
+            or type(entry_index) is not int
+            or type(entry_term) is not int
+        ):
             raise BadPacket("append_entries: an entry is (bytes, index, term)")
-        if entry[1] != index or not term <= entry[2] <= newest:
+        if entry_index != index or not term <= entry_term <= newest:
             raise BadPacket("append_entries: entries are not consecutive")
-        term = entry[2]
-        _check_command(entry[0])
+        term = entry_term
+        _check_command(command)
     if index > NUMBER_MAX:
         raise BadPacket("append_entries: out of bounds")
 
@@ -145,7 +152,7 @@ def _check_command(command: bytes) -> None:
     """It can be kept and applied: what is in the journal must be readable at the next start."""
     kind = kind_of(command)
     if kind == KIND_DATA:
-        split(command)
+        check_data(command)
     elif kind == KIND_MEMBERS:
         decode_members(command)
     elif kind not in KINDS:
