@@ -139,14 +139,17 @@ class Recovery:
         return copy
 
 
-def make_order(state: ClusterState, keep: NodeId | None, term: int) -> Order:
+def make_order(
+    state: ClusterState, keep: NodeId | None, term: int, more: Sequence[Body] = ()
+) -> Order:
     """In `term` every node but `keep` is removed: what runs on them is placed anew, and their
-    certificates are refused."""
+    certificates are refused. Then comes `more`."""
     lineage = entropy.short_id()
     bodies: list[Body] = []
     for node in sorted(state.nodes.values(), key=lambda node: node.id):
         if node.id != keep:
             bodies += _farewell(node, term)
+    bodies += more
     return Order(
         term=term,
         lineage=lineage,

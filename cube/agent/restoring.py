@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
 from pathlib import Path
 
 import msgspec
@@ -18,10 +17,11 @@ from cube.adapters.trust.authority import X509Certificates
 from cube.adapters.trust.envelope import open_envelope
 from cube.agent.drivers import TASKS_DIRECTORY
 from cube.agent.recovery import RAFT, free_path, make_order, now_text
-from cube.config import Config
 from cube.model.cluster import ClusterState
+from cube.model.commands import Body, CreateToken
 from cube.model.errors import BadPacket
 from cube.model.ids import ClusterId, NodeId
+from cube.model.places import OPERATOR_TOKEN_FILE
 from cube.model.savedstate import (
     HEADER_BYTES_MAX,
     PREFIX_BYTES,
@@ -31,9 +31,18 @@ from cube.model.savedstate import (
     decode_head,
     head_bytes,
 )
-from cube.model.trust import NodeIdentity, NodeKeys, NodeRole
-from cube.services.enrolment import CA, CA_KEY_PURPOSE, CERTIFICATE, KEY, NAMES_MAX
+from cube.model.trust import (
+    TOKENS_MAX,
+    NodeIdentity,
+    NodeKeys,
+    NodeRole,
+    TokenRole,
+    format_api_token,
+    secret_hash,
+)
+from cube.services.enrolment import CA, CA_KEY_PURPOSE, CERTIFICATE, KEY
 from cube.services.formation import RECORD, NodeRecord
+from cube.services.founding import make_api_token
 from cube.services.keyring import KEYS, cluster_gossip_keys
 from cube.statemachine import snapshot
 
@@ -56,14 +65,6 @@ class NotEmpty(Exception):
 
 class NoKeys(Exception):
     """Neither given nor in the data directory."""
-
-
-def node_names(config: Config) -> tuple[str, ...]:
-    """The hosts at which HTTPS clients will find the node."""
-    bind = config.bind
-    names = [bind.advertise or bind.address, bind.address, "127.0.0.1", "localhost"]
-    names += [config.node.name, socket.gethostname()]
-    return tuple(dict.fromkeys(n for n in names if n not in ("", "0.0.0.0", "::")))[:NAMES_MAX]
 
 
 def read_saved(path: Path) -> Saved:
@@ -96,6 +97,7 @@ def restore(
     names: tuple[str, ...],
     keys_file: Path | None,
     *,
+    is_insecure: bool,
     is_forced: bool,
 ) -> Path | None:
     """The directory is a new node's, the only voter of the cluster with the saved state, without
@@ -117,7 +119,8 @@ def restore(
         disk.replace(KEYS, msgspec.json.encode(keys))
         node_id = NodeId(entropy.new_id())
         _certify(disk, saved.state, keys, node_id, names)
-        _make_raft(data_dir, saved.state, raft_address)
+        more = () if is_insecure else _own_token(disk, saved.state)
+        _make_raft(data_dir, saved.state, raft_address, more)
         record = NodeRecord(
             node_id=node_id,
             raft_address=raft_address,
@@ -125,6 +128,7 @@ def restore(
             cluster_name=saved.state.cluster_name,
             created=True,
             admitted=True,
+            insecure=is_insecure,
         )
         disk.replace(RECORD, msgspec.json.format(msgspec.json.encode(record)))
         return aside
@@ -197,10 +201,23 @@ def _certify(
         disk.replace(name, pem.encode())
 
 
-def _make_raft(data_dir: Path, state: ClusterState, raft_address: str) -> None:
+def _own_token(disk: FileDisk, state: ClusterState) -> tuple[Body, ...]:
+    """Creates a token of an operator, which is in the data directory, where the command line looks:
+    who restores a cluster may use it, though all tokens are lost."""
+    if not state.trust.ca_certificate_pem or len(state.trust.tokens) >= TOKENS_MAX:
+        return ()
+    token = make_api_token(entropy.secret)
+    disk.replace(OPERATOR_TOKEN_FILE, format_api_token(token).encode() + b"\n")
+    hash_ = secret_hash(token.secret)
+    return (CreateToken(token.id, hash_, TokenRole.OPERATOR, description="made by a restore"),)
+
+
+def _make_raft(
+    data_dir: Path, state: ClusterState, raft_address: str, more: tuple[Body, ...]
+) -> None:
     fresh = data_dir / f"{RAFT}.restoring"
     shutil.rmtree(fresh, ignore_errors=True)
-    order = make_order(state, None, state.term + TERM_LEAP)
+    order = make_order(state, None, state.term + TERM_LEAP, more)
     slices = list(snapshot.dump_slices(state))
     make_member(fresh, raft_address, state.index, state.term, slices, order)
     os.rename(fresh, data_dir / RAFT)

@@ -91,12 +91,7 @@ class NodeTrust:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The hosts at which HTTPS clients find this node."""
-        bind = self._config.bind
-        own = [bind.advertise or bind.address, bind.address, "127.0.0.1", "localhost"]
-        own += [self._config.node.name, socket.gethostname(), "::1"]
-        valid = [name for name in own if _NAME.fullmatch(name) and name not in ("0.0.0.0", "::")]
-        return tuple(dict.fromkeys(valid))[:NAMES_MAX]
+        return host_names(self._config)
 
     # What the API shows
 
@@ -306,6 +301,15 @@ class NodeTrust:
             raise Unavailable(answer.message)
         self._disk.replace(CERTIFICATE, answer.encode())
         self.tls.renew()
+
+
+def host_names(config: Config) -> tuple[str, ...]:
+    """The hosts at which HTTPS clients find this node."""
+    bind = config.bind
+    own = [bind.advertise or bind.address, bind.address, "127.0.0.1", "localhost"]
+    own += [config.node.name, socket.gethostname(), "::1"]
+    valid = [name for name in own if _NAME.fullmatch(name) and name not in ("0.0.0.0", "::")]
+    return tuple(dict.fromkeys(valid))[:NAMES_MAX]
 
 
 def _read_shared(path: str) -> bytes | None:

@@ -155,13 +155,14 @@ def _time(at_ms: int) -> str:
 @click.option("--data-dir", metavar="DIR", required=True, help="Empty; its agent is off.")
 @click.option("--keys", metavar="KEYS", help="keys.json of a node of the cluster; else DIR has it.")
 @click.option("--force", is_flag=True, help="Move aside what DIR holds.")
+@click.option("--insecure", is_flag=True, help="As for the agent that will start in DIR.")
 @click.option("--config", metavar="FILE", help="As for the agent that will start in DIR.")
 @click.option("--bind", metavar="A", help="As for the agent that will start in DIR.")
 @click.option("--advertise", metavar="A", help="As for the agent that will start in DIR.")
 @click.option("--raft", type=int, metavar="P", help="As for the agent that will start in DIR.")
 def restore(
     settings: Settings, file: str, data_dir: str, keys: str | None, force: bool,
-    config: str | None, **places: Any,
+    config: str | None, insecure: bool, **places: Any,
 ) -> None:  # fmt: skip
     """Make a cluster of one node from a saved state, offline.
 
@@ -171,12 +172,15 @@ def restore(
     every node, so a copy of one is needed.
     """
     saved = _read(file)
-    raft_address, names = _places(config, {**places, "data_dir": data_dir})
-    aside = _restore(saved, data_dir, raft_address, names, keys, file, is_forced=force)
+    raft_address, names = _places(config, {**places, "data_dir": data_dir, "insecure": insecure})
+    aside = _restore(
+        saved, data_dir, raft_address, names, keys, file, is_insecure=insecure, is_forced=force
+    )
     _print(settings, saved.header)
     if aside is not None:
         note(f"what was in {data_dir}: {aside}")
     given = "".join(f" --{name} {value}" for name, value in places.items() if value is not None)
+    given = (" --insecure" if insecure else "") + given
     given += f" --config {config}" if config else ""
     note(f"restored: {data_dir} is a new node's, at Raft address {raft_address}, and leads alone")
     note(
@@ -201,7 +205,7 @@ def _read(file: str) -> Saved:
 
 def _places(config_file: str | None, flags: dict[str, Any]) -> tuple[str, tuple[str, ...]]:
     """The Raft address that the agent will have, and the names it will be found at."""
-    from cube.agent.restoring import node_names
+    from cube.agent.trust import host_names
     from cube.config import load
     from cube.model.addresses import join_address
 
@@ -213,12 +217,12 @@ def _places(config_file: str | None, flags: dict[str, Any]) -> tuple[str, tuple[
             "\n".join(str(error) for error in bad.errors),
         ) from None  # fmt: skip
     bind = config.bind
-    return join_address(bind.advertise or bind.address, bind.raft), node_names(config)
+    return join_address(bind.advertise or bind.address, bind.raft), host_names(config)
 
 
 def _restore(
     saved: Saved, data_dir: str, raft_address: str, names: tuple[str, ...], keys: str | None,
-    file: str, *, is_forced: bool,
+    file: str, *, is_insecure: bool, is_forced: bool,
 ) -> Path | None:  # fmt: skip
     from cube.agent.restoring import NoKeys, NotEmpty, restore
 
@@ -226,7 +230,7 @@ def _restore(
     try:
         return restore(
             saved, Path(data_dir), raft_address, names, Path(keys) if keys else None,
-            is_forced=is_forced,
+            is_insecure=is_insecure, is_forced=is_forced,
         )  # fmt: skip
     except NotEmpty:
         raise CommandError(

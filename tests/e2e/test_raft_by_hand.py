@@ -152,7 +152,7 @@ def test_a_state_saved_on_a_follower_is_restored_elsewhere(cluster: TestCluster)
     new = cluster.add("n4")
     cluster.cube(
         "raft", "snapshot", "restore", file, "--data-dir", str(new.directory),
-        "--raft", str(new.raft), "--keys", keys, at=new,
+        "--raft", str(new.raft), "--keys", keys, "--insecure", at=new,
     )  # fmt: skip
     restored = read_contents(new.directory / "raft").snapshot_data
     assert restored is not None
@@ -168,6 +168,57 @@ def test_a_state_saved_on_a_follower_is_restored_elsewhere(cluster: TestCluster)
         cluster.start(node, new)
         wait_for(f"{node.name} is ready", node.is_ready)
     assert len(cluster.voters(3)) == 3
+
+
+def test_recovered_and_restored_where_nobody_is_trusted_without_proof(
+    cluster: TestCluster,
+) -> None:
+    """Certificates, keys and tokens go on; old nodes' certificates open nothing any more."""
+    cluster.is_secure = True
+    cluster.form(3)
+    first, second, third = cluster.nodes
+    cluster.cube("run", "--name", "x", "--count", "0", "--detach", "--", "true", at=first)
+    file, keys = str(cluster.directory / "saved"), str(cluster.directory / "keys.json")
+    cluster.cube("raft", "transfer", "n2", at=third)
+    assert cluster.leader() is second
+    cluster.cube("raft", "snapshot", "save", file, at=third)
+    shutil.copy(third.directory / "keys.json", keys)
+    old = cluster.directory / "old"
+    shutil.copytree(second.directory, old)
+    for node in (second, third):
+        node.kill()
+        shutil.rmtree(node.directory)
+    first.terminate()
+    cluster.cube("cluster", "recover", "--data-dir", str(first.directory), "--yes", at=first)
+    cluster.start(first)
+    wait_for("it is ready", first.is_ready)
+    assert jobs_at(first) == {"x"}
+    # An old node is turned away; new ones join by the token of before.
+    shutil.move(old, second.directory)
+    cluster.start(second)
+    wait_for("it is told", lambda: "was removed from" in second.log.read_text())
+    second.kill()
+    shutil.rmtree(second.directory)
+    for node in (second, third):
+        cluster.start(node, first)
+        wait_for(f"{node.name} is ready", node.is_ready)
+    assert len(cluster.voters(3)) == 3
+    # And from the file, on a host that has nothing but the keys.
+    for node in cluster.running():
+        node.kill()
+    new = cluster.add("n4")
+    new.trusted = new.directory
+    cluster.cube(
+        "raft", "snapshot", "restore", file, "--data-dir", str(new.directory), "--bind", new.host,
+        "--raft", str(new.raft), "--keys", keys, at=new,
+    )  # fmt: skip
+    cluster.start(new)
+    wait_for("it is ready", new.is_ready)
+    assert jobs_at(new) == {"x"}
+    last = cluster.start(cluster.add("n5"), new)
+    last.trusted = new.directory
+    wait_for("n5 is ready", last.is_ready)
+    assert {node["name"] for node in last.get("/v1/nodes")["items"]} == {"n4", "n5"}
 
 
 def hashes(directory: Path) -> dict[str, str]:

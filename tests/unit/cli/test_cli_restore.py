@@ -23,7 +23,7 @@ from cube.model import commands as c
 from cube.model.cluster import ClusterState
 from cube.model.ids import ClusterId
 from cube.model.savedstate import encode_head
-from cube.model.trust import NodeKeys
+from cube.model.trust import NodeKeys, TokenRole, parse_api_token, secret_matches
 from cube.services.enrolment import CA_KEY_PURPOSE
 from cube.services.formation import NodeRecord
 from cube.services.keyring import first_gossip_key
@@ -87,10 +87,10 @@ def test_a_saved_state_becomes_a_cluster_of_one_without_its_old_nodes(tmp_path: 
     directory = tmp_path / "data"
     done = cube(
         "raft", "snapshot", "restore", file, "--data-dir", directory, "--raft", "7801",
-        "--keys", keys_file(tmp_path / "k"),
+        "--keys", keys_file(tmp_path / "k"), "--insecure",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert f"next: cube agent --data-dir {directory} --raft 7801" in done.stderr
+    assert f"next: cube agent --data-dir {directory} --insecure --raft 7801" in done.stderr
     assert "Never start nodes of the old cluster" in done.stderr
     before, after = restored_state(directory)
     assert digest(before) == digest(world.state) == read_saved(file).header.digest
@@ -99,6 +99,7 @@ def test_a_saved_state_becomes_a_cluster_of_one_without_its_old_nodes(tmp_path: 
     assert set(after.trust.removed_nodes) == set(world.state.nodes)
     record = msgspec.json.decode((directory / "node.json").read_bytes(), type=NodeRecord)
     assert (record.cluster_id, record.raft_address) == ("cluster-1", "127.0.0.1:7801")
+    assert record.insecure and not (directory / "operator-token").exists()
     assert record.node_id not in world.state.nodes
     contents = read_contents(directory / "raft")
     assert contents.voters == ("127.0.0.1:7801",)
@@ -122,6 +123,11 @@ def test_the_new_node_has_a_certificate_of_the_old_ca(tmp_path: Path) -> None:
     CERTIFICATES.verify_issued(certificate, ca, (directory / "node.key").read_text())
     record = msgspec.json.decode((directory / "node.json").read_bytes(), type=NodeRecord)
     assert CERTIFICATES.node_of(certificate).node_id == record.node_id
+    # Who may restore may use it, though every token is lost.
+    token = parse_api_token((directory / "operator-token").read_text().strip())
+    kept = restored_state(directory)[1].trust.tokens[token.id]
+    assert kept.role is TokenRole.OPERATOR
+    assert secret_matches(token.secret, kept.hash)
 
 
 def test_inspect_tells_what_a_file_is_and_whether_it_is_whole(tmp_path: Path) -> None:
@@ -233,13 +239,22 @@ def test_what_was_cut_short_starts_no_agent_and_may_be_repeated(
     def die(*_: object) -> None:
         raise Killed
 
+    def restore() -> None:
+        restoring.restore(
+            saved, directory, "127.0.0.1:7801", (), keys, is_insecure=True, is_forced=False
+        )
+
     with monkeypatch.context() as patch:
         patch.setattr(restoring, name, die)
         with pytest.raises(Killed):
-            restoring.restore(saved, directory, "127.0.0.1:7801", (), keys, is_forced=False)
+            restoring.restore(
+                saved, directory, "127.0.0.1:7801", (), keys, is_insecure=True, is_forced=False
+            )
     ports = ("--http", "7910", "--raft", "7911", "--gossip", "7912")
     started = cube("agent", "--insecure", "--data-dir", directory, *ports)
     assert started.returncode == 1
     assert "node.json in the data directory is damaged" in started.stderr
-    restoring.restore(saved, directory, "127.0.0.1:7801", (), keys, is_forced=False)
+    restoring.restore(
+        saved, directory, "127.0.0.1:7801", (), keys, is_insecure=True, is_forced=False
+    )
     assert set(restored_state(directory)[1].job_names) == {"shop"}
