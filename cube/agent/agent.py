@@ -310,13 +310,14 @@ class Agent:
 
     def _check_mode(self, record: NodeRecord) -> None:
         """Raises Unavailable: the other nodes would not understand this one."""
-        if record.insecure == self._config.insecure:
-            return
-        made, start = ("with", "with") if record.insecure else ("without", "without")
-        raise Unavailable(
-            f"this data directory belongs to a cluster that was made {made} --insecure; start the "
-            f"agent {start} it, or with an empty data directory"
-        )
+        if record.insecure is None:  # the first start after a restore decides
+            self._records.update(insecure=self._config.insecure)
+        elif record.insecure != self._config.insecure:
+            word = "with" if record.insecure else "without"
+            raise Unavailable(
+                f"this data directory belongs to a cluster that was made {word} --insecure; start "
+                f"the agent {word} it, or with an empty data directory"
+            )
 
     async def _live(self, on_ready: Callable[[Agent], None]) -> None:
         record = await self._form()

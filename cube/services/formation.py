@@ -37,7 +37,7 @@ class NodeRecord(msgspec.Struct, frozen=True, kw_only=True):
     cluster_name: str = ""
     created: bool = False
     admitted: bool = False
-    insecure: bool = False  # the cluster asks nobody who they are, and speaks HTTP
+    insecure: bool | None = None  # the cluster asks nobody who they are; None: it was restored
     voters: tuple[str, ...] = ()
     gossip_seeds: tuple[str, ...] = ()
     peers: tuple[str, ...] = ()
