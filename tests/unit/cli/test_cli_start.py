@@ -31,6 +31,8 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.parametrize(
     "arguments", [["ps"], ["status"], ["node", "ls"], ["why", "x"], ["logs", "x"], ["stop", "x"],
+                  ["raft", "members"], ["raft", "transfer"],
+                  ["raft", "snapshot", "save", "no-such-file"],
                   ["run", "cube/examples/hello.toml"], ["--help"]],
 )  # fmt: skip
 def test_a_client_command_imports_nothing_heavy(arguments: list[str]) -> None:
