@@ -186,7 +186,10 @@ async def etcd(seconds: float, *, has_tls: bool) -> dict[str, Any]:
                 "--endpoints", f"127.0.0.1:{ports[0]}", "check", "perf", "--load=xl"
             )
     rate = re.search(r"[Tt]hroughput[^\n]*?(\d+) writes/s", said)
-    return {"gateway": gateway, "native_per_s": int(rate[1]) if rate else None}
+    native: dict[str, Any] = {"native_per_s": int(rate[1]) if rate else None}
+    if rate is None:
+        native["native_said"] = said[-300:]
+    return {"gateway": gateway, **native}
 
 
 async def compare(seconds: float = SECONDS, *, has_tls: bool = True) -> dict[str, Any]:

@@ -155,6 +155,7 @@ async def run_restart(entries: int = 100_000, **settings: Any) -> dict[str, Any]
             results[f"of_{size}"] = {
                 "listening_s": round(started, 3),
                 "applied_and_ready_s": round(whole, 3),
+                "cpu_s": round(await member.request("cpu"), 2),
                 "journal_bytes": sum(one.stat().st_size for one in path.iterdir()),
             }
     return results
