@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from aiohttp import web
 
 import cube
 from cube.adapters import entropy, host
@@ -31,12 +30,13 @@ from cube.adapters.trust.envelope import open_envelope
 from cube.adapters.trust.gossip_seal import AesSeal
 from cube.adapters.udp import UdpDatagrams
 from cube.agent.drivers import make_drivers
+from cube.agent.listening import ApiServer
 from cube.agent.trust import NodeTrust, check_cluster
 from cube.api.app import make_app
 from cube.api.auth import Access
 from cube.config import Config
 from cube.gossip.swim import Swim
-from cube.model.addresses import is_loopback, is_unspecified, join_address
+from cube.model.addresses import join_address
 from cube.model.cluster import ClusterSettings, NodeFacts
 from cube.model.commands import InitCluster, ReportTasks
 from cube.model.errors import OutcomeUnknown, Unavailable
@@ -69,9 +69,6 @@ from cube.worker.settings import WorkerSettings
 
 CATCH_UP_MS = 2_000  # one barrier; asked again until it comes back
 LEADERLESS_S = 2.0  # a node looks this often whether a leader speaks to it
-LOOPBACK = "127.0.0.1"
-HANDSHAKE_S = 5.0  # of TLS at the API: who says nothing holds a socket no longer
-HTTP_GOODBYE_S = 2.0  # for requests under way at shutdown
 
 _log = logging.getLogger(__name__)
 
@@ -133,8 +130,7 @@ class Agent:
         )
         self._is_caught_up = False
         self._log: PySyncObjLog | None = None
-        self._web: web.AppRunner | None = None
-        self._listeners: list[asyncio.Server] = []
+        self._web: ApiServer | None = None
         self.join_token: JoinToken | None = None  # of the cluster that this very process has made
 
     # Facts
@@ -225,45 +221,15 @@ class Agent:
             clock=self._clock,
             new_id=entropy.short_id,
         )
-        self._web = web.AppRunner(
-            app, access_log=None, handle_signals=False, shutdown_timeout=HTTP_GOODBYE_S
-        )
-        await self._web.setup()
-        bind = self._config.bind
-        try:
-            self._listeners.append(await self._listen(bind.address, bind.http))
-        except OSError as error:
-            raise Unavailable(
-                f"cannot listen on {join_address(bind.address, bind.http)} for HTTP: "
-                f"{error.strerror}; "
-                "another agent may be running there: choose another --http port"
-            ) from error
-        if not is_loopback(bind.address) and not is_unspecified(bind.address):
-            # For who sits at this host. Several agents of one host may share the port: one gets it.
-            with contextlib.suppress(OSError):
-                self._listeners.append(await self._listen(LOOPBACK, bind.http))
-
-    async def _listen(self, address: str, port: int) -> asyncio.Server:
-        assert self._web is not None
-        assert self._web.server is not None
         tls = None if self._config.insecure else self._trust.tls.api_server
-        return await asyncio.get_running_loop().create_server(
-            self._web.server,
-            address,
-            port,
-            ssl=tls,
-            ssl_handshake_timeout=None if tls is None else HANDSHAKE_S,
-            backlog=128,
-            reuse_address=True,
-        )
+        self._web = ApiServer(app, self._config.bind, tls)
+        await self._web.open()
 
     async def _close(self) -> None:
         if self._log is not None:
             await self._log.stop()
-        for listener in self._listeners:
-            listener.close()
         if self._web is not None:
-            await self._web.cleanup()
+            await self._web.close()
         await self._remote.close()
         self._disk.close()
 
