@@ -30,11 +30,11 @@ class MemberTls:
 
     @property
     def server(self) -> ssl.SSLContext:
-        return self.node.server
+        return self.node.raft_server
 
     @property
     def client(self) -> ssl.SSLContext:
-        return self.node.client
+        return self.node.raft_client
 
     def peer_id(self, connection: ssl.SSLObject) -> NodeId:
         return self.node.peer(connection).node_id

@@ -145,11 +145,11 @@ class NodeTrust:
 
     @property
     def server(self) -> ssl.SSLContext:
-        return self.tls.server
+        return self.tls.raft_server
 
     @property
     def client(self) -> ssl.SSLContext:
-        return self.tls.client
+        return self.tls.raft_client
 
     @property
     def node_id(self) -> NodeId:

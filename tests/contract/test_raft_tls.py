@@ -51,6 +51,13 @@ def link_of(cluster: RealCluster, number: int, to: int) -> Link:
     return node_of(cluster, number).transport._links[cluster.addresses[to]]
 
 
+async def link_up(cluster: RealCluster, number: int, to: int) -> Link:
+    """Once it is there and up."""
+    links, address = node_of(cluster, number).transport._links, cluster.addresses[to]
+    await until(lambda: address in links and links[address].is_up)
+    return links[address]
+
+
 def recheck(cluster: RealCluster) -> None:
     for log in cluster.logs.values():
         assert isinstance(log, PySyncObjLog)
@@ -105,8 +112,7 @@ async def test_all_that_members_say_is_in_tls(cluster: RealCluster) -> None:
     await leader.propose(b"x", PROPOSE_MS)
     for number in range(3):
         for other in {0, 1, 2} - {number}:
-            link = link_of(cluster, number, other)
-            await until(lambda link=link: link.is_up)  # type: ignore[misc]
+            link = await link_up(cluster, number, other)
             assert isinstance(link._stream, TlsStream)
             assert link._stream.connection.version() == "TLSv1.3"
             assert link.node_id == f"node-{other}"
@@ -224,8 +230,7 @@ async def test_a_removed_node_is_turned_out_at_once(cluster: RealCluster) -> Non
 
 async def test_a_renewed_certificate_is_shown_to_who_connects_next(cluster: RealCluster) -> None:
     leader = await cluster.found(2)
-    await until(lambda: link_of(cluster, 0, 1).is_up)
-    before = serial_of(link_of(cluster, 0, 1)._stream)
+    before = serial_of((await link_up(cluster, 0, 1))._stream)
     tls = node_of(cluster, 1).transport.tls
     assert isinstance(tls, MemberTls)
     assert cluster.authority is not None
@@ -235,8 +240,7 @@ async def test_a_renewed_certificate_is_shown_to_who_connects_next(cluster: Real
     await cluster.stop(1)
     assert not link_of(cluster, 0, 1).is_up
     await cluster.start(1)
-    await until(lambda: link_of(cluster, 0, 1).is_up)
-    assert serial_of(link_of(cluster, 0, 1)._stream) != before
+    assert serial_of((await link_up(cluster, 0, 1))._stream) != before
     await propose_surely(leader, b"x")
 
 

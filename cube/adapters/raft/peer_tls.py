@@ -17,8 +17,10 @@ class PeerTls(Protocol):
     """Asked on the Raft thread, whenever two members connect and in every recheck_peers(): each
     method answers at once, from values that another thread may replace but never changes.
 
-    The contexts may be given new certificates at any time; connections made from then on show them.
-    Required (asserted): TLS 1.3 only, certificates required, no session tickets.
+    A context is never changed once it was handed out: OpenSSL crashes when that happens while this
+    thread makes a connection of it. A new certificate comes with a new context, and is shown by the
+    connections made from then on. Required (asserted): TLS 1.3 only, certificates required, no
+    session tickets.
     """
 
     @property

@@ -1,9 +1,8 @@
 """TLS 1.3 between nodes: both sides show a certificate of the cluster's CA, and who they are is
 read from it.
 
-Python's TLS can take keys from files only; they are in the node's data directory (0600). A context
-that renew() has been called on serves new connections with the new certificate; those that are open
-stay as they are.
+Python's TLS can take keys from files only; they are in the node's data directory (0600). After
+renew() new connections show the new certificate; those that are open stay as they are.
 """
 
 from __future__ import annotations
@@ -34,6 +33,9 @@ class NodeTls:
         # A user's client shows no certificate; who shows one must show one of this cluster.
         self.api_server = _context(ssl.PROTOCOL_TLS_SERVER)
         self.api_server.verify_mode = ssl.CERT_OPTIONAL
+        # For a thread beside the one that calls renew(): OpenSSL crashes when a context is changed
+        # while another thread makes a connection of it, so these two are replaced as a whole.
+        self.raft_server, self.raft_client = self.server, self.client
         if cluster_id is not None:
             self.open(cluster_id)
 
@@ -63,11 +65,16 @@ class NodeTls:
 
     def renew(self) -> None:
         """New connections show the certificate that is in the file now. Raises Unavailable."""
+        raft_server = _context(ssl.PROTOCOL_TLS_SERVER)
+        raft_client = _context(ssl.PROTOCOL_TLS_CLIENT)
         try:
-            for context in self._contexts():
+            for context in (raft_server, raft_client):
+                context.load_verify_locations(cafile=self._directory / CA)
+            for context in (*self._contexts(), raft_server, raft_client):
                 context.load_cert_chain(self._directory / CERTIFICATE, self._directory / KEY)
         except (OSError, ssl.SSLError) as error:
             raise Unavailable(f"cannot use {self._directory / CERTIFICATE}: {error}") from error
+        self.raft_server, self.raft_client = raft_server, raft_client
 
     def peer(self, connection: ssl.SSLObject | ssl.SSLSocket) -> NodeIdentity:
         """Who is at the other end, whose certificate the handshake has verified. Raises BadPacket

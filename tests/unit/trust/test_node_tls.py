@@ -168,6 +168,26 @@ async def test_a_renewed_certificate_is_shown_without_a_restart(tmp_path: Path) 
     assert first["serialNumber"] != second["serialNumber"]
 
 
+async def test_a_context_that_another_thread_uses_is_replaced_not_changed(tmp_path: Path) -> None:
+    """Changed while it makes a connection, it crashes the process (OpenSSL 3.0)."""
+    ca = Authority()
+    a, b = (NodeTls(ca.node(tmp_path / name, name), CLUSTER) for name in "ab")
+    old = a.raft_server, a.raft_client
+    async with server(a, a.raft_server) as port:
+        _, before = await ask(port, b.raft_client)
+    ca.node(tmp_path / "a", "a")
+    a.renew()
+    assert old[0] is not a.raft_server and old[1] is not a.raft_client
+    async with server(a, old[0]) as port:
+        _, still = await ask(port, b.raft_client)
+    async with server(a, a.raft_server) as port:
+        said, after = await ask(port, b.raft_client)
+    shown = [connection.getpeercert() for connection in (before, still, after)]
+    serials = [one and one["serialNumber"] for one in shown]
+    assert said == "b"
+    assert serials[0] == serials[1] != serials[2]
+
+
 def test_files_that_do_not_fit_are_said(tmp_path: Path) -> None:
     with pytest.raises(Unavailable, match=r"ca\.crt"):
         NodeTls(tmp_path, CLUSTER)
