@@ -157,8 +157,9 @@ def test_l5_a_leader_does_not_remove_itself(ours: RaftNode) -> None:
     assert SELF in ours.configuration.current
 
 
-def test_l6_no_command_is_long_enough_to_be_cut_into_chunks() -> None:
-    conf: Any = library_conf(RaftSettings())
+@pytest.mark.parametrize("kind", [pytest.param("stock", marks=STOCK_IS_RED), "ours"])
+def test_l6_no_command_is_long_enough_to_be_cut_into_chunks(kind: str) -> None:
+    conf: Any = pysyncobj.SyncObjConf() if kind == "stock" else library_conf(RaftSettings())
     longest = stamped(unstamped(bytes(ENTRY_BYTES_MAX)), 0)
     assert len(longest) < conf.appendEntriesBatchSizeBytes
 
@@ -245,6 +246,36 @@ def test_s4_a_node_without_its_disk_is_not_taken_for_the_one_that_was_there() ->
         admit(roster, NodeId("new"), OTHER)
     with pytest.raises(BadPacket, match="was removed"):
         admit(roster, NodeId("gone"), THIRD)
+
+
+def stock_leader() -> Bench:
+    """The library's member leads three, and its own first entry is committed."""
+    stock = Bench(StockCounter(), lambda _index: NO_OP)
+    stock.lead(term=1, last_index=2)
+    stock.member._SyncObj__raftCommitIndex = stock.member._SyncObj__raftLastApplied = 2
+    stock.member._SyncObj__noopIDx = 2
+    return stock
+
+
+@STOCK_IS_RED
+def test_s3_l4_stock_one_change_of_the_voters_at_a_time_and_only_to_one_that_is_up() -> None:
+    stock = stock_leader()
+    for port in (21, 22):
+        stock.member.addNodeToCluster(Node(f"127.0.0.1:{port}"))
+    stock.member._checkCommandsToApply()
+    assert len(stock.indexes) <= 2 + 1, "the second waits for the first to be committed"
+    assert len(stock.member._SyncObj__otherNodes) == 2, "neither was ever up"
+
+
+@STOCK_IS_RED
+def test_l3_stock_a_command_that_cannot_leave_is_settled_at_once() -> None:
+    stock = Bench(StockCounter(), lambda _index: NO_OP)
+    stock.append(2)
+    stock.member._SyncObj__transport.send = lambda _node, _message: False
+    settled: list[int] = []
+    stock.member.count(1, callback=lambda _result, reason: settled.append(reason))
+    stock.member._checkCommandsToApply()
+    assert settled
 
 
 @STOCK_IS_RED
