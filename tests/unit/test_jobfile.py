@@ -2,6 +2,7 @@
 
 import importlib.resources
 import json
+from pathlib import Path
 
 import pytest
 
@@ -33,105 +34,7 @@ type = "service"
 image = "nginx"
 """
 
-# Every key of interface.md's page, as it stands there.
-WHOLE_PAGE = """
-name = "shop"
-type = "service"
-priority = 50
-[meta]
-team = "web"
-[groups.db]
-driver = "process"
-command = ["db"]
-[groups.web]
-count = 3
-driver = "docker"
-image = "nginx:1.27-alpine"
-command = ["nginx", "-g", "daemon off;"]
-entrypoint = []
-env = { LOG_LEVEL = "info", DB_PASSWORD = { secret = "db-password" }, N = 3, F = 1.5, ON = true }
-user = "101"
-working_dir = "/"
-stop_signal = "SIGTERM"
-stop_timeout = "10s"
-shutdown_delay = "2s"
-depends_on = ["db", "other/group"]
-at_most_one = false
-[groups.web.resources]
-cpu = 0.25
-cpu_max = 1.0
-memory = "128MiB"
-memory_max = "256MiB"
-disk = "100MiB"
-pids = 256
-[groups.web.ports.http]
-target = 80
-host = 0
-protocol = "tcp"
-[[groups.web.mounts]]
-type = "volume"
-source = "shop-data"
-target = "/data"
-read_only = false
-[[groups.web.checks]]
-name = "http"
-type = "http"
-port = "http"
-path = "/healthz"
-interval = "5s"
-timeout = "2s"
-start_period = "10s"
-healthy_after = 1
-unhealthy_after = 3
-on_failure = "restart"
-[groups.web.restart]
-policy = "always"
-attempts = 3
-window = "10m"
-delay = "1s"
-max_delay = "1m"
-[groups.web.reschedule]
-attempts = 0
-delay = "5s"
-max_delay = "1h"
-[groups.web.update]
-parallelism = 1
-order = "stop-first"
-min_healthy = "10s"
-deadline = "5m"
-canaries = 0
-on_failure = "rollback"
-[groups.web.docker]
-init = true
-privileged = true
-network_mode = "bridge"
-cap_add = ["NET_ADMIN"]
-cap_drop = ["ALL"]
-devices = ["/dev/null:/dev/zero:rw"]
-gpus = "all"
-ulimits = { nofile = 1024, core = { soft = 0, hard = -1 } }
-shm_size = "64MiB"
-read_only = true
-security_opt = ["no-new-privileges"]
-dns = ["10.0.0.1"]
-extra_hosts = ["db:10.0.0.2"]
-hostname = "web"
-labels = { "com.example.team" = "web" }
-pull = "always"
-registry_secret = "registry"
-[groups.web.placement]
-policy = "spread"
-spread_over = ["node.labels.zone"]
-max_per_node = 0
-constraints = [
-  { attribute = "node.labels.disk", operator = "==", value = "ssd" },
-  { attribute = "node.arch", operator = "in", value = ["amd64", "arm64"] },
-  { attribute = "node.name", operator = "matches", value = "^web-[0-9]+$" },
-  { attribute = "driver.docker.version", operator = ">=", value = 20 },
-  { attribute = "node.labels.gpu", operator = "not_exists" },
-]
-affinities = [ { attribute = "node.labels.zone", operator = "==", value = "a", weight = 50 } ]
-"""
+WHOLE_PAGE = (Path(__file__).parent / "whole_page.toml").read_text()
 
 
 def errors_of(text: str) -> list[tuple[str, str, str]]:

@@ -3,107 +3,25 @@
 from __future__ import annotations
 
 import itertools
-from typing import Any
 
 from cube.model import commands as c
-from cube.model.cluster import Task
-from cube.model.ids import NodeId
-from cube.model.lifecycle import Desired, Health, NodeStatus, TaskState
-from cube.model.outcome import PlanApplied
+from cube.model.lifecycle import Desired, NodeStatus
 from cube.model.resources import Resources
 from cube.model.spec import (
     CheckSpec,
     CheckType,
     Constraint,
-    GroupSpec,
-    JobSpec,
     JobType,
     Operator,
     Placement,
-    PlacementPolicy,
-    PortSpec,
     ReschedulePolicy,
     RestartCondition,
     RestartPolicy,
     UpdatePolicy,
 )
-from cube.scheduler.plan import Plan, Scheduler
-from cube.scheduler.reap import BEYOND_KEEP_MS
-from cube.statemachine.invariants import violations
-from tests.builders import Machine, facts, group, job
-
-
-class Cluster(Machine):
-    """A machine with a scheduler beside it."""
-
-    def __init__(self, *nodes: str) -> None:
-        super().__init__(*nodes)
-        self.scheduler = Scheduler()
-        self.plans = 0
-
-    def plan(self) -> Plan:
-        self.plans += 1
-        plan = self.scheduler.plan(self.state, self.now_ms, self.term, f"seed-{self.plans}")
-        if plan.command is not None:
-            outcome = self.do(plan.command)
-            assert isinstance(outcome, PlanApplied)
-            assert outcome.refused == ()
-        assert violations(self.state) == []
-        return plan
-
-    def settle(self) -> None:
-        """Plans until nothing is left to do now, with every task running and every stop obeyed."""
-        for _ in range(50):
-            before = self.state.index
-            self.plan()
-            self.obey()
-            if self.state.index == before:
-                return
-        raise AssertionError("the scheduler does not come to rest")
-
-    def obey(self) -> None:
-        for task in list(self.state.tasks.values()):
-            if task.ended:
-                continue
-            if task.desired is not Desired.RUN:
-                self.report(task.id, "stopping")
-                self.report(task.id, "completed", exit_code=143, released=True)
-            elif task.state is not TaskState.RUNNING:
-                self.report(task.id, "running", health=Health.NONE)
-
-    def live(self, job_name: str, group_name: str = "g") -> dict[int, Task]:
-        found = self.state.job_named(job_name)
-        assert found is not None
-        tasks = [
-            task
-            for task in self.state.tasks_of_job(found.id)
-            if task.live and task.group == group_name
-        ]
-        assert len({task.slot for task in tasks}) == len(tasks)
-        return {task.slot: task for task in tasks}
-
-    def where(self, job_name: str) -> dict[int, str]:
-        return {
-            slot: self.state.nodes[task.node_id].name for slot, task in self.live(job_name).items()
-        }
-
-    def fail(self, task: Task, exit_code: int = 1) -> None:
-        self.report(task.id, "failed", exit_code=exit_code, reason="exited", released=True)
-
-    def node(self, name: str) -> NodeId:
-        return self.state.node_names[name]
-
-    def down(self, name: str, status: NodeStatus = NodeStatus.DOWN) -> None:
-        self.do(c.SetNodeStatus(self.term, self.node(name), status))
-
-
-def one(**changes: Any) -> dict[str, GroupSpec]:
-    return {"g": group(**changes)}
-
-
-def web(count: int = 3, **changes: Any) -> JobSpec:
-    return job("web", one(count=count, **changes))
-
+from cube.scheduler.plan import Plan
+from tests.builders import facts, group, job
+from tests.scheduler_cluster import Cluster, one, web
 
 # service
 
@@ -533,136 +451,3 @@ def test_at_most_one_waits_until_the_node_says_that_it_is_gone() -> None:
     cluster.now_ms += 5_000
     cluster.plan()
     assert sorted(cluster.live("web")) == [0]
-
-
-# order, bounds, ports
-
-
-def test_priority_then_age_decides_who_gets_the_room() -> None:
-    cluster = Cluster("a")
-    large = one(resources=Resources(3000, 1, 0))
-    cluster.submit(job("old", large))
-    cluster.now_ms += 1
-    cluster.submit(job("young", large))
-    cluster.now_ms += 1
-    cluster.submit(job("urgent", large, priority=90))
-    cluster.settle()
-    assert [name for name in ("old", "young", "urgent") if cluster.live(name)] == ["urgent"]
-    cluster.do(c.DeleteJob("urgent"))
-    cluster.settle()
-    assert [name for name in ("old", "young") if cluster.live(name)] == ["old"]
-
-
-def test_parked_groups_are_placed_as_soon_as_there_is_room() -> None:
-    cluster = Cluster("a")
-    cluster.submit(web(6, resources=Resources(1000, 1, 0)))
-    cluster.settle()
-    assert len(cluster.live("web")) == 4
-    cluster.do(c.RegisterNode(facts("b", capacity=Resources(1000, 1 << 30, 0))))
-    cluster.settle()
-    assert len(cluster.live("web")) == 5
-    cluster.do(c.RegisterNode(facts("b", capacity=Resources(2000, 1 << 30, 0))))
-    cluster.settle()
-    assert len(cluster.live("web")) == 6
-
-
-def test_a_plan_that_was_lost_is_made_again() -> None:
-    cluster = Cluster("a")
-    cluster.submit(web(4, resources=Resources(1000, 1, 0)))
-    cluster.submit(job("more", one(resources=Resources(1000, 1, 0))))
-    lost = cluster.scheduler.plan(cluster.state, cluster.now_ms, 1, "lost")
-    assert lost.command is not None
-    again = cluster.scheduler.plan(cluster.state, cluster.now_ms, 1, "lost")
-    assert again == lost
-
-
-def test_ports_are_given_once_per_host() -> None:
-    cluster = Cluster()
-    for name in ("a", "b"):
-        cluster.do(
-            c.RegisterNode(facts(name, advertise="one-host", port_first=20000, port_last=20004))
-        )
-    cluster.submit(web(3, ports={"s": PortSpec(host=8080), "d": PortSpec()}))
-    cluster.settle()
-    assert len(cluster.live("web")) == 1  # one host, one port 8080
-    cluster.submit(job("other", one(count=9, ports={"d": PortSpec()})))
-    cluster.settle()
-    hosts = [
-        port.host
-        for name in ("web", "other")
-        for task in cluster.live(name).values()
-        for port in task.ports
-        if port.name == "d"
-    ]
-    assert sorted(hosts) == [20000, 20001, 20002, 20003, 20004]
-
-
-def test_dynamic_ports_do_not_come_back_at_once() -> None:
-    cluster = Cluster("a")
-    seen = set()
-    for _ in range(5):
-        cluster.submit(web(1, ports={"d": PortSpec()}))
-        cluster.settle()
-        seen.add(cluster.live("web")[0].ports[0].host)
-        cluster.do(c.DeleteJob("web"))
-        cluster.obey()
-    assert len(seen) == 5
-
-
-def test_roundrobin_goes_round_across_jobs() -> None:
-    cluster = Cluster("a", "b", "c")
-    where = []
-    for number in range(6):
-        name = f"job-{number}"
-        placement = Placement(policy=PlacementPolicy.ROUNDROBIN)
-        cluster.submit(job(name, one(placement=placement)))
-        cluster.settle()
-        where.append(cluster.where(name)[0])
-    assert where == ["a", "b", "c", "a", "b", "c"]
-
-
-def test_binpack_fills_and_spread_does_not() -> None:
-    for policy, nodes in ((PlacementPolicy.BINPACK, 1), (PlacementPolicy.SPREAD, 3)):
-        cluster = Cluster("a", "b", "c")
-        cluster.submit(web(6, placement=Placement(policy=policy)))
-        cluster.settle()
-        assert len(set(cluster.where("web").values())) == nodes
-
-
-def test_zones_come_before_room() -> None:
-    cluster = Cluster()
-    for name, zone, cores in (("a1", "a", 64), ("a2", "a", 64), ("b1", "b", 2)):
-        capacity = Resources(cores * 1000, 1 << 40, 0)
-        cluster.do(c.RegisterNode(facts(name, labels={"zone": zone}, capacity=capacity)))
-    cluster.submit(web(8, placement=Placement(spread_over=("node.labels.zone",))))
-    cluster.settle()
-    zones = [name[0] for name in cluster.where("web").values()]
-    assert sorted(zones) == ["a"] * 4 + ["b"] * 4
-
-
-# reaping
-
-
-def test_ended_tasks_are_forgotten_beyond_the_newest_five() -> None:
-    cluster = Cluster("a")
-    cluster.submit(web(1))
-    cluster.settle()
-    for _ in range(9):
-        cluster.fail(cluster.live("web")[0])
-        cluster.now_ms += 3_600_000
-        cluster.settle()
-    assert sum(task.ended for task in cluster.state.tasks.values()) == 5
-
-
-def test_slots_beyond_the_count_are_forgotten_after_a_while() -> None:
-    cluster = Cluster("a")
-    cluster.submit(web(3))
-    cluster.settle()
-    cluster.do(c.ScaleJob("web", {"g": 1}))
-    cluster.settle()
-    assert len(cluster.state.tasks) == 3
-    wake_at_ms = cluster.plan().wake_at_ms
-    assert wake_at_ms == cluster.now_ms + BEYOND_KEEP_MS
-    cluster.now_ms = wake_at_ms
-    cluster.settle()
-    assert len(cluster.state.tasks) == 1

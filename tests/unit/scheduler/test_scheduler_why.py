@@ -29,7 +29,7 @@ from cube.model.spec import (
 )
 from cube.scheduler.why import explain
 from tests.builders import GIB, facts, group, job
-from tests.unit.scheduler.test_scheduler_reconcile import Cluster, one, web
+from tests.scheduler_cluster import Cluster, one, web
 
 
 def why(cluster: Cluster, name: str = "web") -> list[Explanation]:
