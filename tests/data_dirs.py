@@ -34,7 +34,6 @@ def make_data_dir(path: Path, voters: int = 3) -> Path:
         cluster_id=CLUSTER,
         cluster_name="prod",
         created=True,
-        admitted=True,
     )
     (path / "node.json").write_bytes(msgspec.json.encode(record))
     (path / "keys.json").write_bytes(msgspec.json.encode(KEYS))

@@ -11,16 +11,20 @@ from collections.abc import Callable
 
 import msgspec
 
-from cube.model.errors import OutcomeUnknown, Unavailable
+from cube.model.errors import BadPacket, OutcomeUnknown, Unavailable
 from cube.ports.log import (
     ENTRY_BYTES_MAX,
+    Ask,
     Committed,
     LogStatus,
     Progress,
     Replica,
     Role,
+    Taken,
     Voter,
 )
+
+FEED_LOOK_MS = 10
 
 
 class Entry(msgspec.Struct, frozen=True):
@@ -31,6 +35,14 @@ class Entry(msgspec.Struct, frozen=True):
     at_ms: int
     data: bytes | None
     voters: tuple[str, ...]
+
+
+class FakeAnswer(msgspec.Struct, frozen=True):
+    """What feed() answers."""
+
+    leader: str | None
+    entries: list[Entry]
+    applied_index: int
 
 
 class FakeLogCluster:
@@ -61,10 +73,10 @@ class FakeLogCluster:
         return address in self.running and address not in self.cut_off
 
     def hears_leader(self, address: str) -> bool:
-        """A leader sends its log to voters and to the learners that it was told of."""
+        """A leader sends its log to voters; others are told of it by whom they follow."""
         if self.leader is None or not self.is_reachable(address):
             return False
-        return address in self.voters or address in self.running[self.leader].learners
+        return address in self.voters or self.running[address].told_leader == self.leader
 
     def has_quorum(self) -> bool:
         return len(self.reachable()) > len(self.voters) // 2
@@ -121,7 +133,8 @@ class FakeLog:
         self._results: dict[int, object] = {}
         self._watchers: list[Callable[[LogStatus], None]] = []
         self._watched: tuple[object, ...] = ()
-        self.learners: frozenset[str] = frozenset()
+        self.told_leader: str | None = None  # by whom it follows, without a vote
+        self._waiting = 0
 
     # --- the Log port
 
@@ -151,7 +164,7 @@ class FakeLog:
             raise Unavailable("too large")
         await self._expect_leader(timeout_ms)
         entry = self.cluster.append(data, self.cluster.voters)
-        await asyncio.sleep(0)
+        await self._applied(entry.index, timeout_ms)
         if self.cluster.outcomes_to_lose:
             self.cluster.outcomes_to_lose -= 1
             raise OutcomeUnknown("the outcome was lost")
@@ -161,7 +174,10 @@ class FakeLog:
 
     async def barrier(self, timeout_ms: int) -> int:
         await self._expect_leader(timeout_ms)
-        self.cluster.append(None, self.cluster.voters)
+        entry = self.cluster.append(None, self.cluster.voters)
+        await self._applied(entry.index, timeout_ms)
+        if self._applied_index < entry.index:
+            raise Unavailable("cut off on the way")
         return self._applied_index
 
     def status(self) -> LogStatus:
@@ -186,15 +202,49 @@ class FakeLog:
     def watch(self, callback: Callable[[LogStatus], None]) -> None:
         self._watchers.append(callback)
 
-    def follow(self, learners: frozenset[str]) -> None:
-        self.learners = learners
-        self.cluster.spread()
+    def ask(self) -> Ask:
+        term = self.cluster.entries[self._applied_index - 1].term if self._applied_index else 0
+        return Ask(self._applied_index, term)
+
+    def is_awaited(self) -> bool:
+        return self._waiting > 0
+
+    async def feed(self, ask: Ask, wait_ms: int) -> bytes:
+        cluster = self.cluster
+        for look in range(1 + wait_ms // FEED_LOOK_MS):
+            if not cluster.is_reachable(self.address):
+                raise Unavailable("nobody hears it")
+            leader = cluster.leader if cluster.hears_leader(self.address) else None
+            entries = cluster.entries[ask.index : self._applied_index]
+            is_late = (look + 1) * FEED_LOOK_MS > wait_ms
+            if entries or is_late or ask.office != (leader or "nobody"):
+                return msgspec.msgpack.encode(FakeAnswer(leader, entries, self._applied_index))
+            await asyncio.sleep(FEED_LOOK_MS / 1000)
+        raise AssertionError("the last look answers")
+
+    async def take(self, source: str, answer: bytes) -> Taken:
+        cluster = self.cluster
+        try:
+            told = msgspec.msgpack.decode(answer, type=FakeAnswer)
+        except msgspec.MsgspecError as error:
+            raise BadPacket(str(error)) from None
+        if not cluster.is_reachable(self.address):
+            raise Unavailable("nobody hears it")
+        if self.address not in cluster.voters:
+            self.told_leader = told.leader
+            for entry in told.entries:
+                if entry.index == self._applied_index + 1:
+                    self._apply(entry)
+        self._tell_watchers()
+        ask = self.ask()
+        ask = msgspec.structs.replace(ask, office=told.leader or "nobody")
+        return Taken(ask, told.leader is not None, told.applied_index > self._applied_index)
 
     def progress(self) -> tuple[Progress, ...]:
         cluster = self.cluster
         if cluster.leader != self.address:
             return ()
-        others = {*cluster.voters, *self.learners} - {self.address}
+        others = {*cluster.voters} - {self.address}
         return tuple(
             Progress(
                 address,
@@ -245,20 +295,37 @@ class FakeLog:
         return self._applied_index
 
     def catch_up(self, *, is_heard: bool) -> None:
-        has_voted = self.address in self.cluster.voters
-        is_told = is_heard and (has_voted or self.cluster.hears_leader(self.address))
-        for entry in self.cluster.entries[self._applied_index :] if is_told else ():
-            self._applied_index = entry.index
-            if entry.data is not None:
-                result = self.replica.apply(entry.index, entry.term, entry.at_ms, entry.data)
-                self._results[entry.index] = result
-                self._results.pop(entry.index - 10_000, None)
+        if is_heard and self.address in self.cluster.voters:
+            for entry in self.cluster.entries[self._applied_index :]:
+                self._apply(entry)
+        self._tell_watchers()
+
+    def _apply(self, entry: Entry) -> None:
+        self._applied_index = entry.index
+        if entry.data is not None:
+            result = self.replica.apply(entry.index, entry.term, entry.at_ms, entry.data)
+            self._results[entry.index] = result
+            self._results.pop(entry.index - 10_000, None)
+
+    def _tell_watchers(self) -> None:
         status = self.status()
         watched = (status.role, status.term, status.leader, status.voters, status.quorum)
         if watched != self._watched:
             self._watched = watched
             for watcher in self._watchers:
                 asyncio.get_running_loop().call_soon(watcher, status)
+
+    async def _applied(self, index: int, timeout_ms: int) -> None:
+        """Until the entry is applied here, or the deadline: who follows gets it a little later."""
+        await asyncio.sleep(0)
+        self._waiting += 1
+        for _ in range(timeout_ms // FEED_LOOK_MS):
+            if self._applied_index >= index or self.cluster.running.get(self.address) is not self:
+                break
+            if self.address in self.cluster.voters:
+                break
+            await asyncio.sleep(FEED_LOOK_MS / 1000)
+        self._waiting -= 1
 
     async def _expect_leader(self, timeout_ms: int) -> None:
         await asyncio.sleep(0)

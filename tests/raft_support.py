@@ -12,10 +12,15 @@ from typing import Protocol
 import msgspec
 
 from cube.adapters.raft import PySyncObjLog, RaftSettings
+from cube.adapters.system_clock import SystemClock
 from cube.model.errors import OutcomeUnknown, Unavailable
 from cube.model.ids import NodeId
+from cube.ports.cluster import LogRequest
 from cube.ports.log import Log, Role
+from cube.services.log_follower import LogFollower
+from cube.services.state_feed import StateFeed
 from tests.fake_log import FakeLog, FakeLogCluster
+from tests.fakes.remote import FakeRemote
 from tests.raft_tls import Authority, MemberTls, Roster
 
 PROPOSE_MS = 5_000
@@ -59,10 +64,36 @@ class CompactingLog(Log, Protocol):
     async def compact(self) -> None: ...
 
 
+class Lines(FakeRemote):
+    """Members ask each other directly; `asked` counts who asked whom. A member in `cut` is not reached,
+    nor is one that has no vote: it follows itself."""
+
+    def __init__(self, cluster: Cluster, number: int) -> None:
+        super().__init__()
+        self.cluster = cluster
+        self.number = number
+
+    async def log(self, address: str, request: LogRequest) -> bytes:
+        cluster = self.cluster
+        number = next((n for n, known in cluster.addresses.items() if known == address), None)
+        if number not in cluster.logs or {number, self.number} & cluster.cut:
+            raise Unavailable(f"cannot reach {address}")
+        log = cluster.logs[number]
+        if log.status().role is Role.LEARNER:
+            raise Unavailable("it has no vote")
+        cluster.asked[self.number, number] = cluster.asked.get((self.number, number), 0) + 1
+        return await log.feed(request.ask, request.wait_ms)
+
+
 class Cluster:
-    """Members by number. A stopped one keeps what a process would keep."""
+    """Members by number. A stopped one keeps what a process would keep. Who has no vote follows whom
+    it likes, as agents do."""
 
     def __init__(self) -> None:
+        self.cut: set[int] = set()
+        self.asked: dict[tuple[int, int], int] = {}
+        self.followers: dict[int, LogFollower] = {}
+        self._following: dict[int, asyncio.Task[None]] = {}
         self.logs: dict[int, CompactingLog] = {}
         self.replicas: dict[int, ListReplica] = {}
         self.addresses: dict[int, str] = {}
@@ -77,6 +108,16 @@ class Cluster:
         log = self.make(number, members, joining=joining)
         await log.start()
         self.logs[number] = log
+        follower = self.followers[number] = LogFollower(
+            NodeId(str(number)),
+            log,
+            StateFeed(),
+            SystemClock(),
+            Lines(self, number),
+            dict,
+            lambda: [a for n, a in self.addresses.items() if n != number],
+        )
+        self._following[number] = asyncio.create_task(follower.run())
         return log
 
     async def found(self, size: int) -> CompactingLog:
@@ -96,6 +137,12 @@ class Cluster:
 
     async def stop(self, number: int) -> None:
         await self.logs.pop(number).stop()
+        following = self._following.pop(number, None)
+        if following is None:
+            return
+        assert not following.done(), following
+        following.cancel()
+        await asyncio.gather(following, return_exceptions=True)
 
     async def close(self) -> None:
         for number in list(self.logs):

@@ -55,6 +55,7 @@ from cube.services.heartbeats import Heartbeats
 from cube.services.keyring import Keyring, follow_keys, rotate_keys
 from cube.services.leader_clock import LeaderClock
 from cube.services.leader_loop import LeaderLoop
+from cube.services.log_follower import LogFollower
 from cube.services.peers import PeerDesk
 from cube.services.proposer import Proposer
 from cube.services.registration import Registration
@@ -68,7 +69,7 @@ from cube.worker.machine import Worker
 from cube.worker.settings import WorkerSettings
 
 CATCH_UP_MS = 2_000  # one barrier; asked again until it comes back
-LEADERLESS_S = 2.0  # a node looks this often whether a leader speaks to it
+FOLLOWED_LOOK_S = 0.05  # a newcomer looks this often whether it has heard of a leader
 
 _log = logging.getLogger(__name__)
 
@@ -304,7 +305,10 @@ class Agent:
         leader_loop = self._make_leader_loop(log, leader_clock, proposer, roll_call)
         registration = Registration(self._facts, proposer.propose)
         voter_loop = self._make_voter_loop(log)
-        heartbeats = Heartbeats(self.node_id, self._remote, self._leader_to_tell)
+        heartbeats = Heartbeats(
+            self.node_id, self._remote, self._leader_to_tell, lambda: log.ask().index
+        )
+        follower = self._make_follower(log, roll_call, record)
         self._view.attach(Parts(log, proposer, leader_clock, roll_call.members, voter_loop))
         self._desk.leader_loop = leader_loop
         self._desk.voter_loop = voter_loop
@@ -320,7 +324,10 @@ class Agent:
         try:
             await worker_loop.open()
             await self._driver_facts.refresh()
-            await self._be_member(record, proposer)
+            async with asyncio.TaskGroup() as group:
+                following = group.create_task(follower.run(), name="following")
+                await self._be_member(record, proposer)
+                following.cancel()
             await self._run_loops(
                 {
                     "gossip": gossip.wait(),
@@ -332,8 +339,8 @@ class Agent:
                         lambda body: proposer.propose(body, actor="leader"),
                     ),
                     "leader": keep_running("leader", leader_loop.run),
+                    "following": follower.run(),
                     "voters": keep_running("voters", voter_loop.run),
-                    "admission": self._stay_followed(record),
                     "worker": worker_loop.run(),
                     "heartbeats": heartbeats.run(),
                     "roll_call": roll_call.run(),
@@ -422,9 +429,10 @@ class Agent:
         )
 
     async def _be_member(self, record: NodeRecord, proposer: Proposer) -> None:
-        """This node has the log sent to it, in a cluster that has a name."""
-        if not record.admitted:
-            await self._formation.be_admitted(self._peers(record), self._is_followed)
+        """This node knows who leads, in a cluster that has a name."""
+        assert self._log is not None
+        while self._log.status().leader is None:  # noqa: ASYNC110 - of another thread
+            await asyncio.sleep(FOLLOWED_LOOK_S)
         if record.created and not self._feed.state.cluster_id:
             settings = ClusterSettings(policy=self._config.scheduler.policy)
             init = InitCluster(ClusterId(record.cluster_id or ""), record.cluster_name, settings)
@@ -436,25 +444,11 @@ class Agent:
         if record.created:
             await self._trust.tell(record.cluster_id or "", proposer.propose)
 
-    async def _stay_followed(self, record: NodeRecord) -> None:
-        """A node that no leader speaks to asks for it: the leader that admitted it died before it had
-        registered, or it was away while the voters changed, or was removed, and is told so."""
-        while True:
-            await asyncio.sleep(LEADERLESS_S)
-            is_known = self.node_id in self._feed.state.nodes
-            await self._formation.be_admitted(
-                self._peers(record), self._is_followed, was_member=is_known
-            )
-
     def _peers(self, record: NodeRecord) -> tuple[str, ...]:
         """Where other nodes may answer: those it knows, and those it was told of at first."""
         known = {node.facts.http_address for node in self._feed.state.nodes.values()}
         told = record.peers or self._config.cluster.join
         return tuple(sorted({*known, *told} - {self.http_address}))
-
-    def _is_followed(self) -> bool:
-        assert self._log is not None
-        return self._log.status().leader is not None
 
     def _make_leader_loop(
         self, log: PySyncObjLog, leader_clock: LeaderClock, proposer: Proposer, roll_call: RollCall
@@ -473,6 +467,24 @@ class Agent:
             entropy.short_id,
             lambda: Liveness(node_grace_ms=self._config.cluster.node_grace_ms),
             load_numpy,
+        )
+
+    def _make_follower(
+        self, log: PySyncObjLog, roll_call: RollCall, record: NodeRecord
+    ) -> LogFollower:
+        def on_obstacle(why: str) -> None:
+            if not self._is_caught_up:  # later it is weather, which requests say themselves
+                self._set_obstacle(why)
+
+        return LogFollower(
+            self.node_id,
+            log,
+            self._feed,
+            self._clock,
+            self._remote,
+            roll_call.states,
+            lambda: self._peers(record),
+            on_obstacle,
         )
 
     def _make_voter_loop(self, log: PySyncObjLog) -> VoterLoop:

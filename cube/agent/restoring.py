@@ -127,7 +127,6 @@ def restore(
             cluster_id=saved.state.cluster_id,
             cluster_name=saved.state.cluster_name,
             created=True,
-            admitted=True,
             insecure=is_insecure,
         )
         disk.replace(RECORD, msgspec.json.format(msgspec.json.encode(record)))

@@ -11,10 +11,12 @@ from cube.api.auth import Standing
 from cube.api.bodies import read_json
 from cube.api.call import Call
 from cube.api.errors import Problem
+from cube.api.query import flag, integer
 from cube.model.errors import Unavailable
 from cube.model.ids import NodeId
-from cube.ports.cluster import JoinRequest
-from cube.ports.log import Role
+from cube.ports.cluster import JoinRequest, LogRequest
+from cube.ports.log import Ask, Role
+from cube.ports.remote import Redirected
 from cube.ports.trust import EnrolRefusal, EnrolRequest
 
 _NONCE = re.compile(r"[0-9a-f]{32}")
@@ -26,6 +28,11 @@ class NodeBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 class TransferBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     node_id: str | None
+
+
+class BeatBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    node_id: str
+    log_index: int | None = None
 
 
 class Noted(msgspec.Struct, frozen=True):
@@ -42,16 +49,6 @@ async def join(call: Call) -> web.Response:
         return call.json(await call.api.peers.join(request))
     except Unavailable as error:
         raise _elsewhere(call, str(error)) from None
-
-
-async def admit(call: Call) -> web.Response:
-    request, _ = await read_json(call, JoinRequest)
-    _check_own(call, request.node_id)
-    try:
-        await call.api.peers.admit(request)
-    except Unavailable as error:
-        raise _elsewhere(call, str(error)) from None
-    return call.json(Noted(True, call.api.cluster.state().index))
 
 
 async def remove_vote(call: Call) -> web.Response:
@@ -80,11 +77,37 @@ async def progress(call: Call) -> web.Response:
 
 
 async def heartbeat(call: Call) -> web.Response:
-    body, _ = await read_json(call, NodeBody)
+    body, _ = await read_json(call, BeatBody)
     _check_own(call, body.node_id)
-    if not call.api.peers.heartbeat(NodeId(body.node_id)):
+    if not call.api.peers.heartbeat(NodeId(body.node_id), body.log_index):
         raise _elsewhere(call, "this node does not lead")
     return call.json(Noted(True, call.state.index))
+
+
+async def log(call: Call) -> web.Response:
+    """Bytes between the logs of two nodes: what they say is no matter of the API."""
+    query = call.query
+    if "node" not in query or "after" not in query or "term" not in query:
+        raise Problem("bad_parameter", "node, after and term say who asks, and for what")
+    _check_own(call, query["node"])
+    ask = Ask(
+        integer(query, "after", 0, 0),
+        integer(query, "term", 0, 0),
+        query.get("office", ""),
+        integer(query, "snapshot", 0, 0),
+        integer(query, "offset", 0, 0),
+    )
+    request = LogRequest(
+        node_id=NodeId(query["node"]),
+        was_member=flag(query, "member"),
+        ask=ask,
+        wait_ms=integer(query, "wait_ms", 0, 0),
+    )
+    try:
+        answer = await call.api.peers.log(request)
+    except Redirected as redirect:
+        raise Problem("not_leader", "this node has no vote", leader=redirect.leader) from None
+    return web.Response(body=answer, content_type="application/octet-stream")
 
 
 async def bootstrap(call: Call) -> web.Response:

@@ -111,7 +111,10 @@ _TRUST = (
 
 _PEERS = (
     _route("POST", "/v1/internal/join", _NODE, _PEER, internal.join),
-    _route("POST", "/v1/internal/admit", _NODE, _PEER, internal.admit),
+    _route(
+        "GET", "/v1/internal/log", _NODE, _PEER, internal.log,
+        "node", "member", "after", "term", "office", "snapshot", "offset", "wait_ms",
+    ),
     _route("POST", "/v1/internal/remove_vote", _NODE, _PEER, internal.remove_vote),
     _route("POST", "/v1/internal/transfer", _NODE, _PEER, internal.transfer),
     _route("GET", "/v1/internal/progress", _NODE, _PEER, internal.progress),
@@ -120,7 +123,7 @@ _PEERS = (
     _route("GET", "/v1/internal/bootstrap", _OPEN, _PEER, internal.bootstrap, "nonce"),
     _route("GET", "/v1/internal/ca", _OPEN, _PEER, internal.ca),
     _route("POST", "/v1/internal/enrol", _OPEN, _PEER, internal.enrol),
-)
+)  # fmt: skip
 
 _BOOK = (
     _route("POST", "/tasks", _DEPLOYER, _WRITE, book.add_task),

@@ -15,7 +15,7 @@ from cube.model.ids import CommandId, NodeId
 from cube.model.launch import LogChunk
 from cube.model.outcome import Outcome
 from cube.model.trust import ApiToken, JoinToken
-from cube.ports.log import LogStatus, Progress
+from cube.ports.log import Ask, LogStatus, Progress
 from cube.ports.trust import EnrolGrant, EnrolRefusal, EnrolRequest
 
 
@@ -139,7 +139,6 @@ class JoinRequest(msgspec.Struct, frozen=True, kw_only=True):
     gossip_address: str
     http_address: str
     version: str
-    was_member: bool = False  # by its own state it is registered: unknown means removed, then
 
 
 class JoinGrant(msgspec.Struct, frozen=True, kw_only=True):
@@ -180,17 +179,22 @@ class TokenDesk(Protocol):
     def new_gossip_key(self, seed: str | None) -> InstallGossipKey: ...
 
 
+class LogRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """A node that follows the log asks for what comes next. `was_member`: by its own state it is
+    registered; unknown means removed, then."""
+
+    node_id: NodeId
+    was_member: bool
+    ask: Ask
+    wait_ms: int
+
+
 class Peers(Protocol):
     """Node-to-node requests that come in over HTTP (/v1/internal/…)."""
 
     async def join(self, request: JoinRequest) -> JoinGrant:
         """At the leader: what the joiner needs to start following. Raises Unavailable elsewhere
         (`leader_http()` says where to ask)."""
-        ...
-
-    async def admit(self, request: JoinRequest) -> None:
-        """At the leader: the joiner, which listens by now, is sent the log, as a learner; the
-        cluster gives it a vote when it wants one. Raises Unavailable. Idempotent."""
         ...
 
     async def remove_vote(self, node_id: NodeId) -> None:
@@ -211,8 +215,15 @@ class Peers(Protocol):
         """HTTP address (host:port) of the leader, when known."""
         ...
 
-    def heartbeat(self, node_id: NodeId) -> bool:
-        """Noted; False when this node does not lead."""
+    def heartbeat(self, node_id: NodeId, log_index: int | None) -> bool:
+        """Noted; False when this node does not lead. `log_index`: the last entry that it knows to be
+        committed, None when it does not say."""
+        ...
+
+    async def log(self, request: LogRequest) -> bytes:
+        """What this node answers one that follows the log (Log.feed). Raises Unavailable: also when
+        the node was removed from the cluster, or this one has no vote; Redirected when it has none
+        and knows who leads."""
         ...
 
     def bootstrap(self) -> BootstrapView: ...

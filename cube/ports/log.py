@@ -12,7 +12,7 @@ import msgspec
 class Role(enum.StrEnum):
     LEADER = "leader"
     VOTER = "voter"  # a follower or a candidate
-    LEARNER = "learner"  # has the log sent to it, applies it, forwards proposals; no vote
+    LEARNER = "learner"  # fetches the log from others, applies it, forwards proposals; no vote
 
 
 class Voter(msgspec.Struct, frozen=True, order=True):
@@ -42,6 +42,28 @@ class LogStatus(msgspec.Struct, frozen=True):
     ready: bool
     fault: str = ""
     lineage: str = ""
+
+
+class Ask(msgspec.Struct, frozen=True):
+    """What a member that follows the log asks of another one: what comes after (index, term), the last
+    entry that it knows to be committed. `office` is who leads as far as it has heard, in the words
+    of the last answer: an answer waits while there is nothing new of either. While a snapshot is
+    on its way, `snapshot` is the index it stands at, and `offset` the bytes that are there."""
+
+    index: int
+    term: int
+    office: str = ""
+    snapshot: int = 0
+    offset: int = 0
+
+
+class Taken(msgspec.Struct, frozen=True):
+    """What became of an answer. `is_current`: who gave it hears a leader and is not behind it.
+    `next`: what to ask the same member next. `is_more`: it has more, at once."""
+
+    next: Ask
+    is_current: bool
+    is_more: bool
 
 
 class Progress(msgspec.Struct, frozen=True):
@@ -125,15 +147,31 @@ class Log(Protocol):
         voters, quorum, ready or fault changed."""
         ...
 
-    def follow(self, learners: frozenset[str]) -> None:
-        """While this member leads, these addresses are learners: each that is not a voter is sent
-        the log. The whole set, replacing the last one; told to every member, so that a new leader
-        goes on at once. At most LEARNERS_MAX of them, in order of address."""
+    def ask(self) -> Ask:
+        """What this member would ask of another one now; the first of a conversation. Cheap."""
+        ...
+
+    def is_awaited(self) -> bool:
+        """Somebody here waits for an entry to be committed and applied. Cheap."""
+        ...
+
+    async def feed(self, ask: Ask, wait_ms: int) -> bytes:
+        """What this member answers another one, at most FEED_BYTES_MAX: committed entries, or a piece
+        of its snapshot where they are compacted; as soon as there is something new, after `wait_ms`
+        without. From any member, whoever leads: what is committed is the same everywhere. Raises
+        Unavailable: it has less than the asker, a fault, too many followers, or another history."""
+        ...
+
+    async def take(self, source: str, answer: bytes) -> Taken:
+        """What feed() of the member `source` (any name, the same for the pieces of a snapshot)
+        answered is stored and applied here, and who leads is known; of a leader, or of a voter that
+        hears one, nothing changes but what it lacked. Nobody is told: a learner acknowledges nothing.
+        Raises BadPacket for what feed() would not answer, Unavailable."""
         ...
 
     def progress(self) -> tuple[Progress, ...]:
-        """The other voters and the learners, by address; some tenths of a second old. Empty where
-        this member does not lead."""
+        """The other voters and who is being added, by address; some tenths of a second old. Empty
+        where this member does not lead."""
         ...
 
     async def add_voter(self, address: str, timeout_ms: int) -> None:
@@ -153,5 +191,9 @@ class Log(Protocol):
 
 
 ENTRY_BYTES_MAX = 1 << 20  # 1 MiB: one append batch (consensus.md, L6)
-# The leader sends the log to each of them itself: what one thread can feed (consensus.md, "Measured").
+# Nodes without a vote that a cluster is made for: each holds two idle connections to the leader.
 LEARNERS_MAX = 200
+# Members that wait for this one's answers at once: beyond it they ask another voter.
+FOLLOWERS_MAX = 128
+# An answer of feed(), at most: a batch, or one entry of any size, with room for what is said about it.
+FEED_BYTES_MAX = 8 << 20

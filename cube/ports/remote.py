@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from cube.model.ids import NodeId
-from cube.ports.cluster import BootstrapView, JoinGrant, JoinRequest
+from cube.ports.cluster import BootstrapView, JoinGrant, JoinRequest, LogRequest
 from cube.ports.log import Progress
 
 
@@ -14,10 +14,6 @@ class RemoteNodes(Protocol):
     peer cannot be reached, is not ready, or refuses; `Redirected` when another node must be asked."""
 
     async def join(self, address: str, request: JoinRequest) -> JoinGrant: ...
-
-    async def admit(self, address: str, request: JoinRequest) -> None:
-        """Raises OutcomeUnknown as well."""
-        ...
 
     async def remove_vote(self, address: str, node_id: NodeId) -> None:
         """Raises OutcomeUnknown as well."""
@@ -29,7 +25,13 @@ class RemoteNodes(Protocol):
 
     async def progress(self, address: str) -> tuple[Progress, ...]: ...
 
-    async def heartbeat(self, address: str, node_id: NodeId) -> None: ...
+    async def heartbeat(self, address: str, node_id: NodeId, log_index: int) -> None:
+        """`log_index`: the last entry that this node knows to be committed."""
+        ...
+
+    async def log(self, address: str, request: LogRequest) -> bytes:
+        """What the node there answers (Log.feed); it may take its time, up to `request.wait_ms`."""
+        ...
 
     async def bootstrap(self, address: str) -> BootstrapView: ...
 

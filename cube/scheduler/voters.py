@@ -9,7 +9,8 @@ only another start.
 
 A voter is *live* when it answered this leader a moment ago, and *dead* when it has not for
 dead_voter_grace; in between it is neither, and nothing is done about it. A learner is *ready* when it
-is registered, live and has the log.
+is registered, live and has the log, as it says of itself in its heartbeats; the leader sends it the
+rest, and counts its vote only once it has all.
 
 A dead voter goes only when a ready learner can take its place, or while three live ones remain and
 its going lets one more fail. Remove first, then add: while the replacement is not a voter its own
@@ -28,7 +29,9 @@ import msgspec
 from cube.model.units import format_duration
 
 LIVE_MS = 1_500  # voters answer every heartbeat; as long as a leader stays in office unanswered
+LEARNER_LIVE_MS = 3_000  # learners are heard once a second; one heartbeat may be lost
 LAG_ENTRIES_MAX = 100  # behind the leader, and still caught up: a message or two
+LEARNER_LAG_MAX = 1_000  # the same, of a learner, which says so once a second
 ONE_VOTER = "one voter: a second disk is not yet protecting the log; three nodes would"
 LIVE_KEPT_MIN = 3  # a dead voter may go without a replacement while this many live ones remain
 
@@ -36,8 +39,8 @@ LIVE_KEPT_MIN = 3  # a dead voter may go without a replacement while this many l
 class Member(msgspec.Struct, frozen=True, kw_only=True):
     """A voter, a registered node, or both. `is_registered`: neither removed nor left.
 
-    `silent_ms`: since it last answered this leader, or since this leader took office. `lag`: entries
-    that it lacks; None until it has answered this leader at all.
+    `silent_ms`: since this leader last heard it, or took office: a voter's answer, a learner's heartbeat.
+    `lag`: entries that it lacks; None until it has been heard at all.
     """
 
     address: str
@@ -62,7 +65,8 @@ class Seen(msgspec.Struct, frozen=True, kw_only=True):
 
     def is_live(self, address: str) -> bool:
         member = self.members[address]
-        return address == self.leader or (member.lag is not None and member.silent_ms < LIVE_MS)
+        live_ms = LIVE_MS if address in self.voters else LEARNER_LIVE_MS
+        return address == self.leader or (member.lag is not None and member.silent_ms < live_ms)
 
     def is_dead(self, address: str) -> bool:
         silent_ms = self.members[address].silent_ms
@@ -180,7 +184,7 @@ def _ready(seen: Seen) -> list[Member]:
         and member.is_registered
         and seen.is_live(address)
         and member.lag is not None
-        and member.lag <= LAG_ENTRIES_MAX
+        and member.lag <= LEARNER_LAG_MAX
     ]
     return sorted(found, key=lambda member: (member.joined_at_ms, member.address))
 

@@ -28,15 +28,14 @@ _log = logging.getLogger(__name__)
 
 class NodeRecord(msgspec.Struct, frozen=True, kw_only=True):
     """A node's identity and membership, in its data directory. `cluster_id` None: not in one yet.
-    `created`: this node made the cluster. `admitted`: a leader has sent it the log. `lineage`: the
-    history of the cluster that it joined (LogStatus)."""
+    `created`: this node made the cluster. `lineage`: the history of the cluster that it joined
+    (LogStatus)."""
 
     node_id: NodeId
     raft_address: str
     cluster_id: str | None = None
     cluster_name: str = ""
     created: bool = False
-    admitted: bool = False
     insecure: bool | None = None  # the cluster asks nobody who they are; None: it was restored
     voters: tuple[str, ...] = ()
     gossip_seeds: tuple[str, ...] = ()
@@ -154,8 +153,7 @@ class Formation:
         if why != self._last_why:
             _log.info("forming why=%s", why)
             self._last_why = why
-        if not self._records.now.admitted:  # later it is weather, which requests say themselves
-            self._on_obstacle(why)
+        self._on_obstacle(why)
 
     def bootstrap_view(self, expect: int) -> BootstrapView:
         """What this node says of itself."""
@@ -171,11 +169,7 @@ class Formation:
         """This node is the first of a new cluster."""
         _log.info("cluster_created cluster=%s name=%s", cluster_id, name)
         return self._records.update(
-            cluster_id=cluster_id,
-            cluster_name=name,
-            created=True,
-            admitted=True,
-            insecure=insecure,
+            cluster_id=cluster_id, cluster_name=name, created=True, insecure=insecure
         )
 
     async def bootstrap(self, expect: int, addresses: Sequence[str]) -> JoinThrough | None:
@@ -211,22 +205,24 @@ class Formation:
             self._obstacle("joining: the join list names no other node")
         while True:
             for address in addresses:
-                grant = await self._ask(address)
-                if grant is not None:
-                    _log.info("join_granted cluster=%s by=%s", grant.cluster_id, address)
+                granted = await self._ask(address)
+                if granted is not None:
+                    leader, grant = granted
+                    _log.info("join_granted cluster=%s by=%s", grant.cluster_id, leader)
                     return self._records.update(
                         cluster_id=grant.cluster_id,
                         cluster_name=grant.cluster_name,
                         voters=grant.voters,
                         gossip_seeds=grant.gossip_seeds,
-                        peers=tuple(addresses),
                         lineage=grant.lineage,
                         insecure=insecure,
+                        peers=(leader, *(a for a in addresses if a != leader)),
                     )
             await asyncio.sleep(pause_s)
             pause_s = min(pause_s * 2, RETRY_MAX_S)
 
-    async def _ask(self, address: str) -> JoinGrant | None:
+    async def _ask(self, address: str) -> tuple[str, JoinGrant] | None:
+        """Who granted it, and what."""
         for _ in range(REDIRECTS_MAX):
             try:
                 grant = await self._remote.join(address, self._request)
@@ -237,49 +233,8 @@ class Formation:
                 return None
             else:
                 if grant.cluster_id:
-                    return grant
+                    return address, grant
                 self._obstacle(f"joining: {address} is still making its cluster")
                 return None
         self._obstacle(f"joining: sent from node to node {REDIRECTS_MAX} times, without a leader")
         return None
-
-    async def be_admitted(
-        self,
-        addresses: Sequence[str],
-        is_followed: Callable[[], bool],
-        *,
-        was_member: bool = False,
-    ) -> None:
-        """A leader sends its log to this node, which listens: asked for until its own log says so."""
-        request = msgspec.structs.replace(self._request, was_member=was_member)
-        pause_s = RETRY_S
-        while not is_followed():
-            for address in addresses:
-                if is_followed() or await self._ask_admission(address, request):
-                    break
-            await _until(is_followed, pause_s)
-            pause_s = min(pause_s * 2, RETRY_MAX_S)
-        if not self._records.now.admitted:
-            self._records.update(admitted=True)
-
-    async def _ask_admission(self, address: str, request: JoinRequest) -> bool:
-        for _ in range(REDIRECTS_MAX):
-            try:
-                await self._remote.admit(address, request)
-            except Redirected as redirect:
-                address = redirect.leader
-            except (Unavailable, OutcomeUnknown) as error:
-                self._obstacle(f"waiting to be admitted: {error}")
-                return False
-            else:
-                return True
-        return False
-
-
-async def _until(condition: Callable[[], bool], seconds: float) -> None:
-    """Until the condition holds, for `seconds` at most."""
-    steps = max(1, round(seconds / 0.05))
-    for _ in range(steps):
-        if condition():
-            return
-        await asyncio.sleep(0.05)

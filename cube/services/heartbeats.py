@@ -16,11 +16,17 @@ _log = logging.getLogger(__name__)
 
 
 class Heartbeats:
-    """Once a second this node tells the leader that it is there; the leader need not tell itself."""
+    """Once a second this node tells the leader that it is there, and how far its log goes; the leader
+    need not tell itself."""
 
     def __init__(
-        self, node_id: NodeId, remote: RemoteNodes, leader_http: Callable[[], str | None]
+        self,
+        node_id: NodeId,
+        remote: RemoteNodes,
+        leader_http: Callable[[], str | None],
+        log_index: Callable[[], int],
     ) -> None:
+        self._log_index = log_index
         self._node_id = node_id
         self._remote = remote
         self._leader_http = leader_http
@@ -37,7 +43,7 @@ class Heartbeats:
 
     async def _beat(self, leader: str) -> None:
         try:
-            await self._remote.heartbeat(leader, self._node_id)
+            await self._remote.heartbeat(leader, self._node_id, self._log_index())
         except (Unavailable, Redirected) as error:
             if not self._failing:
                 _log.warning("heartbeat_failed leader=%s cause=%s", leader, error)

@@ -1,4 +1,4 @@
-"""Node-to-node requests that come in over HTTP: joining, heartbeats, bootstrap."""
+"""Node-to-node requests that come in over HTTP: joining, following, heartbeats, bootstrap."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import msgspec
 
 from cube.model.errors import Unavailable
 from cube.model.ids import NodeId
-from cube.ports.cluster import BootstrapView, JoinGrant, JoinRequest
-from cube.ports.log import Log, Progress, Role
+from cube.ports.cluster import BootstrapView, JoinGrant, JoinRequest, LogRequest
+from cube.ports.log import LEARNERS_MAX, Log, Progress, Role
+from cube.ports.remote import Redirected
 from cube.ports.trust import (
     EnrolGrant,
     EnrolRefusal,
@@ -74,6 +75,8 @@ class PeerDesk:
                 f"Raft address {request.raft_address} is a voter's already; give the new node "
                 "another port"
             )
+        if len(state.nodes) - len(voters) >= LEARNERS_MAX:
+            raise Unavailable(f"{LEARNERS_MAX} nodes without a vote are as many as there can be")
         return JoinGrant(
             cluster_id=state.cluster_id,
             cluster_name=state.cluster_name,
@@ -81,19 +84,6 @@ class PeerDesk:
             gossip_seeds=self._gossip_seeds(),
             lineage=log.status().lineage,
         )
-
-    async def admit(self, request: JoinRequest) -> None:
-        self._log_as_leader()
-        self._refuse_taken_address(request)
-        state = self._cluster.state()
-        is_unknown = request.node_id not in state.nodes
-        if state.trust.is_removed(request.node_id) or (request.was_member and is_unknown):
-            raise Unavailable(
-                f"node {request.name} was removed from this cluster; "
-                "it can join anew with an empty data directory"
-            )
-        if self.voter_loop is not None:
-            self.voter_loop.admit(request.raft_address)
 
     async def remove_vote(self, node_id: NodeId) -> None:
         self._log_as_leader()
@@ -106,13 +96,34 @@ class PeerDesk:
             await self.voter_loop.transfer(node_id)
 
     def progress(self) -> tuple[Progress, ...]:
-        return self._log_as_leader().progress()
+        self._log_as_leader()
+        return self.voter_loop.progress_here() if self.voter_loop is not None else ()
 
     def leader_http(self) -> str | None:
         return self._cluster.leader_http()
 
-    def heartbeat(self, node_id: NodeId) -> bool:
-        return self.leader_loop is not None and self.leader_loop.heartbeat(node_id)
+    def heartbeat(self, node_id: NodeId, log_index: int | None) -> bool:
+        if self.leader_loop is None or not self.leader_loop.heartbeat(node_id):
+            return False
+        if self.voter_loop is not None and log_index is not None:
+            self.voter_loop.note(node_id, log_index)
+        return True
+
+    async def log(self, request: LogRequest) -> bytes:
+        log = self._cluster.parts.log
+        state = self._cluster.state()
+        is_known = request.node_id in state.nodes or state.index < request.ask.index
+        if state.trust.is_removed(request.node_id) or (request.was_member and not is_known):
+            raise Unavailable(
+                "this node was removed from this cluster; "
+                "it can join anew with an empty data directory"
+            )
+        if log.status().role is Role.LEARNER:
+            leader = self._cluster.leader_http()
+            if leader is not None:
+                raise Redirected(leader)
+            raise Unavailable("this node has no vote: it follows the log itself")
+        return await log.feed(request.ask, request.wait_ms)
 
     def bootstrap(self) -> BootstrapView:
         return self._bootstrap_view()

@@ -1,5 +1,4 @@
-"""Who follows the log and who votes: the loop around cube.scheduler.voters. Runs on every node, acts
-on the leader."""
+"""Who votes: the loop around cube.scheduler.voters. Runs on every node, acts on the leader."""
 
 from __future__ import annotations
 
@@ -15,7 +14,7 @@ from cube.model.errors import OutcomeUnknown, Unavailable
 from cube.model.ids import NodeId
 from cube.model.lifecycle import NodeStatus
 from cube.ports.clock import Clock
-from cube.ports.log import LEARNERS_MAX, Log, LogStatus, Progress, Role
+from cube.ports.log import Log, LogStatus, Progress, Role
 from cube.ports.remote import Redirected, RemoteNodes
 from cube.scheduler.voters import (
     AddVoter,
@@ -35,9 +34,16 @@ from cube.services.state_feed import StateFeed
 TICK_S = 0.25  # voters and learners are looked at this often, and when the leader changes
 STEP_MS = 5_000  # one change, with its commit; a change waits for the one before it
 RETRY_S = 1.0  # after a step that failed: what stopped it takes longer than a look
-ADMITTED_MS = 60_000  # followed without being registered: time enough to register
 
 _log = logging.getLogger(__name__)
+
+
+class _Told(msgspec.Struct, frozen=True):
+    """By a heartbeat: where the node's log ended, and what it lacked then of what is committed here."""
+
+    log_index: int
+    lag: int
+    at_ms: int
 
 
 class VoterLoop:
@@ -62,25 +68,23 @@ class VoterLoop:
         self._leader_http = leader_http
         self._voters_max = voters_max
         self._grace_ms = dead_voter_grace_ms
-        self._admitted: dict[str, int] = {}  # address → when
-        self._followed: frozenset[str] | None = None
         self._handed_over_in = -1  # the last term in which this leader tried to hand over
+        self._told: dict[NodeId, _Told] = {}
+        self._told_in = -1  # the term of it: a new leader hears everybody anew
         self._status_changed = asyncio.Event()
         self.why = ""
 
     def on_log_status(self, _status: LogStatus) -> None:
         self._status_changed.set()
 
-    def admit(self, raft_address: str) -> None:
-        """The node there is sent the log from now on, and has a minute to register. Raises
-        Unavailable when there are too many learners."""
-        now_ms = self._clock.monotonic_ms()
-        if raft_address not in self._admitted and len(self._wanted(now_ms)) >= LEARNERS_MAX:
-            raise Unavailable(
-                f"{LEARNERS_MAX} nodes without a vote are as many as a leader can feed"
-            )
-        self._admitted[raft_address] = now_ms
-        self._follow()
+    def note(self, node_id: NodeId, log_index: int) -> None:
+        """The node has the log up to there, as its heartbeat says: how a leader knows what becomes of
+        learners, which it does not feed."""
+        if self._told_in != self._log.status().term:
+            self._told.clear()
+            self._told_in = self._log.status().term
+        lag = max(0, self._log.status().commit_index - log_index)
+        self._told[node_id] = _Told(log_index, lag, self._clock.monotonic_ms())
 
     async def remove_vote(self, node_id: NodeId) -> None:
         """A node that is down, or has left, votes no more; through the leader, wherever it is.
@@ -129,7 +133,7 @@ class VoterLoop:
     async def progress(self) -> tuple[Progress, ...]:
         """The other members as the leader sees them, wherever it is. Raises Unavailable."""
         if self._leads():
-            return self._log.progress()
+            return self.progress_here()
         leader = self._leader_http()
         if leader is None:
             raise Unavailable("no leader is known")
@@ -137,6 +141,20 @@ class VoterLoop:
             return await self._remote.progress(leader)
         except Redirected as redirect:
             raise Unavailable(f"the leader has just changed to {redirect.leader}") from None
+
+    def progress_here(self) -> tuple[Progress, ...]:
+        """At the leader: the voters as its log sees them, learners as they say themselves; by address."""
+        now_ms = self._clock.monotonic_ms()
+        nodes = self._feed.state.nodes
+        self._told = {id_: told for id_, told in self._told.items() if id_ in nodes}
+        found = {one.address: one for one in self._log.progress()}
+        voters = self._voters()
+        for node_id, told in self._told.items():
+            address = nodes[node_id].facts.raft_address
+            if address not in voters:
+                silent_ms = now_ms - told.at_ms
+                found[address] = Progress(address, told.log_index, told.lag, silent_ms)
+        return tuple(sorted(found.values(), key=lambda one: one.address))
 
     async def _remove_here(self, node_id: NodeId) -> None:
         node = self._feed.state.nodes.get(node_id)
@@ -154,7 +172,6 @@ class VoterLoop:
     async def run(self) -> None:
         while True:
             self._status_changed.clear()
-            self._follow()
             decision = self._decide()
             if decision.why != self.why:
                 _log.info("voters why=%s", decision.why or "as wanted")
@@ -174,27 +191,6 @@ class VoterLoop:
     def _voters(self) -> frozenset[str]:
         return frozenset(voter.address for voter in self._log.status().voters)
 
-    def _wanted(self, now_ms: int) -> frozenset[str]:
-        """Who should be sent the log without a vote."""
-        registered = {
-            node.facts.raft_address
-            for node in self._feed.state.nodes.values()
-            if node.status is not NodeStatus.LEFT
-        }
-        self._admitted = {
-            address: at_ms
-            for address, at_ms in self._admitted.items()
-            if now_ms - at_ms < ADMITTED_MS and address not in registered
-        }
-        return frozenset(registered | self._admitted.keys()) - self._voters()
-
-    def _follow(self) -> None:
-        """The log knows its learners, on every node: whoever leads next goes on with them."""
-        wanted = self._wanted(self._clock.monotonic_ms())
-        if wanted != self._followed:
-            self._followed = wanted
-            self._log.follow(wanted)
-
     def _decide(self) -> Decision:
         state = self._feed.state
         if not self._leads() or not state.nodes:
@@ -202,7 +198,7 @@ class VoterLoop:
         return decide(self._seen(state))
 
     def _seen(self, state: ClusterState) -> Seen:
-        progress = {one.address: one for one in self._log.progress()}
+        progress = {one.address: one for one in self.progress_here()}
         voters = self._voters() | {self._raft_address}
         members = {
             address: Member(

@@ -1,5 +1,6 @@
 """What learners cost the leader: three voters as three processes and 0, 20 and 50 learners in a
-fourth, all on loopback. The leader is this process.
+fourth, all on loopback. The leader is this process. Learners follow whom they choose over HTTP, through
+the real API, and tell the leader once a second how far they are, as agents do.
 
     scripts/bench learners [--counts 0,20,50] [--fsync]
 """
@@ -18,13 +19,29 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import immutables
+import msgspec
+from aiohttp import web
+
+from cube.adapters.http_peers import HttpPeers
 from cube.adapters.raft import PySyncObjLog, RaftSettings
+from cube.adapters.system_clock import SystemClock
+from cube.api.app import make_app
+from cube.model.cluster import Node
+from cube.model.ids import NodeId
+from cube.ports.cluster import LogRequest
+from cube.services.heartbeats import Heartbeats
+from cube.services.log_follower import LogFollower
+from cube.services.state_feed import StateFeed
+from tests.builders import facts
+from tests.fakes.cluster import FakeClock, FakeCluster, FakeLocalTasks, FakePeers, World
 from tests.raft_support import free_port
 
 OPERATION = bytes(200)
 SEQUENTIAL = 500
 PIPELINED = 10_000
 IN_FLIGHT = 500
+HTTP_PORTS_ABOVE = 10_000
 TIMEOUT_MS = 30_000
 
 
@@ -59,14 +76,79 @@ def make(address: str, directory: Path, founder: str, *, fsync: bool) -> PySyncO
     )
 
 
+class Desk(FakePeers):
+    """What a voter answers others: its log, and who leads."""
+
+    def __init__(self, log: PySyncObjLog) -> None:
+        super().__init__()
+        self.log_here = log
+        self.told: dict[str, int] = {}  # learner → how far it is
+
+    async def log(self, request: LogRequest) -> bytes:
+        return await self.log_here.feed(request.ask, request.wait_ms)
+
+    def heartbeat(self, node_id: NodeId, log_index: int | None) -> bool:
+        self.told[node_id] = log_index or 0
+        return True
+
+
+def http_of(raft_address: str) -> str:
+    """Where a member answers HTTP: the same for all who know its Raft address."""
+    host, port = raft_address.rsplit(":", 1)
+    return f"{host}:{int(port) + HTTP_PORTS_ABOVE}"
+
+
+async def serve(log: PySyncObjLog, address: str) -> tuple[Desk, web.AppRunner]:
+    """The real API of a voter."""
+    desk = Desk(log)
+    app = make_app(
+        FakeCluster(World(), "n1"),
+        FakeLocalTasks(),
+        desk,
+        clock=FakeClock(),
+        new_id=lambda: "x" * 8,
+    )
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
+    await runner.setup()
+    host, port = http_of(address).rsplit(":", 1)
+    await web.TCPSite(runner, host, int(port)).start()
+    return desk, runner
+
+
+async def be_learner(log: PySyncObjLog, address: str, voters: Sequence[str]) -> None:
+    """Follows and beats, for ever, with connections of its own."""
+    remote = HttpPeers()
+    leader = voters[0]
+    feed = StateFeed()
+    nodes = {}
+    for voter in voters:
+        known = facts(voter, http_address=http_of(voter), raft_address=voter)
+        nodes[known.id] = Node(id=known.id, name=voter, facts=known)
+    feed.state = msgspec.structs.replace(feed.state, nodes=immutables.Map(nodes))
+    node_id = NodeId(address)
+    follower = LogFollower(node_id, log, feed, SystemClock(), remote, dict, tuple)
+    beats = Heartbeats(node_id, remote, lambda: http_of(leader), lambda: log.ask().index)
+    await asyncio.gather(follower.run(), beats.run())
+
+
 async def host(arguments: Sequence[str]) -> None:
-    """The members of another process, until its stdin closes."""
-    directory, founder, fsync, *addresses = arguments
+    """The members of another process, until its stdin closes. `voters` None: they vote."""
+    directory, founder, fsync, voters, *addresses = arguments
     logs = [make(a, Path(directory), founder, fsync=fsync == "1") for a in addresses]
-    for log in logs:
+    runners: list[web.AppRunner] = []
+    learners: list[asyncio.Task[None]] = []
+    for log, address in zip(logs, addresses, strict=True):
         await log.start()
+        if voters:
+            learners.append(asyncio.create_task(be_learner(log, address, voters.split(","))))
+        else:
+            runners.append((await serve(log, address))[1])
     print("ready", flush=True)
     await asyncio.to_thread(sys.stdin.read)
+    for learner in learners:
+        learner.cancel()
+    for runner in runners:
+        await runner.cleanup()
     for log in logs:
         await log.stop()
 
@@ -112,24 +194,28 @@ async def run(learners: int, *, fsync: bool) -> dict[str, Any]:
         founder, second, third, *rest = sorted(addresses)
         log = make(founder, Path(name), founder, fsync=fsync)
         await log.start()
-        groups = [[second], [third], *([rest] if rest else [])]
+        desk, runner = await serve(log, founder)
         hosts = []
-        for group in groups:
-            command = [sys.executable, __file__, name, founder, "1" if fsync else "0", *group]
+        voters = ",".join((founder, second, third))
+        for kind, group in (("", [second]), ("", [third]), (voters, rest)):
+            if not group:
+                continue
+            command = [sys.executable, __file__, name, founder, str(int(fsync)), kind, *group]
             process = subprocess.Popen(  # noqa: ASYNC220 - nothing else is to run meanwhile
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=Path.cwd()
             )
             assert process.stdout is not None
             await asyncio.to_thread(process.stdout.readline)
             hosts.append(process)
-        for address in (second, third):
-            await log.add_voter(address, TIMEOUT_MS)
-        log.follow(frozenset(rest))
-        while len([p for p in log.progress() if p.match_index]) < 2 + learners:  # noqa: ASYNC110
+            if not kind:
+                await log.add_voter(group[0], TIMEOUT_MS)
+        while len(desk.told) < learners or min(desk.told.values(), default=9) < 5:  # noqa: ASYNC110
             await asyncio.sleep(0.05)
         found = await measure(log)
-        await asyncio.sleep(1)
-        found["learner_lag_max_after_1_s"] = max(p.lag for p in log.progress())
+        # By the last heartbeats: a second old, on a log that has been quiet for three.
+        last = log.status().commit_index
+        found["learner_lag_max_after_3_s"] = last - min(desk.told.values(), default=last)
+        await runner.cleanup()
         await log.stop()
         for process in hosts:
             process.communicate(b"")

@@ -16,7 +16,8 @@ from cube.adapters.http_peers import ANSWER_BYTES_MAX, HttpPeers
 from cube.model.addresses import join_address
 from cube.model.errors import OutcomeUnknown, Unavailable
 from cube.model.ids import NodeId
-from cube.ports.cluster import BootstrapView, JoinGrant, JoinRequest
+from cube.ports.cluster import BootstrapView, JoinGrant, JoinRequest, LogRequest
+from cube.ports.log import FEED_BYTES_MAX, Ask
 from cube.ports.remote import Redirected
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -26,6 +27,9 @@ REQUEST = JoinRequest(
     version="0",
 )  # fmt: skip
 GRANT = JoinGrant(cluster_id="x", cluster_name="X", voters=("l:1",), gossip_seeds=("l:2",))
+LOG_REQUEST = LogRequest(
+    node_id=NodeId("n"), was_member=True, ask=Ask(5, 2, "2 l:1 1", 4, 3), wait_ms=10
+)
 VIEW = BootstrapView(node_id=NodeId("n"), cluster_id=None, expect=3, vouches_for=None)
 
 
@@ -82,24 +86,25 @@ async def server() -> AsyncIterator[Server]:
 def calls(peers: HttpPeers, address: str) -> list[Callable[[], Awaitable[Any]]]:
     return [
         lambda: peers.join(address, REQUEST),
-        lambda: peers.admit(address, REQUEST),
-        lambda: peers.heartbeat(address, NodeId("n")),
+        lambda: peers.remove_vote(address, NodeId("n")),
+        lambda: peers.heartbeat(address, NodeId("n"), 7),
         lambda: peers.bootstrap(address),
+        lambda: peers.log(address, LOG_REQUEST),
     ]
 
 
 async def test_what_is_asked_and_answered(peers: HttpPeers, server: Server) -> None:
     server.says(200, GRANT)
     assert await peers.join(server.address, REQUEST) == GRANT
-    await peers.admit(server.address, REQUEST)
-    await peers.heartbeat(server.address, NodeId("n"))
+    await peers.remove_vote(server.address, NodeId("n"))
+    await peers.heartbeat(server.address, NodeId("n"), 7)
     server.says(200, VIEW)
     assert await peers.bootstrap(server.address) == VIEW
     request = msgspec.json.encode(REQUEST)
     assert server.seen == [
         ("POST", "/v1/internal/join", request),
-        ("POST", "/v1/internal/admit", request),
-        ("POST", "/v1/internal/heartbeat", b'{"node_id":"n"}'),
+        ("POST", "/v1/internal/remove_vote", b'{"node_id":"n"}'),
+        ("POST", "/v1/internal/heartbeat", b'{"node_id":"n","log_index":7}'),
         ("GET", "/v1/internal/bootstrap", b""),
     ]
 
@@ -112,7 +117,7 @@ async def test_an_ipv6_peer(peers: HttpPeers) -> None:
         assert await peers.bootstrap(server.address) == VIEW
 
 
-@pytest.mark.parametrize("number", range(4))
+@pytest.mark.parametrize("number", range(5))
 async def test_another_node_is_to_be_asked(peers: HttpPeers, server: Server, number: int) -> None:
     server.says(409, {"status": 409, "leader": "10.0.0.9:7700", "detail": "not me"})
     with pytest.raises(Redirected) as caught:
@@ -120,7 +125,7 @@ async def test_another_node_is_to_be_asked(peers: HttpPeers, server: Server, num
     assert caught.value.leader == "10.0.0.9:7700"
 
 
-@pytest.mark.parametrize("number", range(4))
+@pytest.mark.parametrize("number", range(5))
 @pytest.mark.parametrize(
     ("status", "body"),
     [
@@ -149,15 +154,15 @@ async def test_the_reason_is_told(peers: HttpPeers, server: Server) -> None:
         await peers.join(server.address, REQUEST)
 
 
-async def test_only_an_admission_can_be_unknown(peers: HttpPeers, server: Server) -> None:
+async def test_only_a_change_of_votes_can_be_unknown(peers: HttpPeers, server: Server) -> None:
     """The others change nothing at the peer; who calls them does not expect it."""
     server.says(504, {"detail": "on the way"})
-    join, admit, heartbeat, bootstrap = calls(peers, server.address)
-    for call in (join, heartbeat, bootstrap):
+    join, remove_vote, heartbeat, bootstrap, log = calls(peers, server.address)
+    for call in (join, heartbeat, bootstrap, log):
         with pytest.raises(Unavailable):
             await call()
     with pytest.raises(OutcomeUnknown):
-        await admit()
+        await remove_vote()
 
 
 @pytest.mark.parametrize("body", [b"", b"no JSON", b"{}", b"[]", b'{"cluster_id": "\xff"}',
@@ -205,10 +210,33 @@ async def test_an_endless_answer_is_not_read(peers: HttpPeers, server: Server) -
     assert sent[0] < 20 * ANSWER_BYTES_MAX
 
 
+async def test_a_piece_of_the_log_is_asked_for_and_bounded(
+    peers: HttpPeers, server: Server
+) -> None:
+    queries: list[dict[str, str]] = []
+    size = [FEED_BYTES_MAX]
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        queries.append(dict(request.query))
+        return web.Response(body=bytes(size[0]))
+
+    server.answer = answer
+    assert await peers.log(server.address, LOG_REQUEST) == bytes(FEED_BYTES_MAX)
+    assert queries == [
+        {
+            "node": "n", "member": "1", "after": "5", "term": "2", "office": "2 l:1 1",
+            "snapshot": "4", "offset": "3", "wait_ms": "10",
+        }
+    ]  # fmt: skip
+    size[0] += 1
+    with pytest.raises(Unavailable, match="more than"):
+        await peers.log(server.address, LOG_REQUEST)
+
+
 async def test_silence_ends(
     peers: HttpPeers, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("JOIN_TIMEOUT_S", "ADMIT_TIMEOUT_S", "HEARTBEAT_TIMEOUT_S"):
+    for name in ("JOIN_TIMEOUT_S", "VOTE_TIMEOUT_S", "HEARTBEAT_TIMEOUT_S", "LOG_LATE_S"):
         monkeypatch.setattr(http_peers, name, 0.05)
 
     async def silent(_request: web.Request) -> web.StreamResponse:
@@ -216,12 +244,12 @@ async def test_silence_ends(
         raise AssertionError
 
     server.answer = silent
-    join, admit, heartbeat, bootstrap = calls(peers, server.address)
-    for call in (join, heartbeat, bootstrap):
+    join, remove_vote, heartbeat, bootstrap, log = calls(peers, server.address)
+    for call in (join, heartbeat, bootstrap, log):
         with pytest.raises(Unavailable):
             await call()
     with pytest.raises(OutcomeUnknown):
-        await admit()  # it was asked for, and may be on its way
+        await remove_vote()  # it was asked for, and may be on its way
 
 
 async def test_who_hangs_up_was_not_there(peers: HttpPeers, server: Server) -> None:
@@ -235,7 +263,7 @@ async def test_who_hangs_up_was_not_there(peers: HttpPeers, server: Server) -> N
         await peers.join(server.address, REQUEST)
 
 
-@pytest.mark.parametrize("number", range(4))
+@pytest.mark.parametrize("number", range(5))
 async def test_nobody_at_the_address(peers: HttpPeers, number: int) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # bound, and nobody listens

@@ -27,6 +27,7 @@ from cube.ports.cluster import (
     BootstrapView,
     JoinGrant,
     JoinRequest,
+    LogRequest,
     MemberStats,
     MemberView,
     Proposed,
@@ -335,9 +336,10 @@ class FakePeers:
     def __init__(self, leader_http: str | None = None, *, leads: bool = True) -> None:
         self.leader = leader_http
         self.leads = leads
-        self.admitted: list[JoinRequest] = []
-        self.heartbeats: list[NodeId] = []
         self.transfers: list[NodeId | None] = []
+        self.heartbeats: list[tuple[NodeId, int | None]] = []
+        self.asked: list[LogRequest] = []
+        self.answer: bytes | Exception = b"entries"
         self.votes_removed: list[NodeId] = []
         self.enrolled: list[tuple[str, EnrolRequest]] = []
 
@@ -349,10 +351,6 @@ class FakePeers:
             voters=("127.0.0.1:8701",),
             gossip_seeds=("127.0.0.1:9701",),
         )
-
-    async def admit(self, request: JoinRequest) -> None:
-        self._check()
-        self.admitted.append(request)
 
     async def remove_vote(self, node_id: NodeId) -> None:
         self._check()
@@ -373,10 +371,16 @@ class FakePeers:
     def leader_http(self) -> str | None:
         return self.leader
 
-    def heartbeat(self, node_id: NodeId) -> bool:
+    def heartbeat(self, node_id: NodeId, log_index: int | None) -> bool:
         if self.leads:
-            self.heartbeats.append(node_id)
+            self.heartbeats.append((node_id, log_index))
         return self.leads
+
+    async def log(self, request: LogRequest) -> bytes:
+        self.asked.append(request)
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return self.answer
 
     def bootstrap(self) -> BootstrapView:
         return BootstrapView(

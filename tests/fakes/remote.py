@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from cube.model.errors import Unavailable
 from cube.model.ids import NodeId
-from cube.ports.cluster import BootstrapView, JoinGrant, JoinRequest
+from cube.ports.cluster import BootstrapView, JoinGrant, JoinRequest, LogRequest
 from cube.ports.log import Progress
 
 
@@ -16,8 +16,9 @@ class FakeRemote:
 
     def __init__(self) -> None:
         self.joins: dict[str, Callable[[JoinRequest], JoinGrant]] = {}
-        self.admits: dict[str, Callable[[JoinRequest], None]] = {}
         self.beats: dict[str, Callable[[NodeId], None]] = {}
+        self.log_index_told: int | None = None  # by the last heartbeat
+        self.logs: dict[str, Callable[[LogRequest], Awaitable[bytes]]] = {}
         self.views: dict[str, Callable[[], BootstrapView]] = {}
         self.transfers: dict[str, Callable[[NodeId | None], None]] = {}
         self.progresses: dict[str, Callable[[], tuple[Progress, ...]]] = {}
@@ -28,12 +29,6 @@ class FakeRemote:
         if address not in self.joins:
             raise Unavailable(f"cannot reach {address}")
         return self.joins[address](request)
-
-    async def admit(self, address: str, request: JoinRequest) -> None:
-        self.asked.append(("admit", address))
-        if address not in self.admits:
-            raise Unavailable(f"cannot reach {address}")
-        self.admits[address](request)
 
     async def remove_vote(self, address: str, node_id: NodeId) -> None:
         self.asked.append(("remove_vote", address))
@@ -52,11 +47,18 @@ class FakeRemote:
             raise Unavailable(f"cannot reach {address}")
         return self.progresses[address]()
 
-    async def heartbeat(self, address: str, node_id: NodeId) -> None:
+    async def heartbeat(self, address: str, node_id: NodeId, log_index: int) -> None:
+        self.log_index_told = log_index
         self.asked.append(("heartbeat", address))
         if address not in self.beats:
             raise Unavailable(f"cannot reach {address}")
         self.beats[address](node_id)
+
+    async def log(self, address: str, request: LogRequest) -> bytes:
+        self.asked.append(("log", address))
+        if address not in self.logs:
+            raise Unavailable(f"cannot reach {address}")
+        return await self.logs[address](request)
 
     async def bootstrap(self, address: str) -> BootstrapView:
         self.asked.append(("bootstrap", address))

@@ -15,7 +15,7 @@ class Roles:
     Python: 5 µs for every message.)"""
 
     VOTER: Final = 1
-    LEARNER: Final = 2  # this member, leading, sends it the log
+    LEARNER: Final = 2  # this member, leading, sends it the log: it is being added
     LEADER: Final = 4  # this member follows it
     GUEST: Final = 8  # a member, and none of the above
 
@@ -33,7 +33,8 @@ _FROM: dict[str, int] = {
     "term_hint": Roles.VOTER | Roles.LEARNER,
     "apply_command_response": Roles.LEADER,
     "timeout_now": Roles.LEADER,
-    # Refused with a reason where it is handled: its proposer waits.
+    # Of nodes without a vote, too, whom this member need not have heard of: a node's first command
+    # registers it. Refused with a reason where it is handled: its proposer waits.
     "apply_command": ANYONE,
 }
 

@@ -12,8 +12,8 @@ from cube.adapters.raft.transport import PeerTransport
 class RaftCore(SyncObj):
     """One member. All of it belongs to the Raft thread.
 
-    Peers are the other voters (`otherNodes` of the library) and, at the leader, the learners that
-    it sends the log to (`readonlyNodes`). A member without a vote dials nobody: its leader does.
+    Peers are the other voters (`otherNodes` of the library) and, at the leader, who is being added
+    (`readonlyNodes`). A member without a vote dials the leader only, to forward proposals.
     """
 
     _is_woken = False

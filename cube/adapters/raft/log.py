@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from cube.adapters.raft.commands import NO_OP, unstamped
+from cube.adapters.raft.feeding import LogFeed, View, decode_answer
 from cube.adapters.raft.library import (
     REASON_SUCCESS,
     REASONS_NOT_APPLIED,
@@ -22,14 +23,16 @@ from cube.adapters.raft.node import RaftNode
 from cube.adapters.raft.peer_tls import PeerTls
 from cube.adapters.raft.proposing import Submission
 from cube.adapters.raft.settings import RaftSettings
-from cube.model.errors import OutcomeUnknown, Unavailable
+from cube.model.errors import BadPacket, OutcomeUnknown, Unavailable
 from cube.ports.log import (
     ENTRY_BYTES_MAX,
+    Ask,
     Committed,
     LogStatus,
     Progress,
     Replica,
     Role,
+    Taken,
     Voter,
 )
 
@@ -40,6 +43,8 @@ STOP_HANDOVER_MS = 1_000
 # A change or a handover is settled on the Raft thread at its deadline; this is for a thread that
 # hangs.
 BACKSTOP_MS = 1_000
+# For one answer to be stored: a snapshot that it completes is loaded at once.
+TAKE_MS = 60_000
 # Between two attempts of a barrier while there is no leader.
 BARRIER_RETRY_MS = 25
 # Between two looks at the other members.
@@ -152,6 +157,10 @@ class PySyncObjLog:
             ready=False,
         )
         self._watched: tuple[object, ...] = ()
+        self._committing = 0  # callers in _commit()
+        self._ask = Ask(0, 0)
+        self._feed = LogFeed(data_dir)
+        self._fed: tuple[object, ...] = ()  # what those that follow have been told the news of
         self._progress: tuple[Progress, ...] = ()
         self._progress_next = 0.0
         self._configuration_seen: object = None
@@ -184,6 +193,7 @@ class PySyncObjLog:
                     logger.info("raft_stopped_without_handover reason=%s", error)
             self._is_stopping = True
             self._wake()
+        self._feed.close()
         await asyncio.to_thread(thread.join)
         node, self._node = self._node, None
         if node is not None:
@@ -222,9 +232,35 @@ class PySyncObjLog:
     def watch(self, callback: Callable[[LogStatus], None]) -> None:
         self._watchers.append(callback)
 
-    def follow(self, learners: frozenset[str]) -> None:
-        self._calls.append(lambda node: node.follow(learners))
-        self._wake()
+    def ask(self) -> Ask:
+        return self._ask
+
+    def is_awaited(self) -> bool:
+        return self._committing > 0
+
+    async def feed(self, ask: Ask, wait_ms: int) -> bytes:
+        self._living_node()
+        return await self._feed.feed(ask, wait_ms)
+
+    async def take(self, source: str, answer: bytes) -> Taken:
+        decoded = decode_answer(answer)
+        if self._status.fault:
+            raise Unavailable(self._status.fault)
+
+        def take(node: RaftNode, settle: Callback) -> None:
+            try:
+                settle(node.take(source, decoded), REASON_SUCCESS)
+            except BadPacket as error:
+                settle(error, REASON_SUCCESS)
+
+        try:
+            taken = await self._call(take, TAKE_MS)
+        except OutcomeUnknown as error:
+            raise Unavailable(f"an answer could not be stored: {error}") from None
+        if isinstance(taken, BadPacket):
+            raise taken
+        assert isinstance(taken, Taken)
+        return taken
 
     def progress(self) -> tuple[Progress, ...]:
         return self._progress
@@ -276,10 +312,12 @@ class PySyncObjLog:
         # A third of what asyncio.timeout() costs, and this is the way of every write.
         loop = pending.future.get_loop()
         deadline = loop.call_later(timeout_ms / 1000, pending.expire, node)
+        self._committing += 1
         try:
             committed = await pending.future
         finally:
             deadline.cancel()
+            self._committing -= 1
             self._pending.discard(pending)
         assert isinstance(committed, Committed)
         return committed
@@ -292,14 +330,14 @@ class PySyncObjLog:
 
         await self._call(request, timeout_ms)
 
-    async def _call(self, request: Callable[[RaftNode, Callback], None], timeout_ms: int) -> None:
+    async def _call(self, request: Callable[[RaftNode, Callback], None], timeout_ms: int) -> object:
         node = self._living_node()
         pending = self._new_pending()
         self._calls.append(lambda node: request(node, pending.settle))
         node.wake()
         try:
             async with asyncio.timeout((timeout_ms + BACKSTOP_MS) / 1000):
-                await pending.future
+                return await pending.future
         except TimeoutError:
             raise OutcomeUnknown("no outcome before the deadline") from None
         finally:
@@ -434,6 +472,8 @@ class PySyncObjLog:
             lineage=node.lineage,
         )
         self._status = status
+        self._ask = node.ask()
+        self._publish_view(node.view())
         now = monotonic()
         if not node.is_leader:
             self._progress = ()
@@ -456,6 +496,15 @@ class PySyncObjLog:
                 logger.info("raft_%s term=%d leader=%s", role, status.term, status.leader)
             self._watched = watched
             self._post(self._on_status, status)
+
+    def _publish_view(self, view: View) -> None:
+        """Those that follow this member are answered from it, and who waits is told of news."""
+        self._feed.view = view
+        if self._feed.is_awaited:
+            fed = (view.commit_index, view.office, view.fault)
+            if fed != self._fed:
+                self._fed = fed
+                self._post(self._feed.on_news)
 
     def _publish_outcomes(self) -> None:
         if self._outcomes:

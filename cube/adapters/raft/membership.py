@@ -7,8 +7,8 @@ a vote, and is added once it has it.
 L5: a leader cannot remove itself: it is refused, and asked to hand leadership over first.
 A joiner may vote when asked, but does not stand before its own addition is committed.
 
-Learners are the library's read-only nodes, of our choosing: every member is told who they are, and
-the leader sends them the log like a follower, without counting them.
+Who is being added is a read-only node of the library meanwhile: the leader sends it the log like a
+follower, without counting it. Other learners are not this member's business (following.py).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from cube.adapters.raft.library import (
     monotonic,
 )
 from cube.adapters.raft.proposing import Proposing
-from cube.ports.log import LEARNERS_MAX, Progress
+from cube.ports.log import Progress
 
 logger = logging.getLogger(__name__)
 
@@ -81,8 +81,6 @@ class Membership(Proposing):
     _changes: deque[Change]
     _handovers: list[Handover]
     _handover_sent_at = 0.0
-    _learners_wanted: frozenset[str] = frozenset()
-    _learners_settled: tuple[object, ...] = ()  # the last (wanted, configuration, leads) acted on
 
     @property
     def has_pending_steps(self) -> bool:
@@ -112,9 +110,8 @@ class Membership(Proposing):
                 change = self._changes.popleft()
                 unknown = change.is_appended
                 change.settle(None, REASON_UNKNOWN_OUTCOME if unknown else REASON_NOT_LEADER)
-            self._settle_learners()
+            self._keep_newcomers(frozenset())
             return
-        self._settle_learners()
         now = monotonic()
         while self._changes:
             change = self._changes[0]
@@ -126,8 +123,7 @@ class Membership(Proposing):
             if not change.is_settled:
                 return
             self._changes.popleft()
-            if change.is_addition and not change.is_appended:
-                self._learners_settled = ()  # it may have been followed for this change only
+            self._keep_newcomers(frozenset(c.address for c in self._changes if c.is_addition))
 
     def _step_change(self, change: Change) -> None:
         is_settled_ground = (
@@ -169,29 +165,12 @@ class Membership(Proposing):
             self.wake()
         self._SyncObj__sendAppendEntries()
 
-    # --- learners
-
-    def follow(self, learners: frozenset[str]) -> None:
-        self._learners_wanted = frozenset(sorted(learners - {self.address})[:LEARNERS_MAX])
-
-    def _settle_learners(self) -> None:
-        """A leader follows up who is wanted and who is being added; anyone else follows up nobody."""
-        settled = (self._learners_wanted, self.configuration, self.is_leader)
-        if settled == self._learners_settled:
-            return
-        self._learners_settled = settled
-        wanted: frozenset[str] = frozenset()
-        if self.is_leader:
-            adding = {change.address for change in self._changes if change.is_addition}
-            wanted = (self._learners_wanted | adding) - self.configuration.current
-        learners = self._SyncObj__readonlyNodes
-        for peer in [peer for peer in learners if peer.id not in wanted]:
-            learners.discard(peer)
+    def _keep_newcomers(self, adding: frozenset[str]) -> None:
+        """The log is sent to nobody without a vote but to these."""
+        newcomers = self._SyncObj__readonlyNodes
+        for peer in [peer for peer in newcomers if peer.id not in adding]:
+            newcomers.discard(peer)
             self.forget_peer(peer)
-        for address in sorted(wanted - {peer.id for peer in learners}):
-            peer = Peer(address)
-            learners.add(peer)
-            self.follow_peer(peer)
 
     def _SyncObj__onNodeConnected(self, node: Peer) -> None:  # noqa: N802
         """A learner may come back without its disk, before anybody knows it by name: what it had is

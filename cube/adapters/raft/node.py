@@ -18,8 +18,10 @@ from cube.adapters.raft.directory import (
     open_member,
     write_member,
 )
+from cube.adapters.raft.feeding import Office, View
+from cube.adapters.raft.following import HEARD_S, Following
 from cube.adapters.raft.library import monotonic
-from cube.adapters.raft.membership import STEP_S, Membership
+from cube.adapters.raft.membership import STEP_S
 from cube.adapters.raft.offline import carry_out
 from cube.adapters.raft.peer_tls import PeerTls
 from cube.adapters.raft.proposing import SubmissionQueue
@@ -32,11 +34,13 @@ logger = logging.getLogger(__name__)
 
 # The commit index is noted, and forgotten requests are swept, at least this often.
 POLL_S_MAX = 1.0
+# A voter that lacks more of what its leader has committed is no good to follow: it is catching up.
+BEHIND_ENTRIES_MAX = 10_000
 # A disk that failed is tried again this often.
 DISK_RETRY_S = 1.0
 
 
-class RaftNode(Membership):
+class RaftNode(Following):
     """All of it belongs to the Raft thread, except `queue` and wake()."""
 
     _disk_retry_at = 0.0
@@ -139,6 +143,7 @@ class RaftNode(Membership):
             self._step_fault(now)
         self.step_changes()
         self.step_handover()
+        self.step_following()
         self._onTick(self._poll_s(now))
         self.flush_acks()
         self.transport.flush()
@@ -178,10 +183,24 @@ class RaftNode(Membership):
         if self.journal.fault:
             return False
         if not self.is_leader:
+            window = window if self.is_voter else HEARD_S
             return self.leader is not None and now - self.heard_at < window
         answered = self._SyncObj__lastResponseTime
         heard = sum(now - answered[peer] < window for peer in self._SyncObj__otherNodes)
         return heard + 1 >= self.quorum_size
+
+    def view(self) -> View:
+        """What those that follow this member are answered from."""
+        leader = self.leader
+        known = self._SyncObj__leaderCommitIndex
+        is_behind = not self.is_leader and (known or 0) - self.commit_index > BEHIND_ENTRIES_MAX
+        office = Office(
+            self.term,
+            self.address if self.is_leader else leader.id if leader is not None else "",
+            self.hears_quorum() and not is_behind,
+            self.transport.cluster,
+        )
+        return View(office, self.commit_index, self.journal.entries(), self.journal.fault)
 
     @property
     def is_ready(self) -> bool:

@@ -143,8 +143,6 @@ class Proposing(Election):
             refuse(None, REASON_REQUEST_DENIED)  # voters change through the leader's own port only
         elif not self.is_leader:
             refuse(None, REASON_NOT_LEADER)
-        elif not self.roles_of(peer):
-            refuse(None, REASON_REQUEST_DENIED)  # a member once, perhaps: no more
         elif not self.queue.put(Submission(command, refuse, place)):
             refuse(None, REASON_QUEUE_FULL)
 
@@ -222,6 +220,10 @@ class Proposing(Election):
             return
         if submission.on_placed is not None:
             submission.settle(None, REASON_NOT_LEADER)  # a peer's: it knows better by now
+            return
+        if not self.is_voter and not self.transport.is_heard(leader):
+            # It answers on a connection of its own, which it makes when it sees ours.
+            submission.settle(None, REASON_MISSING_LEADER)
             return
         self._SyncObj__commandsLocalCounter += 1
         request_id = self._SyncObj__commandsLocalCounter

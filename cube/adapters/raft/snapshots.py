@@ -39,6 +39,11 @@ ENCODING_PAUSE_S = 0.0005
 # encoding has a bug.
 RETRY_S = 10.0
 CHUNK_BYTES = 256 << 10
+# Of a snapshot in one answer to a member that follows.
+PIECE_BYTES = 1 << 20
+# Snapshots that are being read: the newest, and those that slow readers began with.
+PIECES_OPEN_MAX = 4
+PIECES_IDLE_S = 60.0
 # A receiver's disk is not filled by a peer's mistake.
 SNAPSHOT_BYTES_MAX = 4 << 30
 
@@ -207,6 +212,11 @@ class SnapshotStore:
             self._replace_by(self._receiving_path, header)
         return header.index
 
+    def received_bytes(self, sender: str) -> int:
+        """Of a snapshot that is on its way from `sender`."""
+        file = self._receiving
+        return file.tell() if file is not None and self._receiving_from == sender else 0
+
     def close(self) -> None:
         """Waits for an encoding under way."""
         if self._encoder is not None:
@@ -232,6 +242,70 @@ class SnapshotStore:
                 threading.Thread(target=os.close, args=(previous,), daemon=True).start()
         self.header = header
         sync_directory(self._path.parent)
+
+
+class _Open(msgspec.Struct):
+    fd: int
+    size: int
+    used_at: float
+
+
+class SnapshotPieces:
+    """The snapshot of this member for those that follow it, read on other threads, one call at a
+    time. A file stays open while somebody asks for more of it, so that one which reads slowly gets
+    the whole of it, replaced meanwhile or not."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._open: dict[int, _Open] = {}
+
+    def has(self, index: int) -> bool:
+        return index in self._open
+
+    def read(self, index: int, offset: int) -> tuple[int, int, bytes, bool]:
+        """(index, offset, data, is_last): of the snapshot at `index` what is at `offset`, or else
+        the beginning of the newest one. Raises OSError, BadPacket."""
+        self._expire()
+        if index not in self._open or offset > self._open[index].size:
+            index, offset = self._open_newest(), 0
+        file = self._open[index]
+        file.used_at = monotonic()
+        data = os.pread(file.fd, PIECE_BYTES, offset)
+        return index, offset, data, offset + len(data) >= file.size
+
+    def close(self) -> None:
+        for index in list(self._open):
+            os.close(self._open.pop(index).fd)
+
+    def _open_newest(self) -> int:
+        fd = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            index = _read_header(fd, self._path).index
+            if index not in self._open:
+                size = os.fstat(fd).st_size
+                self._open[index] = _Open(os.dup(fd), size, monotonic())
+        finally:
+            os.close(fd)
+        return index
+
+    def _expire(self) -> None:
+        oldest_first = sorted(self._open, key=lambda index: self._open[index].used_at)
+        spare = len(oldest_first) - PIECES_OPEN_MAX + 1
+        for place, index in enumerate(oldest_first):
+            if place < spare or monotonic() - self._open[index].used_at > PIECES_IDLE_S:
+                os.close(self._open.pop(index).fd)
+
+
+def _read_header(fd: int, path: Path) -> SnapshotHeader:
+    """Not checked against the whole: who receives it does that."""
+    raw = os.pread(fd, len(MAGIC) + _HEAD.size, 0)
+    if len(raw) < len(MAGIC) + _HEAD.size or raw[: len(MAGIC)] not in _CHECKSUMS:
+        raise BadPacket(f"{path} is not a snapshot of this version or the one before it")
+    _, head_bytes = _HEAD.unpack_from(raw, len(MAGIC))
+    try:
+        return msgspec.msgpack.decode(os.pread(fd, head_bytes, len(raw)), type=SnapshotHeader)
+    except (msgspec.MsgspecError, ValueError) as error:
+        raise BadPacket(f"{path} has no readable header: {error}") from None
 
 
 def write_snapshot(path: Path, header: SnapshotHeader, slices: Iterator[bytes]) -> None:

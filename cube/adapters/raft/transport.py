@@ -1,9 +1,9 @@
 """Frames between members over TCP, on the library's poller and in its thread.
 
-Every voter dials every other, the leader its learners too, and each sends on the connection that it
+Every voter dials every other, a learner the leader, and each sends on the connection that it
 dialled; what a peer sends arrives on the one that the peer dialled. So there is nothing to agree on
-when two dial at once, and a leader that this member has not heard of yet (it is a learner, or was
-away while the voters changed) is answered by dialling back: a guest.
+when two dial at once, and a peer that this member does not count on (a learner that forwards, a
+leader that it has not heard of yet) is answered by dialling back: a guest.
 
 With TLS both ends show a certificate and are who it says (X3); the hello names the same node, which
 must be the one that is known at its address (S4). Without TLS anyone on this host can pose as a
@@ -31,11 +31,13 @@ from cube.adapters.raft.sockets import is_everywhere, is_loopback, resolve, spli
 from cube.adapters.raft.streams import TlsStream
 from cube.model.errors import BadConfig, BadPacket, ConfigError, Unavailable
 from cube.model.ids import NodeId
+from cube.ports.log import LEARNERS_MAX
 
 logger = logging.getLogger(__name__)
 
-# Peers not in the configuration that are answered: leaders unknown here, members once removed.
-GUESTS_MAX = 8
+# Peers not in the configuration that are answered: learners that forward, leaders unknown here,
+# members once removed.
+GUESTS_MAX = LEARNERS_MAX + 8
 # Accepted and not introduced. One that is refused here for want of room is dialled again; half of
 # them in a handshake are some 10 MiB.
 STRANGERS_MAX = 256
@@ -239,6 +241,10 @@ class PeerTransport:
     def is_up(self, peer: Peer) -> bool:
         link = self._links.get(peer.id)
         return link is not None and link.is_up
+
+    def is_heard(self, peer: Peer) -> bool:
+        """`peer` has a connection to us."""
+        return peer.id in self._inbound
 
     def is_dialling(self, peer: Peer) -> bool:
         """It is on its way up, or will be in this turn."""

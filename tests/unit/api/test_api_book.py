@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
+from cube.adapters.http_peers import HttpPeers
+from cube.model.errors import Unavailable
+from cube.model.ids import NodeId
 from cube.model.lifecycle import TaskState
+from cube.ports.cluster import LogRequest
+from cube.ports.log import Ask
+from cube.ports.remote import Redirected
 from tests.fakes.cluster import job_spec
 from tests.fakes.served import read, served
 
@@ -109,12 +117,10 @@ async def test_a_node_joins_through_the_leader() -> None:
         async with api.client.post("/v1/internal/join", json=JOINER) as response:
             grant: Json = await read(response)
         assert grant["cluster_id"] == "cluster-1" and grant["voters"] == ["127.0.0.1:8701"]
-        async with api.client.post("/v1/internal/admit", json=JOINER) as response:
-            await read(response)
-        assert [request.node_id for request in api.peers.admitted] == ["n9"]
-        async with api.client.post("/v1/internal/heartbeat", json={"node_id": "n9"}) as response:
-            await read(response)
-        assert api.peers.heartbeats == ["n9"]
+        for body in ({"node_id": "n9"}, {"node_id": "n9", "log_index": 7}):
+            async with api.client.post("/v1/internal/heartbeat", json=body) as response:
+                await read(response)
+        assert api.peers.heartbeats == [("n9", None), ("n9", 7)]
         bootstrap: Json = await api.get("/v1/internal/bootstrap")
         assert bootstrap["cluster_id"] == "cluster-1"
         await api.problem("POST", "/v1/internal/join", 422, json={"node_id": "n9"})
@@ -125,7 +131,7 @@ async def test_another_node_says_who_leads_when_it_knows() -> None:
     async with served() as api:
         api.cluster.leader, api.peers.leads = "n2", False
         for path, body in (
-            ("join", JOINER), ("admit", JOINER), ("heartbeat", {"node_id": "n9"}),
+            ("join", JOINER), ("heartbeat", {"node_id": "n9"}),
         ):  # fmt: skip
             api.peers.leader = "127.0.0.1:7702"
             problem = await api.problem("POST", f"/v1/internal/{path}", 409, json=body)
@@ -133,6 +139,30 @@ async def test_another_node_says_who_leads_when_it_knows() -> None:
             api.peers.leader = None
             problem = await api.problem("POST", f"/v1/internal/{path}", 503, json=body)
             assert "leader" not in problem
+
+
+async def test_a_node_follows_the_log_of_another() -> None:
+    peers = HttpPeers()
+    request = LogRequest(
+        node_id=NodeId("n9"), was_member=True, ask=Ask(7, 2, "2 127.0.0.1:1 1", 4, 3), wait_ms=9
+    )
+    async with served() as api:
+        assert await peers.log(api.address, request) == b"entries"
+        assert api.peers.asked == [request]
+        api.peers.answer = Redirected("127.0.0.1:7702")
+        with pytest.raises(Redirected):
+            await peers.log(api.address, request)
+        api.peers.answer = Unavailable("this node was removed from this cluster")
+        with pytest.raises(Unavailable, match="was removed"):
+            await peers.log(api.address, request)
+        for query in (
+            "",
+            "?node=n9&after=1",
+            "?node=n9&after=x&term=1",
+            "?node=n9&after=-1&term=1",
+        ):
+            await api.problem("GET", f"/v1/internal/log{query}", 400)
+    await peers.close()
 
 
 async def test_nodes_are_answered_before_this_one_has_joined() -> None:

@@ -7,6 +7,7 @@ import pytest
 
 from cube.scheduler.voters import (
     LAG_ENTRIES_MAX,
+    LEARNER_LAG_MAX,
     AddVoter,
     Member,
     RemoveVoter,
@@ -73,11 +74,11 @@ def test_two_ready_learners_make_three_voters_the_longest_joined_first() -> None
 
 
 def test_growth_waits_for_two_that_have_the_log() -> None:
-    for lag in (None, LAG_ENTRIES_MAX + 1):
+    for lag in (None, LEARNER_LAG_MAX + 1):
         view = but(seen("A", "BC"), "C", lag=lag)
         assert added(view) is None
         assert "1 of 3 voters" in decide(view).why
-    assert added(but(seen("A", "BC"), "C", lag=LAG_ENTRIES_MAX)) == "B"
+    assert added(but(seen("A", "BC"), "C", lag=LEARNER_LAG_MAX)) == "B"
 
 
 def test_growth_from_an_odd_number_waits_for_silent_voters() -> None:
@@ -99,7 +100,7 @@ def test_a_silent_voter_has_time_until_the_grace_is_over() -> None:
 def test_a_dead_voter_without_replacement_stays() -> None:
     assert removed(seen("ABc")) is None
     assert removed(seen("ABc", "d")) is None
-    assert removed(but(seen("ABc", "D"), "D", lag=LAG_ENTRIES_MAX + 1)) is None
+    assert removed(but(seen("ABc", "D"), "D", lag=LEARNER_LAG_MAX + 1)) is None
     assert removed(seen("ABCDe")) is None  # four and five survive one more death alike
 
 

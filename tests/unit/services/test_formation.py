@@ -25,7 +25,7 @@ from cube.services.formation import (
 )
 from tests.fakes.disk import FakeDisk
 from tests.fakes.remote import FakeRemote
-from tests.virtual_time import VirtualClock, run_virtual
+from tests.virtual_time import run_virtual
 
 A, B, C = NodeId("a"), NodeId("b"), NodeId("c")
 GRANT = JoinGrant(cluster_id="x", cluster_name="X", voters=("l:1",), gossip_seeds=("l:2",))
@@ -168,7 +168,8 @@ def test_a_join_follows_redirects_to_the_leader() -> None:
     record = run_virtual(joiner.formation.join(["one"]))
     assert [address for _, address in joiner.remote.asked] == ["one", "two", "three"]
     assert (record.cluster_id, record.cluster_name, record.voters) == ("x", "X", ("l:1",))
-    assert (record.created, record.admitted, record.peers) == (False, False, ("one",))
+    # Who granted it leads, and can be followed at first.
+    assert (record.created, record.peers) == (False, ("three", "one"))
     assert Records(joiner.disk, NodeRecord(node_id=C, raft_address="")).now == record
 
 
@@ -226,50 +227,11 @@ def test_with_nobody_to_ask_it_is_said_so() -> None:
     run_virtual(main())
 
 
-# Being admitted
-
-
-def test_a_node_asks_to_be_admitted_until_its_own_log_says_so() -> None:
-    joiner = Joiner()
-    answers: list[Exception | None] = [
-        Unavailable("busy"), OutcomeUnknown("on the way"), Redirected("leader"), None,
-    ]  # fmt: skip
-
-    def answer(_request: JoinRequest) -> None:
-        error = answers.pop(0) if answers else None
-        if error is not None:
-            raise error
-
-    joiner.remote.admits = {"one": answer, "leader": answer}
-
-    async def main() -> None:
-        is_voter = [False]
-        waiting = asyncio.create_task(joiner.formation.be_admitted(["one"], lambda: is_voter[0]))
-        await asyncio.sleep(10)
-        assert not waiting.done()
-        assert not joiner.records.now.admitted
-        assert ("admit", "leader") in joiner.remote.asked
-        is_voter[0] = True
-        started_ms = VirtualClock().monotonic_ms()
-        await waiting
-        assert VirtualClock().monotonic_ms() - started_ms <= 100
-        assert joiner.records.now.admitted
-
-    run_virtual(main())
-
-
-def test_a_voter_does_not_ask() -> None:
-    joiner = Joiner()
-    run_virtual(joiner.formation.be_admitted(["one"], lambda: True))
-    assert joiner.remote.asked == []
-    assert joiner.records.now.admitted
-
-
 def test_making_a_cluster_is_stored_before_it_is_said() -> None:
     joiner = Joiner()
     joiner.formation.create("id", "name")
     record = Records(joiner.disk, NodeRecord(node_id=C, raft_address="")).now
-    assert (record.cluster_id, record.created, record.admitted) == ("id", True, True)
+    assert (record.cluster_id, record.created) == ("id", True)
     assert joiner.formation.bootstrap_view(3).cluster_id == "id"
 
 

@@ -18,8 +18,15 @@ from cube.model.errors import OutcomeUnknown, Unavailable
 from cube.model.ids import ClusterId, CommandId, NodeId
 from cube.model.lifecycle import NodeStatus
 from cube.model.outcome import NodeRegistered, Outcome, Rejected, RejectReason
-from cube.ports.cluster import BootstrapView, JoinRequest, MemberStats, MemberView, Proposed
-from cube.ports.log import Role
+from cube.ports.cluster import (
+    BootstrapView,
+    JoinRequest,
+    LogRequest,
+    MemberStats,
+    MemberView,
+    Proposed,
+)
+from cube.ports.log import Ask, Role
 from cube.ports.remote import Redirected
 from cube.services.cluster_view import ClusterView, Parts, strangers
 from cube.services.heartbeats import HEARTBEAT_S, Heartbeats
@@ -118,12 +125,13 @@ def test_a_node_tells_the_leader_that_it_is_there_whatever_the_weather(
     caplog.set_level("INFO")
 
     async def main() -> None:
-        running = asyncio.create_task(Heartbeats(ME, remote, lambda: leader[0]).run())
+        running = asyncio.create_task(Heartbeats(ME, remote, lambda: leader[0], lambda: 42).run())
         await asyncio.sleep(5.5 * HEARTBEAT_S)
         assert remote.asked == []
         leader[0] = "one"
         await asyncio.sleep(3 * HEARTBEAT_S)
         assert remote.asked == [("heartbeat", "one")] * 3
+        assert remote.log_index_told == 42
 
         def elsewhere(_node_id: NodeId) -> None:
             raise Redirected("two")
@@ -146,12 +154,12 @@ def test_a_slow_leader_does_not_stretch_the_interval() -> None:
     at_s: list[float] = []
 
     class Slow(FakeRemote):
-        async def heartbeat(self, address: str, node_id: NodeId) -> None:
+        async def heartbeat(self, address: str, node_id: NodeId, log_index: int) -> None:
             at_s.append(asyncio.get_running_loop().time())
             await asyncio.sleep(0.8 * HEARTBEAT_S)
 
     async def main() -> None:
-        running = asyncio.create_task(Heartbeats(ME, Slow(), lambda: "one").run())
+        running = asyncio.create_task(Heartbeats(ME, Slow(), lambda: "one", lambda: 1).run())
         await asyncio.sleep(9.5 * HEARTBEAT_S)
         running.cancel()
 
@@ -232,10 +240,17 @@ def test_nodes_of_another_history_are_told_while_they_live(
 
 
 class Node:
-    def __init__(self, cluster: FakeLogCluster, name: str, members: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self,
+        cluster: FakeLogCluster,
+        name: str,
+        members: tuple[str, ...] = (),
+        *,
+        joining: bool = False,
+    ) -> None:
         self.feed = StateFeed()
         self.feed.open(asyncio.get_running_loop())
-        self.log = FakeLog(f"{name}:7701", cluster, self.feed, members=members)
+        self.log = FakeLog(f"{name}:7701", cluster, self.feed, members=members, joining=joining)
         self.view = ClusterView(NodeId(f"id-{name}"), self.feed)
         clock = VirtualClock()
         numbers = iter(range(1000))
@@ -296,20 +311,44 @@ def test_a_leader_grants_what_a_joiner_needs() -> None:
     run_virtual(main())
 
 
-def test_a_joiner_is_admitted_as_a_learner() -> None:
+def following(name: str, *, was_member: bool, index: int = 0) -> LogRequest:
+    return LogRequest(
+        node_id=NodeId(f"id-{name}"), was_member=was_member, ask=Ask(index, 0), wait_ms=0
+    )
+
+
+def test_a_voter_feeds_whoever_has_no_vote() -> None:
     async def main() -> None:
         cluster = FakeLogCluster()
         node = Node(cluster, "n1")
+        assert "starting" in await refused(node.desk.log(following("n2", was_member=False)))
         await node.start()
         await node.init()
         joiner = FakeLog("n2:7701", cluster, StateFeed(), joining=True)
         await joiner.start()
         assert joiner.status().leader is None
-        await node.desk.admit(request("n2"))
-        await node.desk.admit(request("n2"))
+        answer = await node.desk.log(following("n2", was_member=False))
+        await joiner.take("n1", answer)
         assert joiner.status().leader == "n1:7701"
         assert joiner.status().role is Role.LEARNER
         assert cluster.voters == ("n1:7701",)
+
+    run_virtual(main())
+
+
+def test_who_has_no_vote_feeds_nobody_and_says_who_leads() -> None:
+    async def main() -> None:
+        cluster = FakeLogCluster()
+        first, second = Node(cluster, "n1"), Node(cluster, "n2", joining=True)
+        await first.start()
+        await first.init()
+        await second.start()
+        assert "no vote" in await refused(second.desk.log(following("n3", was_member=False)))
+        await first.proposer.propose(c.RegisterNode(facts("n1")))
+        await second.log.take("n1", await first.log.feed(second.log.ask(), 0))
+        with pytest.raises(Redirected) as caught:
+            await second.desk.log(following("n3", was_member=False))
+        assert caught.value.leader == "n1:7700"
 
     run_virtual(main())
 
@@ -319,14 +358,18 @@ def test_a_removed_node_is_told_so() -> None:
         node = Node(FakeLogCluster(), "n1")
         await node.start()
         await node.init()
-        returning = msgspec.structs.replace(request("n2"), was_member=True)
-        assert "was removed from this cluster" in await refused(node.desk.admit(returning))
+        returning = following("n2", was_member=True)
+        assert "was removed from this cluster" in await refused(node.desk.log(returning))
+        # It is ahead: this node may not have heard of it yet.
+        await node.desk.log(following("n2", was_member=True, index=99))
         await node.proposer.propose(c.RegisterNode(facts("n2")))
-        await node.desk.admit(returning)
-        # Also one that had never heard that it was registered.
-        await node.proposer.propose(c.SetNodeStatus(1, NodeId("id-n2"), NodeStatus.DOWN))
+        await node.desk.log(returning)
+        # One that has forgotten that it was a member is told as well.
+        term = node.log.status().term
+        await node.proposer.propose(c.SetNodeStatus(term, NodeId("id-n2"), NodeStatus.DOWN))
         await node.proposer.propose(c.RemoveNode(NodeId("id-n2")))
-        assert "was removed from this cluster" in await refused(node.desk.admit(request("n2")))
+        fresh = following("n2", was_member=False)
+        assert "was removed from this cluster" in await refused(node.desk.log(fresh))
 
     run_virtual(main())
 
@@ -343,7 +386,6 @@ def test_a_raft_address_has_one_owner() -> None:
         await node.proposer.propose(c.RegisterNode(facts("n2")))
         taken = request("other", raft="n2:7701")
         assert "belongs to node n2" in await refused(node.desk.join(taken))
-        assert "belongs to node n2" in await refused(node.desk.admit(taken))
         await node.desk.join(request("n2"))  # its own
         # A voter whose node is not known (any more): nobody's name is on the address.
         joiner = FakeLog("n3:7701", cluster, StateFeed(), joining=True)
@@ -367,7 +409,7 @@ def test_who_does_not_lead_says_who_does() -> None:
         name = leader.log.address.partition(":")[0]
         await leader.proposer.propose(c.RegisterNode(facts(name)))
         assert other.desk.leader_http() == f"{name}:7700"
-        assert not other.desk.heartbeat(ME)
+        assert not other.desk.heartbeat(ME, 1)
 
     run_virtual(main())
 
