@@ -5,7 +5,8 @@ from collections.abc import Iterator
 import pytest
 
 from tests.faults.cluster import FaultCluster
-from tests.faults.networks import Loopback
+from tests.faults.networks import Loopback, why_no_hosts
+from tests.faults.rounds import on_hosts, why_no_hosts_with_everything
 from tests.raft.disks import directory_for_disks
 
 
@@ -19,3 +20,23 @@ def local() -> Iterator[FaultCluster]:
             yield cluster
         finally:
             cluster.close()
+
+
+@pytest.fixture(scope="module")
+def three() -> Iterator[FaultCluster]:
+    """Three hosts with disks and clocks that can fail."""
+    reason = why_no_hosts_with_everything()
+    if reason:
+        pytest.skip(reason)
+    with on_hosts(3) as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="module")
+def five() -> Iterator[FaultCluster]:
+    """Five hosts, whose writes wait no longer than a second for a leader."""
+    reason = why_no_hosts()
+    if reason:
+        pytest.skip(reason)
+    with on_hosts(5, {"CUBE_CLUSTER_WRITE_TIMEOUT": "1s"}, is_bare=True) as cluster:
+        yield cluster
