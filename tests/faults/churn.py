@@ -24,6 +24,7 @@ NODES_MIN, NODES_MAX = 3, 7  # members, the dead too
 VOTERS_MAX = 5
 PAUSE_S_MAX = 2.5  # between events: some while voters still change, some after
 GAP_S_MAX = 1.5  # between acknowledged writes, beyond the elections in it
+GAP_TOLD_S = 0.7
 LOOK_S = 0.02
 _KINDS = {"join": 3, "death": 4, "return": 4, "removal": 2}
 _ENVIRONMENT = {"CUBE_CLUSTER_DEAD_VOTER_GRACE": "2s", "CUBE_CLUSTER_NODE_GRACE": "2s"}
@@ -113,6 +114,7 @@ class Churn:
                 for agent in self._dead():
                     self._return(agent)
                 self._settle()
+                self.cluster.check_logs()
         except AssertionError as error:
             raise AssertionError(f"seed {self.seed}: {error}\n{self.cluster.told()}") from None
         finally:
@@ -249,3 +251,10 @@ class Churn:
         for begin, end in itertools.pairwise(ends):
             self.gaps_s.append(end - begin)
             self.gaps_beyond_elections_s.append(watch.beyond(begin, end))
+            if end - begin > GAP_TOLD_S:
+                at = begin - self._began
+                self.story.append(
+                    f"{at:.2f} no write for {end - begin:.2f} s, "
+                    f"of which somebody led for {self.gaps_beyond_elections_s[-1]:.2f} s"
+                )
+        self.story.sort(key=lambda line: float(line.split()[0]))

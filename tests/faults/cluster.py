@@ -7,13 +7,16 @@ import contextlib
 import http.client
 import json
 import os
+import re
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +28,35 @@ from tests.raft.disks import Disk
 Json = dict[str, Any]
 ASK_S = 1.0  # for the test's own questions: a paused agent answers none
 READY_S = 60.0
+TOLD_LINES = 15  # of each agent's log, when something went wrong
+# In the first node's data directory.
+CA_FILE, OPERATOR_TOKEN_FILE = "ca.crt", "operator-token"
+_JOIN_TOKEN = re.compile(r"--token (CUBE-1-\S+)")
+# What an agent logs of a bug, and of nothing else.
+_BUG = re.compile(r"^Traceback|\bCRITICAL\b|\bERROR asyncio\b")
 _ENVIRONMENT = {"CUBE_DRIVERS_DOCKER_ENABLED": "off", "PYTHONUNBUFFERED": "1"}
+
+
+@dataclass
+class Trust:
+    """What a user of a cluster off loopback has: what its first node printed and left behind."""
+
+    founder: Agent
+
+    @cached_property
+    def tls(self) -> ssl.SSLContext:
+        return ssl.create_default_context(cafile=str(self.founder.directory / CA_FILE))
+
+    @cached_property
+    def headers(self) -> dict[str, str]:
+        token = (self.founder.directory / OPERATOR_TOKEN_FILE).read_text().strip()
+        return {"Authorization": f"Bearer {token}"}
+
+    @cached_property
+    def join_token(self) -> str:
+        printed = _JOIN_TOKEN.search(self.founder.log.read_text())
+        assert printed is not None
+        return printed[1]
 
 
 class Connection(http.client.HTTPConnection):
@@ -37,14 +68,23 @@ class Connection(http.client.HTTPConnection):
         self._timeout_s = timeout_s
 
     def connect(self) -> None:
-        self.sock = self._agent.network.dial(self._agent.address, self._agent.http, self._timeout_s)
-        self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        agent = self._agent
+        made = agent.network.dial(agent.address, agent.http, self._timeout_s)
+        made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.sock = made
+        if agent.trust is not None:
+            try:
+                self.sock = agent.trust.tls.wrap_socket(made, server_hostname=agent.address)
+            except BaseException:
+                self.close()
+                raise
 
     def ask(
         self, method: str, path: str, body: bytes | None = None, headers: Json | None = None
     ) -> tuple[int, Json, http.client.HTTPMessage]:
         """Status, body and headers of the answer."""
-        self.request(method, path, body, headers or {})
+        trust = self._agent.trust
+        self.request(method, path, body, {**(headers or {}), **(trust.headers if trust else {})})
         answer = self.getresponse()
         found = json.loads(answer.read() or b"{}")
         return answer.status, found, answer.msg
@@ -63,6 +103,7 @@ class Agent:
     gossip: int
     disk: Disk | None = None
     clock: Clock | None = None
+    trust: Trust | None = None  # none on loopback: there everything is --insecure
     process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -131,6 +172,8 @@ class FaultCluster:
             clock=Clock(self.clocks, name) if self.clocks else None,
         )
         self.agents.append(agent)
+        if not self.network.is_loopback:
+            agent.trust = self.agents[0].trust or Trust(agent)
         return agent
 
     def start(self, agent: Agent, *join: Agent) -> None:
@@ -148,12 +191,15 @@ class FaultCluster:
 
     def _command(self, agent: Agent, join: tuple[Agent, ...]) -> list[str]:
         command = [
-            sys.executable, "-m", "cube", "agent", "--insecure",
+            sys.executable, "-m", "cube", "agent",
             "--data-dir", str(agent.directory), "--name", agent.name,
             "--http", str(agent.http), "--raft", str(agent.raft), "--gossip", str(agent.gossip),
         ]  # fmt: skip
-        if not self.network.is_loopback:
-            command += ["--bind", agent.address]
+        if agent.trust is None:
+            command += ["--insecure"]
+        else:
+            command += ["--bind", agent.address, "--advertise", agent.address]
+            command += ["--token", agent.trust.join_token] if join else []
         for other in join:
             command += ["--join", other.where]
         return command
@@ -204,6 +250,13 @@ class FaultCluster:
             code = agent.process.poll() if agent.process else None
             assert code is None, f"{agent.name} ended by itself, with code {code}"
 
+    def check_logs(self) -> None:
+        """No agent has logged a bug of its own."""
+        for agent in self.agents:
+            text = agent.log.read_text(errors="replace") if agent.log.exists() else ""
+            found = [line for line in text.splitlines() if _BUG.search(line)]
+            assert not found, f"{agent.name} logged: {found[:5]}"
+
     def leader(self) -> Agent:
         """As the running nodes agree."""
         found: list[Agent] = []
@@ -225,7 +278,7 @@ class FaultCluster:
         for agent in self.agents:
             lines = agent.log.read_text(errors="replace").splitlines() if agent.log.exists() else []
             status = agent.try_get("/v1/status") if agent.runs else "does not run"
-            parts.append("\n".join([f"--- {agent.name}: {status}", *lines[-30:]]))
+            parts.append("\n".join([f"--- {agent.name}: {status}", *lines[-TOLD_LINES:]]))
         return "\n".join(parts)
 
     def close(self) -> None:

@@ -34,9 +34,9 @@ def three() -> Iterator[FaultCluster]:
 
 @pytest.fixture(scope="module")
 def five() -> Iterator[FaultCluster]:
-    """Five hosts, whose writes wait no longer than a second for a leader."""
+    """Five hosts."""
     reason = why_no_hosts()
     if reason:
         pytest.skip(reason)
-    with on_hosts(5, {"CUBE_CLUSTER_WRITE_TIMEOUT": "1s"}, is_bare=True) as cluster:
+    with on_hosts(5, is_bare=True) as cluster:
         yield cluster

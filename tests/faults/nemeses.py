@@ -6,6 +6,8 @@ Each takes the cluster, dice and how long it lasts, and tells what it did.
 from __future__ import annotations
 
 import contextlib
+import http.client
+import itertools
 import os
 import random
 import signal
@@ -15,11 +17,14 @@ from dataclasses import dataclass, field
 
 from tests.faults.cluster import Agent, FaultCluster
 from tests.faults.networks import Hosts
+from tests.faults.registers import ATTEMPT_S, job
 
 PAUSE_S = 5.0
 CLOCK_STEP_MS_MAX = 50 * 60_000  # certificates are valid from an hour before they were made
 LOSS_PERCENT = 30
 _BALLAST = "ballast"
+LARGE_JOB = "large"
+_LARGE_BYTES = 30_000
 
 
 @dataclass
@@ -141,11 +146,32 @@ class Nemesis:
         try:
             for disk in disks:
                 _fill(disk.path / _BALLAST)
+            self._press(agents)
             self.last()
             yield
         finally:
             for disk in disks:
                 (disk.path / _BALLAST).unlink(missing_ok=True)
+
+    def _press(self, agents: list[Agent]) -> None:
+        """Each of them has said that its disk failed: an agent has room in advance for many small
+        writes, so these are large."""
+        others = [agent for agent in self.cluster.agents if agent not in agents]
+        numbers = itertools.count()
+
+        def all_say_so() -> bool:
+            told = [agent.try_get("/v1/status") for agent in agents]
+            if all(status and any("disk" in w for w in status["warnings"]) for status in told):
+                return True
+            body = job(LARGE_JOB, str(next(numbers)), padding=_LARGE_BYTES)
+            with (
+                contextlib.suppress(OSError, http.client.HTTPException),
+                contextlib.closing(self.dice.choice(others).connection(ATTEMPT_S)) as to,
+            ):
+                to.ask("POST", "/v1/jobs", body, {"Content-Type": "application/json"})
+            return False
+
+        self.cluster.wait_for("a full disk is told", all_say_so)
 
     @contextlib.contextmanager
     def cut_power(self, agents: list[Agent]) -> Iterator[None]:

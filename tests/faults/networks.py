@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import random
 import shutil
 import socket
 import subprocess
@@ -17,8 +18,6 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
-
-from tests.e2e.harness import free_ports
 
 _CLONE_NEWNET = 0x40000000
 _NAMESPACES = Path("/run/netns")
@@ -58,9 +57,12 @@ class Loopback:
         return "127.0.0.1"
 
     def ports(self) -> tuple[int, int, int]:
-        fresh = [port for port in free_ports(len(self._given) + 3) if port not in self._given][:3]
-        self._given |= set(fresh)
-        return fresh[0], fresh[1], fresh[2]
+        while True:
+            first = random.randrange(10_000, 19_900)  # others start agents here, too: far apart
+            found = (first, first + 1, first + 2)
+            if not self._given & set(found) and all(_is_free(port) for port in found):
+                self._given |= set(found)
+                return found
 
     def wrap(self, number: int, command: list[str]) -> list[str]:
         return command
@@ -158,6 +160,16 @@ class Hosts:
 
     def _nft(self, number: int, command: str) -> None:
         _run(*self.wrap(number, ["nft", command]))
+
+
+def _is_free(port: int) -> bool:
+    for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
+        with socket.socket(socket.AF_INET, kind) as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                return False
+    return True
 
 
 def why_no_hosts() -> str:

@@ -23,13 +23,15 @@ from tests.faults.lincheck import Action, Operation, Read, Refused, Register, Un
 
 CLIENTS = 8
 ATTEMPT_S = 2.0  # then another node is asked
+AGAIN = 0.1  # so many acknowledged writes are sent once more, with the same key
 PAUSE_S_MAX = 0.04  # between a client's operations: the processor is the agents'
 # What may be answered while something is wrong.
 _NOT_DONE, _UNKNOWN = 503, 504
 
 
-def job(key: str, value: str) -> bytes:
+def job(key: str, value: str, padding: int = 0) -> bytes:
     group = {
+        "env": {"PADDING": "x" * padding},
         "count": 0,
         "driver": "process",
         "command": ["true"],
@@ -91,11 +93,12 @@ class Client(threading.Thread):
             while not self._over.is_set():
                 key = self._dice.choice(self.keys)
                 draw = self._dice.random()
-                if draw < 0.35:
+                # One that stays with a node reads more: a write there may wait for long.
+                if draw < (0.5 if self.pinned else 0.35):
                     self._read(key)
-                elif draw < 0.5:
+                elif draw < (0.6 if self.pinned else 0.5):
                     self._read_again(key)
-                elif draw < 0.75:
+                elif draw < (0.8 if self.pinned else 0.75):
                     self._write(key, None)
                 else:
                     self._write(key, self._seen.get(key, 0))
@@ -146,7 +149,7 @@ class Client(threading.Thread):
         elif expected is not None:
             headers["If-Match"] = f'"{expected}"'
         call = time.monotonic()
-        tries = self._dice.choice([1, 4])
+        tries = 1 if self.pinned else self._dice.choice([1, 4])
         action: Action = Unknown(value, expected)
         is_lost = False
         for _ in range(tries):
@@ -169,6 +172,21 @@ class Client(threading.Thread):
                 self.counts["not done"] += 1
                 return
         self._note(key, action, call)
+        if isinstance(action, Write) and self._dice.random() < AGAIN:
+            self._write_again(key, headers, action)
+
+    def _write_again(self, key: str, headers: Json, done: Write) -> None:
+        """Asked once more with its key, it does not happen again, and is answered the same."""
+        try:
+            status, body = self._ask("POST", "/v1/jobs", job(key, done.value), headers)
+        except (NotDone, Lost):
+            return
+        self.counts["again"] += 1
+        if status == 412 or body["version"] != done.version:
+            self.wrong.append(
+                f"client {self.number} at {self._at.name}: {done} was answered {status} {body} when "
+                "asked again with its key"
+            )
 
     def _note(self, key: str, action: Action, call: float) -> None:
         self.history.append(Operation(self.number, key, action, call, time.monotonic()))

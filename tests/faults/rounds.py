@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import json
 import random
 import threading
 import time
@@ -15,7 +16,7 @@ from tests.e2e.harness import wait_for
 from tests.faults import clocks
 from tests.faults.cluster import Agent, FaultCluster, Json
 from tests.faults.lincheck import Operation, Read, Verdict, check
-from tests.faults.nemeses import ALL, Nemesis
+from tests.faults.nemeses import ALL, LARGE_JOB, Nemesis
 from tests.faults.networks import Hosts, why_no_hosts
 from tests.faults.registers import Workload, register
 from tests.raft import disks
@@ -27,12 +28,12 @@ FAULT_S = 3.0
 AFTER_S = 1.0
 CONVERGE_S = 60.0  # a loaded machine; what the campaigns measure is told beside
 LOOK_S = 0.1
+# Shorter than clients wait: what an agent says of a write that it gave up (503, 504) must be true.
+WRITE_TIMEOUT = "1s"
 
 
 @contextlib.contextmanager
-def on_hosts(
-    count: int, environment: dict[str, str] | None = None, *, is_bare: bool = False
-) -> Iterator[FaultCluster]:
+def on_hosts(count: int, *, is_bare: bool = False) -> Iterator[FaultCluster]:
     """A cluster of `count` nodes, each on a host of its own, with a disk and a clock that can fail
     unless it is bare. Nothing is left of it."""
     with directory_for_disks() as directory:
@@ -41,7 +42,7 @@ def on_hosts(
         cluster = FaultCluster(
             directory,
             Hosts(count),
-            environment or {},
+            {"CUBE_CLUSTER_WRITE_TIMEOUT": WRITE_TIMEOUT},
             disks=not is_bare,
             clocks=None if is_bare else directory,
         )
@@ -138,6 +139,7 @@ class Round:
                 watch.stop()
             self._converge(watch.term_max, is_quiet=True)
             self.cluster.check_alive()
+            self.cluster.check_logs()
             watch.check()
             history = workload.history + final_reads(self.cluster.agents, self.keys)
             undecided = _check_history(history, workload)
@@ -188,9 +190,9 @@ class Round:
             told = set()
             for agent in self.cluster.agents:
                 with contextlib.closing(agent.connection(10)) as connection:
-                    connection.request("GET", "/v1/jobs?limit=1000")
-                    answer = connection.getresponse()
-                    told.add((answer.headers["X-Cube-Index"], answer.read()))
+                    status, body, sent = connection.ask("GET", "/v1/jobs?limit=1000")
+                    assert status == 200, body
+                    told.add((sent["X-Cube-Index"], json.dumps(body["items"])))
             indexes = {index for index, _ in told}
             assert len(told) == len(indexes), f"nodes differ at one index: {told}"
             return len(told) == 1
@@ -200,7 +202,7 @@ class Round:
     def _clear(self) -> None:
         """The registers are gone, as far as that is to be had: the next round has its own."""
         with contextlib.closing(self.cluster.agents[0].connection(10)) as connection:
-            for key in self.keys:
+            for key in [*self.keys, LARGE_JOB]:
                 with contextlib.suppress(OSError, http.client.HTTPException):
                     connection.ask("DELETE", f"/v1/jobs/{key}")
 
