@@ -103,7 +103,11 @@ def answering(route: Route) -> Answer:
         api = request.app[API]
         state = api.cluster.state()
         now_ms = max(state.now_ms, api.clock.now_ms())  # a slow clock must not lengthen a token
-        identity = identity_of(api.access, route.role, request, state.trust, now_ms)
+        try:
+            identity = identity_of(api.access, route.role, request, state.trust, now_ms)
+        except Problem as problem:
+            _check_caught_up(api, request, problem)
+            raise
         _check_preconditions(route, request)
         call = Call(api, route, request, identity)
         if route.kind in (Kind.PLAIN, Kind.PEER):
@@ -119,6 +123,14 @@ def answering(route: Route) -> Answer:
             return response
 
     return answer
+
+
+def _check_caught_up(api: Api, request: web.Request, problem: Problem) -> None:
+    """A token is unknown where it would be known: which there are is in the state, and a node that
+    has not caught up must not condemn any. Raises Problem."""
+    sentence = api.cluster.joined()
+    if problem.code == "unauthenticated" and "Authorization" in request.headers and sentence:
+        raise Problem("not_joined", sentence) from None
 
 
 def _check_preconditions(route: Route, request: web.Request) -> None:

@@ -123,6 +123,23 @@ def test_every_identity_and_role_is_in_the_table() -> None:
     assert set(MAY) == set(SENDS)
 
 
+async def test_a_node_that_has_not_caught_up_condemns_no_token(guarded: Served) -> None:
+    """Which tokens there are is in the state that it is still reading: 503, another node knows. A
+    client gives up for good when it is told 401."""
+    guarded.cluster.not_joined = "this node is catching up"
+    for sent in (bearer("0000000e"), bearer(IDS["operator"], b"x" * 32)):
+        async with guarded.client.get("/v1/jobs", headers=sent) as response:
+            assert response.status == 503
+            assert "Retry-After" in response.headers
+            assert (await response.json())["detail"] == "this node is catching up"
+    for path, status in (("/v1/jobs", 401), ("/v1/livez", 200)):
+        async with guarded.client.get(path) as response:
+            assert response.status == status
+    guarded.cluster.not_joined = None
+    async with guarded.client.get("/v1/jobs", headers=bearer("0000000e")) as response:
+        assert response.status == 401
+
+
 async def test_who_did_it_is_remembered(guarded: Served) -> None:
     body = b'{"name":"shop","type":"service","groups":{"web":{"driver":"process","command":["x"]}}}'
     headers = {**bearer(IDS["deployer"]), "Content-Type": "application/json"}
