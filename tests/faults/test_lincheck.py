@@ -222,7 +222,7 @@ def simulated(count: int, seed: int) -> list[Operation]:
 
 @pytest.mark.parametrize("seed", range(3))
 def test_long_histories_are_decided(seed: int) -> None:
-    history = simulated(2_000, seed)
+    history = simulated(1_000, seed)
     assert check_key("x", history).verdict is Verdict.GOOD
     acknowledged = [h.action for h in history if isinstance(h.action, Write)]
     middle = acknowledged[len(acknowledged) // 2]
