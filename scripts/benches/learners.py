@@ -35,6 +35,7 @@ from cube.services.log_follower import LogFollower
 from cube.services.state_feed import StateFeed
 from tests.builders import facts
 from tests.fakes.cluster import FakeClock, FakeCluster, FakeLocalTasks, FakePeers, World
+from tests.fakes.served import token_desk
 from tests.raft_support import free_port
 
 OPERATION = bytes(200)
@@ -101,13 +102,11 @@ def http_of(raft_address: str) -> str:
 async def serve(log: PySyncObjLog, address: str) -> tuple[Desk, web.AppRunner]:
     """The real API of a voter."""
     desk = Desk(log)
+    world = World()
     app = make_app(
-        FakeCluster(World(), "n1"),
-        FakeLocalTasks(),
-        desk,
-        clock=FakeClock(),
+        FakeCluster(world, "n1"), FakeLocalTasks(), desk, token_desk(world), clock=FakeClock(),
         new_id=lambda: "x" * 8,
-    )
+    )  # fmt: skip
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
     await runner.setup()
     host, port = http_of(address).rsplit(":", 1)
@@ -128,7 +127,10 @@ async def be_learner(log: PySyncObjLog, address: str, voters: Sequence[str]) -> 
     node_id = NodeId(address)
     follower = LogFollower(node_id, log, feed, SystemClock(), remote, dict, tuple)
     beats = Heartbeats(node_id, remote, lambda: http_of(leader), lambda: log.ask().index)
-    await asyncio.gather(follower.run(), beats.run())
+    try:
+        await asyncio.gather(follower.run(), beats.run())
+    finally:
+        await remote.close()
 
 
 async def host(arguments: Sequence[str]) -> None:
@@ -147,6 +149,7 @@ async def host(arguments: Sequence[str]) -> None:
     await asyncio.to_thread(sys.stdin.read)
     for learner in learners:
         learner.cancel()
+    await asyncio.gather(*learners, return_exceptions=True)
     for runner in runners:
         await runner.cleanup()
     for log in logs:
@@ -209,7 +212,7 @@ async def run(learners: int, *, fsync: bool) -> dict[str, Any]:
             hosts.append(process)
             if not kind:
                 await log.add_voter(group[0], TIMEOUT_MS)
-        while len(desk.told) < learners or min(desk.told.values(), default=9) < 5:  # noqa: ASYNC110
+        while len(desk.told) < learners or min(desk.told.values(), default=9) < 3:  # noqa: ASYNC110
             await asyncio.sleep(0.05)
         found = await measure(log)
         # By the last heartbeats: a second old, on a log that has been quiet for three.
