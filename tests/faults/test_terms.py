@@ -17,7 +17,7 @@ from tests.faults.registers import job
 
 pytestmark = [pytest.mark.e2e, pytest.mark.root]
 
-AWAY_S = 3.0  # many an election timeout: who would stand has stood
+AWAY_S = 2.0  # many an election timeout: who would stand has stood
 JSON = {"Content-Type": "application/json"}
 
 
