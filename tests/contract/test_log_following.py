@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from cube.adapters.raft import PySyncObjLog, RaftSettings
+from cube.adapters.raft import PySyncObjLog, RaftSettings, feeding
 from cube.adapters.raft.feeding import (
     ANSWER_ENTRIES_MAX,
     Entries,
@@ -86,6 +86,26 @@ async def test_it_goes_to_another_voter_when_its_own_dies(cluster: RealCluster) 
         assert follower.source != cluster.addresses[dead]
         await cluster.start(dead)
     await propose_surely(learner, b"all are back")
+    await cluster.agree()
+
+
+async def test_it_keeps_the_way_to_a_leader_that_once_did_not_vote(
+    cluster: RealCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is told who leads before it has come to the entries in which that member lost its vote and
+    got it back."""
+    leader = await cluster.found(3)
+    once = cluster.addresses[1]
+    await leader.remove_voter(once, PROPOSE_MS)
+    await leader.propose(b"in between", PROPOSE_MS)
+    await leader.add_voter(once, PROPOSE_MS)
+    await cluster.stop(2)  # so that no other can take over
+    await leader.transfer_leadership(PROPOSE_MS)
+    await until(lambda: cluster.leaders() == [1])
+    await cluster.start(2)
+    monkeypatch.setattr(feeding, "ANSWER_ENTRIES_MAX", 1)  # it learns its past step by step
+    learner = await learn(cluster, 3)
+    await propose_surely(learner, b"it is heard")
     await cluster.agree()
 
 

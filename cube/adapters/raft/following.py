@@ -118,11 +118,15 @@ class Following(Membership):
         if not self.is_voter and is_lost:
             self._lose_leader()
         wanted = None if self.is_voter else self.leader
-        if wanted == self._guide:
+        # Its connection is dropped by an old entry, too, in which it did not vote.
+        is_dialled = wanted is None or self.transport.dials(wanted)
+        if wanted == self._guide and is_dialled:
             return
         previous, self._guide = self._guide, wanted
-        is_peer = self.is_voter and previous is not None
-        if previous is not None and not (is_peer and previous.id in self.configuration.current):
+        is_kept = (
+            self.is_voter and previous is not None and previous.id in self.configuration.current
+        )
+        if previous is not None and previous != wanted and not is_kept:
             self.transport.part(previous)
         if wanted is not None:
             self.transport.add(wanted)

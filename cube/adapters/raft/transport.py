@@ -246,6 +246,11 @@ class PeerTransport:
         """`peer` has a connection to us."""
         return peer.id in self._inbound
 
+    def dials(self, peer: Peer) -> bool:
+        """It was added, and neither parted nor dropped since."""
+        link = self._links.get(peer.id)
+        return link is not None and not link.is_guest
+
     def is_dialling(self, peer: Peer) -> bool:
         """It is on its way up, or will be in this turn."""
         link = self._links.get(peer.id)
