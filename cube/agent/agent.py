@@ -483,9 +483,14 @@ class Agent:
             self._clock,
             self._remote,
             roll_call.states,
-            lambda: self._peers(record),
+            lambda: self._answering(record, roll_call),
             on_obstacle,
         )
+
+    def _answering(self, record: NodeRecord, roll_call: RollCall) -> tuple[str, ...]:
+        """_peers(), and who gossips with this node: when all it knew are gone, those alive know it."""
+        heard = {member.http_address for member in roll_call.members() if member.state == "alive"}
+        return tuple(sorted({*self._peers(record), *heard} - {"", self.http_address}))
 
     def _make_voter_loop(self, log: PySyncObjLog) -> VoterLoop:
         return VoterLoop(

@@ -27,14 +27,14 @@ GAP_S_MAX = 1.5  # between acknowledged writes, beyond the elections in it
 GAP_TOLD_S = 0.7
 LOOK_S = 0.02
 _KINDS = {"join": 3, "death": 4, "return": 4, "removal": 2}
-_ENVIRONMENT = {"CUBE_CLUSTER_DEAD_VOTER_GRACE": "2s", "CUBE_CLUSTER_NODE_GRACE": "2s"}
+ENVIRONMENT = {"CUBE_CLUSTER_DEAD_VOTER_GRACE": "2s", "CUBE_CLUSTER_NODE_GRACE": "2s"}
 
 
 @contextlib.contextmanager
 def on_loopback() -> Iterator[FaultCluster]:
     """A cluster of FIRST nodes that gives dead nodes and voters two seconds."""
     with directory_for_disks() as directory:
-        cluster = FaultCluster(directory, Loopback(), _ENVIRONMENT)
+        cluster = FaultCluster(directory, Loopback(), ENVIRONMENT)
         try:
             cluster.form(FIRST)
             yield cluster

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.churn import Churn, LeaderWatch, on_loopback
-from tests.faults.cluster import FaultCluster
+from tests.faults.churn import ENVIRONMENT, Churn, LeaderWatch, on_loopback
+from tests.faults.cluster import Agent, FaultCluster
 from tests.faults.networks import Loopback
+from tests.raft.disks import directory_for_disks
 
 pytestmark = pytest.mark.e2e
 
@@ -22,6 +23,31 @@ def test_members_come_and_go_and_nothing_is_lost() -> None:
     assert set(churn.events) == {"join", "death", "return", "removal"}
     assert churn.acknowledged
     print(f"longest gap {max(churn.gaps_s):.2f} s", "\n".join(churn.story))
+
+
+def test_a_node_that_knew_only_nodes_that_are_gone_is_found() -> None:
+    """Nobody whom it could ask is there any more; those who are there know it, and gossip with it."""
+    with directory_for_disks() as directory:
+        cluster = FaultCluster(directory, Loopback(), ENVIRONMENT)
+        try:
+            cluster.form(2)
+            first, away = cluster.agents
+            away.kill()
+            for _ in range(2):
+                agent = cluster.add()
+                cluster.start(agent, first)
+                cluster.wait_ready(agent)
+            cluster.wait_for("three vote", lambda: voters(first) >= {"n1", "n3", "n4"})
+            first.kill()
+            cluster.start(away)
+            cluster.wait_ready(away)
+        finally:
+            cluster.close()
+
+
+def voters(agent: Agent) -> set[str]:
+    told = agent.try_get("/v1/raft") or {"voters": []}
+    return {voter["name"] for voter in told["voters"]}
 
 
 def test_time_without_a_leader_is_not_counted(tmp_path: Path) -> None:
