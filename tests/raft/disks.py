@@ -47,6 +47,11 @@ class Disk:
     def restore_power(self) -> None:
         """Mounted again, with what was on the disk. Nobody may have a file open on it."""
         _run("umount", str(self.path))
+        # As a file of its own: a container that was started meanwhile, by whomever, may hold on to the
+        # mount, and then the kernel would give back the file system that was shut down.
+        copy = self._image.with_suffix(".copy")
+        _run("cp", "--sparse=always", str(self._image), str(copy))
+        copy.rename(self._image)
         self._mount()
 
     def remove(self) -> None:
