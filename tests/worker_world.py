@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import msgspec
@@ -15,13 +15,13 @@ from cube.model.cluster import ClusterState, Task
 from cube.model.errors import OutcomeUnknown, Unavailable
 from cube.model.ids import ClusterId, NodeId, TaskId
 from cube.model.lifecycle import TaskState
-from cube.model.spec import DriverName, JobType
+from cube.model.spec import CheckSpec, CheckType, DriverName, JobType, PortSpec
 from cube.ports.prober import Probed
 from cube.services.worker_loop import WorkerLoop
 from cube.worker.machine import Worker
 from cube.worker.settings import WorkerSettings
 from tests import builders
-from tests.virtual_time import VirtualClock
+from tests.virtual_time import VirtualClock, run_virtual
 
 CLUSTER = ClusterId("cluster")
 NODE = NodeId("id-a")
@@ -218,3 +218,22 @@ class World:
         await asyncio.sleep(ms / 1000)
         if self._agent is not None and self._agent.done():
             await self._agent
+
+
+PORTS = {"http": PortSpec(80)}
+
+
+def tcp_check(**changes: object) -> CheckSpec:
+    return CheckSpec("c", CheckType.TCP, port="http", **changes)  # type: ignore[arg-type]
+
+
+def in_world(scenario: Callable[[World], Awaitable[None]]) -> None:
+    async def main() -> None:
+        async with World() as world:
+            await scenario(world)
+
+    run_virtual(main())
+
+
+def history(world: World, task_id: TaskId) -> list[str]:
+    return [f"{entry.state}/{entry.attempt}" for entry in world.task(task_id).history]

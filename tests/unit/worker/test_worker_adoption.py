@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-
 import pytest
 
 from cube.model import commands as c
@@ -15,32 +13,12 @@ from cube.model.spec import (
     CheckSpec,
     CheckType,
     JobType,
-    PortSpec,
 )
 from cube.statemachine.draft import Draft
-from tests.virtual_time import VirtualClock, run_virtual
-from tests.worker_world import NODE, World
+from tests.virtual_time import VirtualClock
+from tests.worker_world import NODE, World, history, in_world
 
 S = TaskState
-PORTS = {"http": PortSpec(80)}
-
-
-def tcp_check(**changes: object) -> CheckSpec:
-    return CheckSpec("c", CheckType.TCP, port="http", **changes)  # type: ignore[arg-type]
-
-
-def in_world(scenario: Callable[[World], Awaitable[None]]) -> None:
-    async def main() -> None:
-        async with World() as world:
-            await scenario(world)
-
-    run_virtual(main())
-
-
-def history(world: World, task_id: TaskId) -> list[str]:
-    return [f"{entry.state}/{entry.attempt}" for entry in world.task(task_id).history]
-
-
 # The agent dies and comes back
 
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-
-from cube.model.ids import TaskId
 from cube.model.lifecycle import Health, TaskState
 from cube.model.spec import (
     CheckSpec,
@@ -12,29 +9,10 @@ from cube.model.spec import (
     OnCheckFailure,
     PortSpec,
 )
-from tests.virtual_time import VirtualClock, run_virtual
-from tests.worker_world import World
+from tests.virtual_time import VirtualClock
+from tests.worker_world import PORTS, World, in_world, tcp_check
 
 S = TaskState
-PORTS = {"http": PortSpec(80)}
-
-
-def tcp_check(**changes: object) -> CheckSpec:
-    return CheckSpec("c", CheckType.TCP, port="http", **changes)  # type: ignore[arg-type]
-
-
-def in_world(scenario: Callable[[World], Awaitable[None]]) -> None:
-    async def main() -> None:
-        async with World() as world:
-            await scenario(world)
-
-    run_virtual(main())
-
-
-def history(world: World, task_id: TaskId) -> list[str]:
-    return [f"{entry.state}/{entry.attempt}" for entry in world.task(task_id).history]
-
-
 # Health
 
 

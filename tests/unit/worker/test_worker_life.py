@@ -2,48 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-
 import msgspec
 import pytest
 
 from cube.model import commands as c
-from cube.model.ids import TaskId
 from cube.model.launch import RunState
 from cube.model.lifecycle import Health, TaskState
 from cube.model.resources import Resources
 from cube.model.spec import (
-    CheckSpec,
-    CheckType,
     JobType,
-    PortSpec,
     RestartCondition,
     RestartPolicy,
 )
 from cube.worker.local_task import Phase
-from tests.virtual_time import VirtualClock, run_virtual
-from tests.worker_world import NODE, World
+from tests.virtual_time import VirtualClock
+from tests.worker_world import NODE, PORTS, World, in_world, tcp_check
 
 S = TaskState
-PORTS = {"http": PortSpec(80)}
-
-
-def tcp_check(**changes: object) -> CheckSpec:
-    return CheckSpec("c", CheckType.TCP, port="http", **changes)  # type: ignore[arg-type]
-
-
-def in_world(scenario: Callable[[World], Awaitable[None]]) -> None:
-    async def main() -> None:
-        async with World() as world:
-            await scenario(world)
-
-    run_virtual(main())
-
-
-def history(world: World, task_id: TaskId) -> list[str]:
-    return [f"{entry.state}/{entry.attempt}" for entry in world.task(task_id).history]
-
-
 # Attempts
 
 
