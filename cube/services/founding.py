@@ -53,13 +53,6 @@ class Founding(msgspec.Struct, frozen=True):
         return "Founding()"
 
 
-def make_join_token(
-    ca_pem: str, certificates: Certificates, random_bytes: RandomBytes
-) -> JoinToken:
-    """A new one for this CA. Its hash is for RotateJoinToken."""
-    return JoinToken(certificates.fingerprint(ca_pem), random_bytes(JOIN_SECRET_BYTES))
-
-
 def make_api_token(random_bytes: RandomBytes) -> ApiToken:
     """A new one. Its id and hash are for CreateToken."""
     return ApiToken(random_bytes(TOKEN_ID_CHARS // 2).hex(), random_bytes(KEY_BYTES))
