@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import msgspec
+
 from cube.model.cluster import ClusterState, Node, port_key
 from cube.model.ids import JobId, NodeId
 from cube.model.resources import NOTHING, Resources
@@ -39,6 +41,11 @@ class NaiveCluster:
 
     def best(self, want: Want) -> NodeId | None:
         """The node for the next task of the want, or None when none fits."""
+        if want.troubled:
+            closed = {**want.avoid, **dict.fromkeys(want.troubled, 1 << 62)}
+            elsewhere = self.best(msgspec.structs.replace(want, avoid=closed, troubled=()))
+            if elsewhere is not None:
+                return elsewhere
         on_node = dict(want.on_node)
         for node_id, count in self.placed.get((want.job.id, want.group), {}).items():
             on_node[node_id] = on_node.get(node_id, 0) + count

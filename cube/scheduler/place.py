@@ -37,6 +37,7 @@ class Picks(msgspec.Struct, frozen=True):
 
 
 _NOWHERE = Picks((), [], [])
+NEVER_MS = 1 << 62  # until when a node is closed that is not to be opened by time
 
 
 class Placer:
@@ -60,6 +61,17 @@ class Placer:
     def place(self, want: Want, most: int) -> Picks:
         """The first slots of the want, `most` at most and as many as fit, in order of choice. The
         mirror holds them afterwards."""
+        if not want.troubled:
+            return self._place(want, most)
+        closed = {**want.avoid, **dict.fromkeys(want.troubled, NEVER_MS)}
+        picks = self._place(msgspec.structs.replace(want, avoid=closed), most)
+        count = len(picks.slots)
+        if count == min(len(want.slots), most):
+            return picks
+        rest = self._place(msgspec.structs.replace(want, slots=want.slots[count:]), most - count)
+        return Picks(picks.slots + rest.slots, picks.rows + rest.rows, picks.ports + rest.ports)
+
+    def _place(self, want: Want, most: int) -> Picks:
         wanted = min(len(want.slots), most)
         if wanted <= 0 or not len(self._mirror):
             return _NOWHERE

@@ -12,7 +12,7 @@ from cube.model.cluster import ClusterState, Job, Task
 from cube.model.ids import NodeId
 from cube.model.lifecycle import ENDED, Desired
 from cube.model.spec import GroupSpec, JobType
-from cube.scheduler import reap
+from cube.scheduler import reap, trouble
 from cube.scheduler.restart import SlotPast
 from cube.scheduler.slots import (
     NEW,
@@ -93,7 +93,7 @@ def _vanished(draft: WorkDraft, tasks: Sequence[Task]) -> None:
 def _resting(draft: WorkDraft, tasks: Sequence[Task]) -> None:
     """Nothing is to run (apply has said so to the tasks)."""
     for slot in slots_of(tasks).values():
-        draft.reaps.extend(task.id for task in reap.surplus(slot.ended))
+        draft.reaps.extend(task.id for task in reap.surplus(slot.ended, draft.now_ms))
 
 
 _Kind = tuple[tuple[tuple[NodeId, int], ...], NodeId | None]
@@ -117,6 +117,7 @@ def _counted(draft: WorkDraft, name: str, group: GroupSpec, tasks: Sequence[Task
     if not one.may_start(tasks):
         return
     on_node = count_by_node(tasks)
+    troubled = tuple(trouble.troubled(draft.job, group, tasks, draft.now_ms))
     # Slots that are closed to the same nodes are placed together.
     alike: dict[_Kind, tuple[SlotPast, list[int]]] = {}
     if one.fresh:
@@ -133,6 +134,7 @@ def _counted(draft: WorkDraft, name: str, group: GroupSpec, tasks: Sequence[Task
                 slots=tuple(sorted(numbers)),
                 avoid=past.avoid,
                 failed_on=() if past.failed_on is None else (past.failed_on,),
+                troubled=troubled,
                 on_node=on_node,
                 reason=placed_reason(past),
             )

@@ -149,7 +149,7 @@ class GroupPass:
         """One wanted slot is sorted into what it needs."""
         draft, slot = self.draft, self.slots[number]
         if len(slot.ended) > reap.ENDED_PER_SLOT_MAX:
-            draft.reaps.extend(task.id for task in reap.surplus(slot.ended))
+            draft.reaps.extend(task.id for task in reap.surplus(slot.ended, draft.now_ms))
         kept = _keep_one(draft, slot)
         if kept is not None:
             self._kept(kept)

@@ -15,7 +15,8 @@ class Want(msgspec.Struct, frozen=True, kw_only=True):
     """Slots that are alike: the same nodes are closed to them. `slots` ascend.
 
     `avoid`: nodes that rejected these tasks lately, and until when. `failed_on`: nodes these tasks
-    failed on last; taken only when there is no other. `on_node`: unended tasks of the group by
+    failed on last; taken only when there is no other. `troubled`: nodes the group keeps failing on;
+    taken only for what fits nowhere else. `on_node`: unended tasks of the group by
     node. `only_on`: system jobs: slots[i] goes to node only_on[i] or nowhere.
     """
 
@@ -25,6 +26,7 @@ class Want(msgspec.Struct, frozen=True, kw_only=True):
     slots: tuple[int, ...]
     avoid: Mapping[NodeId, int] = {}
     failed_on: tuple[NodeId, ...] = ()
+    troubled: tuple[NodeId, ...] = ()
     on_node: Mapping[NodeId, int] = {}
     only_on: tuple[NodeId, ...] = ()
     reason: str = ""

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+import msgspec
+
 from cube.model.cluster import ClusterState, Job, Task
 from cube.model.explain import Explanation, NodeExplanation, Reason
 from cube.model.lifecycle import Health, TaskState
@@ -18,6 +20,7 @@ from cube.scheduler.reconcile import reconcile
 from cube.scheduler.restart import up_to_date
 from cube.scheduler.slots import JobWork, Slot, Waiting, slots_of
 from cube.scheduler.suggest import suggestions
+from cube.scheduler.trouble import FAILURES, TROUBLE_MS, troubled
 from cube.scheduler.want import Want
 
 FAILURES_MAX = 5  # last failures shown of each group of slots
@@ -66,6 +69,25 @@ class _Group:
         self.slots = slots_of(tasks)
 
     def explain(self, work: JobWork) -> Iterator[Explanation]:
+        """What is wrong with the group; which nodes it avoids goes with each."""
+        avoided = self._avoided()
+        for one in self._explain(work):
+            yield msgspec.structs.replace(one, reasons=(*one.reasons, *avoided))
+
+    def _avoided(self) -> list[Reason]:
+        if self.job.spec.type is JobType.SYSTEM:
+            return []
+        found = []
+        counted = troubled(self.job, self.group, self.tasks, self.now_ms)
+        for node_id, count in counted.items():
+            node = self.state.nodes.get(node_id)
+            name = node_id if node is None else node.name
+            span = format_duration(TROUBLE_MS)
+            message = f"{name} is avoided: {count} failures of {self.name} there within {span}"
+            found.append(Reason("avoided", message, f"fewer than {FAILURES}", str(count)))
+        return found
+
+    def _explain(self, work: JobWork) -> Iterator[Explanation]:
         for want in work.wants:
             if want.group == self.name:
                 yield self._unplaced(want)

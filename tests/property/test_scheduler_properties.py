@@ -24,6 +24,7 @@ from cube.model.resources import Resources
 from cube.model.spec import (
     Affinity,
     Constraint,
+    JobSpec,
     JobType,
     Operator,
     Placement,
@@ -31,6 +32,8 @@ from cube.model.spec import (
     PortSpec,
     ReschedulePolicy,
 )
+from cube.scheduler.mirror import Mirror
+from cube.scheduler.place import Placer
 from cube.scheduler.plan import PLAN_BYTES_MAX, Plan, Scheduler
 from cube.scheduler.reconcile import reconcile
 from cube.scheduler.want import Want
@@ -302,6 +305,30 @@ def test_choices_are_exact_where_groups_are_larger_than_the_cluster(
         assert plan.command is not None
         machine.do(plan.command)
     assert overcommitted(machine.state) == []
+
+
+@settings(max_examples=60, deadline=None)
+@given(seeds, specs, st.sets(node_ids, max_size=4))
+def test_nodes_with_trouble_are_chosen_last_and_else_as_any(
+    nodes: list[c.RegisterNode], spec: JobSpec, trouble: set[NodeId]
+) -> None:
+    machine = Machine()
+    for node in nodes:
+        machine.do(node)
+    machine.submit(spec)
+    naive, mirror = NaiveCluster(machine.state), Mirror()
+    mirror.sync(machine.state)
+    placer = Placer(mirror, machine.state.settings.policy, "seed")
+    for made in wants_of(machine.state, machine.now_ms):
+        want = msgspec.structs.replace(made, troubled=tuple(sorted(trouble)))
+        if want.only_on:
+            continue
+        picks = placer.place(want, len(want.slots))
+        for at, row in enumerate(picks.rows):
+            assert naive.best(want) == mirror.ids[row]
+            naive.take(want, mirror.ids[row], picks.ports[at] if picks.ports else ())
+        if len(picks.slots) < len(want.slots):
+            assert naive.best(want) is None
 
 
 _SCRIPT = """
