@@ -122,6 +122,7 @@ def task_view(task: Task, node: Node | None, group: GroupSpec | None) -> TaskVie
             for port in task.ports
         },
         restarts=task.restarts,
+        fence=task.fence,
         exit_code=task.exit_code,
         oom_killed=task.oom_killed,
         reason=task.reason,
@@ -166,6 +167,7 @@ def unplaced_view(row: Unplaced, explanations: Sequence[Explanation] | None) -> 
         address=None,
         ports={},
         restarts=0,
+        fence=0,
         exit_code=None,
         oom_killed=False,
         reason=reason,

@@ -115,6 +115,8 @@ class Task(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     resources: Resources = NOTHING
     ports: tuple[TaskPort, ...] = ()
     created_at_ms: int = 0
+    # Index of the entry that placed it: above that of every task the slot had before. Writer: apply.
+    fence: int = 0
     placed_reason: str = ""
     reschedules: int = 0  # failed tasks in a row in this slot before this one; writer: manager
     desired: Desired = Desired.RUN  # writer: manager

@@ -74,7 +74,7 @@ _DEPENDENCY = re.compile(rf"({NAME.pattern}/)?{NAME.pattern}")
 _ENV_NAME = re.compile(r"[^\s=\x00-\x1f\x7f]+")
 # What Cube itself sets (interface.md): a group that could override these would lie to its tasks.
 _ENV_RESERVED = re.compile(
-    r"CUBE_(JOB|GROUP|TASK_ID|TASK_NAME|SLOT|JOB_VERSION|NODE|(PORT|HOST_PORT|ADDR)_.*)"
+    r"CUBE_(JOB|GROUP|TASK_ID|TASK_NAME|SLOT|JOB_VERSION|NODE|FENCE|(PORT|HOST_PORT|ADDR)_.*)"
 )
 _DEFAULT = GroupSpec()
 

@@ -213,6 +213,9 @@ class TaskView(msgspec.Struct, frozen=True, kw_only=True):
     address: str | None
     ports: dict[str, TaskPortView]
     restarts: int
+    fence: int = (
+        0  # above that of every earlier task of the slot: CUBE_FENCE; 0 before it is placed
+    )
     exit_code: int | None
     oom_killed: bool
     reason: str

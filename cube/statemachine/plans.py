@@ -161,6 +161,7 @@ class _GroupPlacing:
             resources=group.resources,
             ports=ports,
             created_at_ms=draft.now_ms,
+            fence=draft.index,
             state_at_ms=draft.now_ms,
             placed_reason=placement.reason,
             reschedules=_reschedules(before),

@@ -87,6 +87,7 @@ def cube_env(task: Task, ports: tuple[LaunchPort, ...], node: NodeIdentity) -> d
         "CUBE_SLOT": str(task.slot),
         "CUBE_JOB_VERSION": str(task.version),
         "CUBE_NODE": node.name,
+        "CUBE_FENCE": str(task.fence),
     }
     host = f"[{node.advertise}]" if ":" in node.advertise else node.advertise
     for port in ports:

@@ -229,6 +229,7 @@ ONE_ERROR = [
     (GROUP + "env = { A = [1] }", "groups.g.env.A", "must be text"),
     (GROUP + "env = { A = { secrt = 'x' } }", "groups.g.env.A.secret", "is required"),
     (GROUP + "env = { CUBE_TASK_NAME = 'x' }", "groups.g.env.CUBE_TASK_NAME", "Cube itself"),
+    (GROUP + "env = { CUBE_FENCE = '1' }", "groups.g.env.CUBE_FENCE", "Cube itself"),
     (GROUP + f"env = {{ A = '{'x' * 65000}', B = '{'x' * 65000}' }}", "groups.g.env", "65536"),
     (GROUP + 'user = "a b"', "groups.g.user", "user:group"),
     (GROUP + 'working_dir = "data"', "groups.g.working_dir", "absolute path"),

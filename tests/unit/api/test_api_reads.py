@@ -44,12 +44,13 @@ async def test_task_node_and_job_have_the_shapes_of_the_contract() -> None:
             "id", "name", "job", "group", "slot", "version", "attempt", "node_id", "node_name",
             "state", "desired", "health", "driver", "image", "handle", "address", "ports",
             "restarts", "exit_code", "oom_killed", "reason", "message", "created_at", "started_at",
-            "finished_at", "history",
+            "finished_at", "history", "fence",
         }  # fmt: skip
         assert found["name"] == "shop.web.0" and found["node_name"] == "n1"
         assert found["address"] == "10.0.0.1" and found["health"] is None
         assert found["ports"]["http"] == {"host": 20000, "target": 20000, "protocol": "tcp"}
         assert [entry["state"] for entry in found["history"]] == ["scheduled", "running"]
+        assert found["fence"] == task.fence > 0
         assert found["created_at"].endswith("Z") and found["finished_at"] is None
         node: Json = await api.get("/v1/nodes/n1")
         assert {

@@ -137,6 +137,18 @@ def test_a_deleted_jobs_group_is_not_placed() -> None:
     assert code(plan(machine, job_id=found.id)) == "job_changed"
 
 
+def test_each_task_of_a_slot_has_a_greater_fence_than_the_one_before() -> None:
+    machine = with_web()
+    fences = []
+    for _ in range(3):
+        assert plan(machine) == PlanApplied(1)
+        [task] = [task for task in machine.state.tasks.values() if not task.ended]
+        assert task.fence == machine.state.index
+        fences.append(task.fence)
+        machine.report(task.id, "failed", released=True)
+    assert fences == sorted(set(fences))
+
+
 def test_a_slot_has_one_live_task() -> None:
     machine = with_web()
     assert plan(machine) == PlanApplied(1)

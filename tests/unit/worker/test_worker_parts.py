@@ -24,14 +24,17 @@ PORTS = (TaskPort("my-http", 20_001, 80, Protocol.TCP), TaskPort("dns", 20_002, 
 
 def launch_of(driver: str, node: NodeIdentity = NODE, **group: Any) -> Launch:
     launch = build_launch(
-        make_task(driver=driver, ports=PORTS, slot=2, version=7), builders.group(**group), 3, node
+        make_task(driver=driver, ports=PORTS, slot=2, version=7, fence=41),
+        builders.group(**group),
+        3,
+        node,
     )
     assert isinstance(launch, Launch)
     return launch
 
 
 def test_the_environment_of_interface_md() -> None:
-    env = launch_of("docker", env={"A": "b", "CUBE_SLOT": "99"}).env
+    env = launch_of("docker", env={"A": "b", "CUBE_SLOT": "99", "CUBE_FENCE": "99"}).env
     assert env == {
         "A": "b",
         "CUBE_JOB": "web",
@@ -41,6 +44,7 @@ def test_the_environment_of_interface_md() -> None:
         "CUBE_SLOT": "2",
         "CUBE_JOB_VERSION": "7",
         "CUBE_NODE": "node-a",
+        "CUBE_FENCE": "41",
         "CUBE_PORT_MY_HTTP": "80",
         "CUBE_HOST_PORT_MY_HTTP": "20001",
         "CUBE_ADDR_MY_HTTP": "10.0.0.1:20001",
