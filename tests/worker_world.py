@@ -227,9 +227,11 @@ def tcp_check(**changes: object) -> CheckSpec:
     return CheckSpec("c", CheckType.TCP, port="http", **changes)  # type: ignore[arg-type]
 
 
-def in_world(scenario: Callable[[World], Awaitable[None]]) -> None:
+def in_world(
+    scenario: Callable[[World], Awaitable[None]], settings: WorkerSettings | None = None
+) -> None:
     async def main() -> None:
-        async with World() as world:
+        async with World(settings) as world:
             await scenario(world)
 
     run_virtual(main())

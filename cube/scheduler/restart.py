@@ -18,6 +18,14 @@ from cube.model.spec import GroupSpec, JobType, RestartCondition, same_container
 
 REJECTED_DELAY_MS = 30_000  # a node that has just refused a task is not asked again at once
 REJECTED_DELAY_MAX_MS = 900_000
+REJECTED_AT_ONCE = 5  # in a row, each elsewhere at once; then, on many nodes, with pauses
+REJECTED_PAUSE_MS = 1_000  # doubles
+REJECTED_PAUSE_MAX_MS = 30_000
+LOOP_DELAY_MS = (
+    100  # least delay of a replacement, whatever the job says; doubles with each failure
+)
+LOOP_DELAY_MAX_MS = 10_000  # six replacements a minute at most, in the long run
+LOOP_GRID_MS = 1_000  # slots that fail again and again are replaced by one plan a second
 RETURNED_WAIT_MS = 5_000  # a node that is back says within this what became of its lost tasks
 GOOD_RUN_MS = (
     600_000  # a task that ran so long and then failed is a first failure (Kubernetes: 10 min)
@@ -92,7 +100,7 @@ def past_of(
         case TaskState.FAILED if last.desired is Desired.RUN:
             return _after_failure(group, last, now_ms)
         case TaskState.REJECTED:
-            return SlotPast("place", avoid=_avoid(ended, now_ms), last=last)
+            return _after_rejection(ended, last, now_ms)
         case TaskState.COMPLETED if last.desired is Desired.RUN:
             if group.restart.policy is RestartCondition.ALWAYS:
                 return _after_failure(group, last, now_ms)  # must not spin
@@ -107,7 +115,12 @@ def retry_at_ms(group: GroupSpec, failed: Task) -> int | None:
         return None
     good = failed.started_at_ms and failed.finished_at_ms - failed.started_at_ms >= GOOD_RUN_MS
     number = 1 if good else failed.reschedules + 1
-    return failed.finished_at_ms + doubling_ms(number, policy.delay_ms, policy.max_delay_ms)
+    delay_ms = max(
+        doubling_ms(number, policy.delay_ms, policy.max_delay_ms),
+        doubling_ms(number, LOOP_DELAY_MS, LOOP_DELAY_MAX_MS),
+    )
+    due_ms = failed.finished_at_ms + delay_ms
+    return due_ms if number == 1 else -(-due_ms // LOOP_GRID_MS) * LOOP_GRID_MS
 
 
 def _after_failure(group: GroupSpec, last: Task, now_ms: int) -> SlotPast:
@@ -117,6 +130,22 @@ def _after_failure(group: GroupSpec, last: Task, now_ms: int) -> SlotPast:
     if due_ms > now_ms:
         return SlotPast("wait", due_ms, last.node_id, last=last)
     return SlotPast("place", failed_on=last.node_id, last=last)
+
+
+def _after_rejection(ended: Sequence[Task], last: Task, now_ms: int) -> SlotPast:
+    """Elsewhere at once. But where every one of many nodes refuses it, the way round is not run."""
+    in_a_row = 0
+    for task in reversed(ended):
+        if task.state is not TaskState.REJECTED:
+            break
+        in_a_row += 1
+    if in_a_row >= REJECTED_AT_ONCE:
+        number = in_a_row - REJECTED_AT_ONCE + 1
+        pause_ms = doubling_ms(number, REJECTED_PAUSE_MS, REJECTED_PAUSE_MAX_MS)
+        until_ms = last.state_at_ms + pause_ms
+        if until_ms > now_ms:
+            return SlotPast("wait", until_ms, last=last)
+    return SlotPast("place", avoid=_avoid(ended, now_ms), last=last)
 
 
 def _after_loss(last: Task, node: Node | None, now_ms: int) -> SlotPast:

@@ -16,6 +16,7 @@ from cube.worker.local_task import LocalTask
 from cube.worker.settings import WorkerSettings
 
 MINUTE_MS = 60_000
+LOOP_RESTARTS = 2  # in place, within the restart policy's window: from then on it is a crash loop
 
 
 class Outbox:
@@ -32,6 +33,7 @@ class Outbox:
         self._sent: tuple[TaskReport, ...] = ()
         self._failures = 0
         self._due_ms: int | None = None
+        self._is_leisurely = False  # what is due so far is of tasks in crash loops only
 
     def mark(self, task_id: TaskId) -> None:
         """What the task or the state says may have changed."""
@@ -43,19 +45,32 @@ class Outbox:
         """The next batch, when it is time for one. It is answered by on_reported or on_failed."""
         if self._token or not self._dirty:
             return None
-        if self._due_ms is None:
-            if not self._look(locals_, now_ms):
+        if self._due_ms is None or self._is_leisurely:
+            due = self._look(locals_, now_ms)
+            if not due:
+                self._due_ms, self._is_leisurely = None, False
                 return None
-            self._due_ms = now_ms + self._settings.report_delay_ms
-        if now_ms < self._due_ms:
+            self._set_due(locals_, due, now_ms)
+        if self._due_ms is not None and now_ms < self._due_ms:
             return None
-        self._due_ms = None
+        self._due_ms, self._is_leisurely = None, False
         reports = self._look(locals_, now_ms)
         if not reports:
             return None
         self._token = new_token()
         self._sent = tuple(reports)
         return Report(self._token, self._sent)
+
+    def _set_due(
+        self, locals_: dict[TaskId, LocalTask], due: list[TaskReport], now_ms: int
+    ) -> None:
+        loops = all(_in_loop(locals_[one.task_id], now_ms) for one in due)
+        if loops and self._due_ms is not None:
+            return  # already set
+        wait_ms = self._settings.loop_delay_ms if loops else self._settings.report_delay_ms
+        due_ms = now_ms + wait_ms
+        self._due_ms = due_ms if self._due_ms is None else min(self._due_ms, due_ms)
+        self._is_leisurely = loops
 
     def _look(self, locals_: dict[TaskId, LocalTask], now_ms: int) -> list[TaskReport]:
         """At most REPORTS_MAX that are due; forgets those of whom nothing is to be told."""
@@ -177,6 +192,16 @@ def _is_overtaken(task: Task, report: TaskReport) -> bool:
 
 def _is_real_end(state: TaskState) -> bool:
     return state in ENDED and state is not TaskState.LOST
+
+
+def _in_loop(local: LocalTask, now_ms: int) -> bool:
+    """It fails again and again: the first failures were told at once, what it does next may wait
+    for what others like it do. A task that ran well for a minute is not in a loop."""
+    if local.task is None or not local.is_wanted or local.view.state is TaskState.COMPLETED:
+        return False
+    if not local.reports_ms or local.reports_ms[-1] <= now_ms - MINUTE_MS:
+        return False
+    return local.task.reschedules > 0 or len(local.restarts_ms) >= LOOP_RESTARTS
 
 
 def _may_go(local: LocalTask, settings: WorkerSettings, now_ms: int) -> int:

@@ -16,6 +16,7 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True):
     reports_per_minute_max: int = (
         30  # of one task, ends excepted: a crash loop must not fill the log
     )
+    loop_delay_ms: int = 1_000  # reports of tasks in crash loops share a log entry
     resync_ms: int = 60_000  # hints of drivers may be lost; this bounds how long that goes unseen
     recover_retry_ms: int = 1_000  # an engine that does not answer is asked again; doubles
     recover_retry_ms_max: int = 15_000

@@ -9,12 +9,13 @@ from cube.model.cluster import Task
 from cube.model.resources import Resources
 from cube.model.spec import Placement, PlacementPolicy, ReschedulePolicy
 from cube.scheduler.reap import ENDED_PER_SLOT_MAX, FAILED_PER_SLOT_MAX
+from cube.scheduler.restart import LOOP_DELAY_MAX_MS, LOOP_GRID_MS
 from cube.scheduler.trouble import FAILURES, TROUBLE_MS, troubled
 from cube.scheduler.why import explain
 from tests.builders import facts, group, job
 from tests.scheduler_cluster import Cluster, web
 
-SOON = ReschedulePolicy(delay_ms=1, max_delay_ms=1)
+SOON = ReschedulePolicy(delay_ms=1, max_delay_ms=1)  # but for the loop's own delay
 
 
 def counted(cluster: Cluster) -> dict[str, int]:
@@ -108,7 +109,7 @@ def test_reaping_leaves_what_counts() -> None:
     for _ in range(14):
         cluster.settle()
         crash(cluster, cluster.live("web")[0], 1)
-        cluster.now_ms += 1000
+        cluster.now_ms += LOOP_DELAY_MAX_MS + LOOP_GRID_MS
         most = max(most, len(cluster.state.tasks))
     assert sum(counted(cluster).values()) >= 2 * FAILURES
     assert most <= FAILED_PER_SLOT_MAX + 2

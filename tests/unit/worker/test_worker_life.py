@@ -15,6 +15,7 @@ from cube.model.spec import (
     RestartPolicy,
 )
 from cube.worker.local_task import Phase
+from cube.worker.settings import WorkerSettings
 from tests.virtual_time import VirtualClock
 from tests.worker_world import NODE, PORTS, World, in_world, tcp_check
 
@@ -52,7 +53,7 @@ def test_a_service_that_ends_is_restarted_in_place_and_given_up_after_its_restar
         assert not world.host.attempts
         assert world.skipped == []
 
-    in_world(scenario)
+    in_world(scenario, WorkerSettings(loop_delay_ms=20))  # its history is to be exact
 
 
 @pytest.mark.parametrize(
@@ -79,7 +80,7 @@ def test_what_follows_an_end(
         )
         task = await world.until_state(id_, end)
         assert (world.starts(id_), task.exit_code) == (starts, code)
-        await world.until(lambda: world.task(id_).released, 1000)
+        await world.until(lambda: world.task(id_).released, 2 * WorkerSettings().loop_delay_ms)
 
     in_world(scenario)
 
