@@ -117,7 +117,7 @@ class NaiveCluster:
             self.active[node.id],
         )
         number = self.number[node.id]
-        rank = score.rank(number, *score.permutation(want.job.id, want.group))
+        rank = score.rank(number, *score.permutation(want.job.name, want.group))
         if policy is PlacementPolicy.ROUNDROBIN:
             rank = self.name_rank[node.id]
         return score.key(points, cost, rank)

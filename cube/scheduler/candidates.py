@@ -85,7 +85,7 @@ def _limits(
 def ranks_of(mirror: Mirror, candidates: Candidates, rows: Ints) -> Ints:
     if candidates.ask.policy is PlacementPolicy.ROUNDROBIN:
         return mirror.name_rank[rows]
-    offset, factor = score.permutation(candidates.want.job.id, candidates.want.group)
+    offset, factor = score.permutation(candidates.want.job.name, candidates.want.group)
     ranks: Ints = (rows + offset) * factor & (score.NODES_MAX - 1)
     return ranks
 

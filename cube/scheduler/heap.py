@@ -72,7 +72,7 @@ class Rescore:
                 rank = int(mirror.name_rank[row])
             else:
                 rank = score.rank(
-                    row, *score.permutation(candidates.want.job.id, candidates.want.group)
+                    row, *score.permutation(candidates.want.job.name, candidates.want.group)
                 )
             self._first[row] = (base, room, rank)
         base, room, rank = self._first[row]

@@ -1,6 +1,7 @@
 """Host ports by domain: what the state has given, and what the plan in hand gives besides.
 
-Nodes with one advertise address share their ports.
+Nodes with one advertise address share their ports. Host ports that jobs ask for by number are given
+to others last, and then in order: else a plan's seed would have a say in where those jobs fit.
 """
 
 from __future__ import annotations
@@ -8,7 +9,10 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 
-from cube.model.cluster import ClusterState, Node, port_key
+import immutables
+
+from cube.model.cluster import ClusterState, Job, Node, port_key
+from cube.model.ids import JobId
 from cube.model.spec import GroupSpec
 
 
@@ -20,6 +24,8 @@ class PortBook:
         self._seed = ""
         self._given: dict[str, set[int]] = {}
         self._cursor: dict[str, int] = {}
+        self._asked: frozenset[int] = frozenset()
+        self._asked_of: immutables.Map[JobId, Job] | None = None  # the jobs `_asked` is about
 
     def sync(self, state: ClusterState) -> None:
         self._state = state
@@ -86,7 +92,7 @@ class PortBook:
         size = facts.port_last - facts.port_first + 1
         if size <= 0:
             return None
-        domain = facts.advertise
+        domain, asked = facts.advertise, self._asked_for()
         used = self._state.ports.get(domain)
         at = self._cursor.get(domain)
         if at is None:
@@ -95,7 +101,32 @@ class PortBook:
         for step in range(size):
             port = facts.port_first + (at + step) % size
             key = port * 2 + udp
-            if key not in given and (used is None or key not in used):
+            if key not in given and key not in asked and (used is None or key not in used):
                 self._cursor[domain] = (at + step + 1) % size
                 return port
+        for key in sorted(asked):
+            port = key // 2
+            if (
+                key % 2 == udp
+                and facts.port_first <= port <= facts.port_last
+                and key not in given
+                and (used is None or key not in used)
+            ):
+                return port
         return None
+
+    def _asked_for(self) -> frozenset[int]:
+        """Keys of the host ports that some job asks for by number."""
+        jobs = self._state.jobs
+        if self._asked_of is not jobs:
+            self._asked_of = jobs
+            self._asked = frozenset(
+                [
+                    port_key(port.host, port.protocol)
+                    for job in jobs.values()
+                    for group in job.spec.groups.values()
+                    for port in group.ports.values()
+                    if port.host
+                ]
+            )
+        return self._asked

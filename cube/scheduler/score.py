@@ -4,7 +4,7 @@ A node's key is `points ‖ cost ‖ rank` in one int64:
 - points: wishes that go before the policy. A matching affinity subtracts its weight, each task of the
   group that is already there adds SAME_GROUP_POINTS, having just failed there adds FAILED_HERE_POINTS.
 - cost: the policy's own measure, quantised.
-- rank: a permutation of the nodes seeded by the job, so that equal nodes do not all mean the first.
+- rank: a permutation of the nodes seeded by the job's name, so that equal nodes do not all mean the first.
 
 Both the vectorised scan and a plain loop use these formulas, in the same order of operations, so
 that they agree to the last bit: IEEE 754 additions and multiplications are the same in both. `power`
@@ -132,10 +132,11 @@ def key(points: int, quantised_cost: int, rank: int) -> int:
     return (((points << COST_BITS) + quantised_cost) << RANK_BITS) + rank
 
 
-def permutation(job_id: str, group: str) -> tuple[int, int]:
+def permutation(job: str, group: str) -> tuple[int, int]:
     """(offset, odd factor): node number i has rank ((i + offset) · factor) mod NODES_MAX, a
-    one-to-one map that differs from job to job."""
-    digest = hashlib.blake2b(f"{job_id}/{group}".encode(), digest_size=8).digest()
+    one-to-one map that differs from job to job. Of the job's name: its id is random, and a dry run
+    must foresee what ties come to."""
+    digest = hashlib.blake2b(f"{job}/{group}".encode(), digest_size=8).digest()
     offset = int.from_bytes(digest[:4], "big") % NODES_MAX
     return offset, (int.from_bytes(digest[4:], "big") % NODES_MAX) | 1
 

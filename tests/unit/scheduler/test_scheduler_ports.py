@@ -5,7 +5,8 @@ from __future__ import annotations
 from cube.model.cluster import ClusterState, Node
 from cube.model.spec import PortSpec, Protocol
 from cube.scheduler.ports import PortBook
-from tests.builders import facts, group
+from tests.builders import facts, group, job
+from tests.scheduler_cluster import Cluster
 
 
 def node(name: str, host: str, first: int = 20000, last: int = 20002) -> Node:
@@ -64,3 +65,17 @@ def test_the_seed_moves_the_start() -> None:
     wide = node("x", "h", 20000, 29999)
     assert len({book(f"seed-{n}").give(wide, one) for n in range(20)}) > 10
     assert book("same").give(wide, one) == book("same").give(wide, one)
+
+
+def test_a_port_that_a_job_asks_for_by_number_is_given_to_others_last() -> None:
+    """Whatever the seed, so the job has its place."""
+    cluster = Cluster("a")
+    cluster.submit(job("one", {"g": group(ports={"p": PortSpec(host=20001)})}))
+    for number in range(20):
+        ports = PortBook()
+        ports.sync(cluster.state)
+        ports.begin(f"seed-{number}")
+        here, any_port = node("x", "h"), group(ports={"p": PortSpec()})
+        given = [ports.give(here, any_port) for _ in range(4)]
+        assert set(given[:2]) == {(20000,), (20002,)}
+        assert given[2:] == [(20001,), None]
