@@ -58,19 +58,19 @@ async def show_job(call: Call) -> web.Response:
 
 async def submit_job(call: Call) -> web.Response:
     expected = call.expected_version()
-    spec, data = await _read_job(call)
+    spec, data = await read_job(call)
     body = commands.SubmitJob(spec, JobId(call.api.new_id()), expected)
     return _changed(call, spec.name, await call.propose(body, data), tuple(warnings(spec)))
 
 
 async def validate_job(call: Call) -> web.Response:
-    spec, _ = await _read_job(call)
+    spec, _ = await read_job(call)
     return call.json(
         JobValid(valid=True, name=spec.name, spec=render_spec(spec), warnings=tuple(warnings(spec)))
     )
 
 
-async def _read_job(call: Call) -> tuple[JobSpec, bytes]:
+async def read_job(call: Call) -> tuple[JobSpec, bytes]:
     """Raises Problem: not TOML or JSON (400), or not a job (422, every error of it)."""
     found = call.request.headers.get("Content-Type", "").partition(";")[0].strip().lower()
     if found in _YAML:

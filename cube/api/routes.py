@@ -19,6 +19,7 @@ from cube.api import (
     logs,
     metrics,
     nodes,
+    plans,
     saving,
     tasks,
     trust,
@@ -71,6 +72,7 @@ _JOBS = (
     _route("GET", "/v1/jobs", _VIEWER, _PAGE, jobs.list_jobs, "type", "status", "prefix"),
     _route("POST", "/v1/jobs", _DEPLOYER, _WRITE, jobs.submit_job, versioned=True),
     _route("POST", "/v1/jobs/validate", _VIEWER, _WRITE, jobs.validate_job),
+    _route("POST", "/v1/jobs/plan", _VIEWER, _READ, plans.plan_job),
     _route("GET", "/v1/jobs/{job}", _VIEWER, _READ, jobs.show_job),
     _route("DELETE", "/v1/jobs/{job}", _DEPLOYER, _WRITE, jobs.delete_job),
     _route("POST", "/v1/jobs/{job}/scale", _DEPLOYER, _WRITE, jobs.scale_job, versioned=True),
@@ -94,6 +96,7 @@ _NODES = (
     _route("GET", "/v1/nodes", _VIEWER, _PAGE, nodes.list_nodes),
     _route("GET", "/v1/nodes/{node}", _VIEWER, _READ, nodes.show_node),
     _route("DELETE", "/v1/nodes/{node}", _OPERATOR, _WRITE, nodes.remove_node),
+    _route("POST", "/v1/nodes/{node}/plan", _VIEWER, _READ, plans.plan_node),
     _route("PUT", "/v1/nodes/{node}/drain", _OPERATOR, _WRITE, nodes.drain_node),
     _route("PUT", "/v1/nodes/{node}/eligibility", _OPERATOR, _WRITE, nodes.set_eligibility),
     _route("PUT", "/v1/nodes/{node}/labels", _OPERATOR, _WRITE, nodes.set_labels),
@@ -143,7 +146,6 @@ _DASHBOARD = (
 _ROLLOUTS = "rolling updates and deployments come with a later version"
 _SECRETS = "secrets come with a later version"
 _LATER = (
-    _later("POST", "/v1/jobs/plan", _VIEWER, "showing a plan before it is made comes later"),
     _later("POST", "/v1/jobs/{job}/restart", _DEPLOYER, _ROLLOUTS),
     _later("POST", "/v1/jobs/{job}/rollback", _DEPLOYER, _ROLLOUTS),
     _later("GET", "/v1/tasks/{task}/stats", _VIEWER, "statistics of a task come later"),

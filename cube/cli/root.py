@@ -19,6 +19,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "agent": ("cube.cli.agent_command:agent", "Run this host's agent."),
     "dev": ("cube.cli.dev:dev", "A throw-away cluster on this machine, and its dashboard."),
     "run": ("cube.cli.run:run_command", "Submit a job and watch it become healthy."),
+    "plan": ("cube.cli.plan:plan", "What a job file would change, or a node's drain or loss."),
     "status": ("cube.cli.status:status", "The cluster, or one job."),
     "ps": ("cube.cli.tasks:ps", "Tasks."),
     "logs": ("cube.cli.logs:logs", "What tasks print."),
@@ -47,7 +48,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
 }
 # Named in the design and not built yet: an honest answer instead of "no such command".
 LATER = (
-    "plan", "rollback", "restart", "rebalance", "deployment", "exec", "top", "cp", "volume",
+    "rollback", "restart", "rebalance", "deployment", "exec", "top", "cp", "volume",
     "secret", "debug",
 )  # fmt: skip
 MOVED = {

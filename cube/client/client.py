@@ -16,6 +16,7 @@ from cube.client.credentials import Credentials
 from cube.client.errors import ApiProblem, BadAnswer
 from cube.client.streams import StreamedEvent, read_events, read_output
 from cube.client.transport import Request, Transport, random_key
+from cube.model import planviews as p
 from cube.model import views as v
 
 TIMEOUT_S = 30.0  # above every wait of the server that a plain request can meet
@@ -152,6 +153,10 @@ class Client:
         headers = {"Content-Type": content_type}
         return self._write("POST", "/v1/jobs/validate", v.JobValid, data, headers)
 
+    def plan_job(self, data: bytes, content_type: str = TOML) -> p.JobPlanView:
+        """What `submit` would come to. Nothing is changed."""
+        return self._plan("/v1/jobs/plan", p.JobPlanView, data, content_type)
+
     def delete_job(self, name: str) -> v.JobChanged:
         return self._write("DELETE", _job(name), v.JobChanged)
 
@@ -226,6 +231,11 @@ class Client:
     def remove_node(self, node: str) -> v.NodeChanged:
         return self._write("DELETE", _node(node), v.NodeChanged)
 
+    def plan_node(self, node: str, action: str, deadline: str = "5m") -> p.NodePlanView:
+        """What draining or losing (`action`: drain or lose) the node would come to."""
+        data = msgspec.json.encode({"action": action, "deadline": deadline})
+        return self._plan(_node(node, "/plan"), p.NodePlanView, data, JSON)
+
     def drain(self, node: str, deadline: str | float) -> v.NodeChanged:
         return self._write_json("PUT", _node(node, "/drain"), v.NodeChanged, {"deadline": deadline})
 
@@ -248,6 +258,10 @@ class Client:
 
     def _get(self, path: str, shape: type[T], query: dict[str, str] | None = None) -> T:
         return _decode(self._transport.send(Request("GET", path, query or {})).body, shape)
+
+    def _plan(self, path: str, shape: type[T], data: bytes, content_type: str) -> T:
+        request = Request("POST", path, {}, data, {"Content-Type": content_type}, reads=True)
+        return _decode(self._transport.send(request).body, shape)
 
     def _all(self, path: str, shape: type[v.Page[T]], **filters: str) -> list[T]:
         """Every page."""

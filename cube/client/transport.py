@@ -38,7 +38,7 @@ class Answer(msgspec.Struct, frozen=True):
 
 
 class Request(msgspec.Struct, frozen=True):
-    """`fresh`: it asks for state no older than what was seen before."""
+    """`fresh`: a read asks for state no older than what was seen before. `reads`: a POST that does."""
 
     method: str
     path: str
@@ -46,6 +46,7 @@ class Request(msgspec.Struct, frozen=True):
     body: bytes | None = None
     headers: dict[str, str] = {}
     fresh: bool = True
+    reads: bool = False
 
 
 class Address(msgspec.Struct, frozen=True):
@@ -190,7 +191,8 @@ class Transport:
         self, connection: http.client.HTTPConnection, request: Request
     ) -> http.client.HTTPResponse:
         query = dict(request.query)
-        if request.fresh and request.method == "GET" and self.index:
+        is_read = request.method == "GET" or request.reads
+        if request.fresh and is_read and self.index:
             query["min_index"] = str(self.index)
         target = request.path + (f"?{urllib.parse.urlencode(query)}" if query else "")
         headers = {"Accept": "application/json", **request.headers}

@@ -117,6 +117,22 @@ def format_size(size_bytes: int) -> str:
     return f"{size_bytes} B"
 
 
+def exact_duration(ms: int) -> str:
+    """For files: the same again when it is read, in the largest unit that says it."""
+    for unit, size in (("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1000)):
+        if ms and ms % size == 0:
+            return f"{ms // size}{unit}"
+    return f"{ms}ms" if ms else "0s"
+
+
+def exact_size(size_bytes: int) -> str:
+    """For files, as exact_duration."""
+    for unit, size in (("TiB", 1024**4), ("GiB", 1024**3), ("MiB", 1024**2), ("KiB", 1024)):
+        if size_bytes and size_bytes % size == 0:
+            return f"{size_bytes // size}{unit}"
+    return str(size_bytes)
+
+
 def format_cores(cpu_milli: int) -> str:
     """For people: `0.25`, `4`."""
     return f"{cpu_milli / 1000:.3f}".rstrip("0").rstrip(".")

@@ -8,7 +8,15 @@ from typing import Protocol
 import msgspec
 
 from cube.model.cluster import ClusterState, Task
-from cube.model.commands import Body, InstallGossipKey, RotateJoinToken
+from cube.model.commands import (
+    Body,
+    InstallGossipKey,
+    RotateJoinToken,
+    SetDrain,
+    SetNodeStatus,
+    SubmitJob,
+)
+from cube.model.dryrun import DryRun
 from cube.model.events import Event
 from cube.model.explain import Explanation
 from cube.model.ids import CommandId, NodeId
@@ -119,6 +127,13 @@ class Cluster(Protocol):
     def explain(self, job: str) -> list[Explanation]:
         """Why tasks of the job are not running as wanted; empty when they are. Computed here, from
         this node's own state."""
+        ...
+
+    async def dry_run(
+        self, state: ClusterState, body: SubmitJob | SetDrain | SetNodeStatus
+    ) -> DryRun:
+        """What the command would come to in this state, which stays as it is. Computed here, beside
+        the event loop; one after the other. Raises Unavailable."""
         ...
 
 

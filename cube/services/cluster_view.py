@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from cube.model.cluster import ClusterState
 from cube.model.commands import Body
+from cube.model.dryrun import DryRun
 from cube.model.errors import Unavailable
 from cube.model.explain import Explanation
 from cube.model.ids import CommandId, NodeId
@@ -16,6 +17,7 @@ from cube.ports.cluster import MemberView, Proposed, Published
 from cube.ports.log import Log, LogStatus, Progress
 from cube.scheduler.voters import ONE_VOTER
 from cube.scheduler.why import explain
+from cube.services.dry_run import Foreseeable, foresee
 from cube.services.leader_clock import LeaderClock
 from cube.services.proposer import Proposer
 from cube.services.state_feed import StateFeed
@@ -57,6 +59,7 @@ class ClusterView:
         self._node_id = node_id
         self._feed = feed
         self._parts: Parts | None = None
+        self._thinking = asyncio.Lock()  # a dry run takes all of a processor
         self.obstacle: str | None = "this node is starting"
 
     def attach(self, parts: Parts) -> None:
@@ -132,6 +135,11 @@ class ClusterView:
 
     def explain(self, job: str) -> list[Explanation]:
         return explain(self._feed.state, self.parts.leader_clock.now_ms(), job)
+
+    async def dry_run(self, state: ClusterState, body: Foreseeable) -> DryRun:
+        now_ms = self.parts.leader_clock.now_ms()
+        async with self._thinking:
+            return await asyncio.to_thread(foresee, state, now_ms, body)
 
     def leader_http(self) -> str | None:
         """HTTP address of the leader, from the leader's Raft address."""

@@ -13,6 +13,7 @@ import msgspec
 
 from cube.model import commands as c
 from cube.model.cluster import ClusterState, NodeFacts, Task
+from cube.model.dryrun import DryRun
 from cube.model.errors import CubeError, Unavailable
 from cube.model.events import Event
 from cube.model.explain import Explanation
@@ -35,6 +36,7 @@ from cube.ports.cluster import (
 )
 from cube.ports.log import LogStatus, Progress, Role, Voter
 from cube.ports.trust import EnrolGrant, EnrolRefusal, EnrolRequest, RefusalCode
+from cube.services.dry_run import Foreseeable, foresee
 from cube.statemachine.apply import apply
 
 START_MS = 1_700_000_000_000
@@ -298,6 +300,9 @@ class FakeCluster:
 
     def explain(self, job: str) -> list[Explanation]:
         return [found for found in self.explanations if found.job == job]
+
+    async def dry_run(self, state: ClusterState, body: Foreseeable) -> DryRun:
+        return foresee(state, state.now_ms, body)
 
 
 class FakeLocalTasks:

@@ -38,6 +38,7 @@ GET /v1/tasks/{task}/exec
 GET /v1/nodes
 GET /v1/nodes/{node}
 DELETE /v1/nodes/{node}
+POST /v1/nodes/{node}/plan
 PUT /v1/nodes/{node}/drain
 PUT /v1/nodes/{node}/eligibility
 PUT /v1/nodes/{node}/labels
@@ -82,7 +83,8 @@ def test_only_health_and_the_dashboard_are_open_and_only_viewers_routes_are_read
         is_peers = route.role is Role.NODE or route.path in makes_nodes
         assert is_peers is internal is (route.kind is Kind.PEER), route.path
         if route.role is Role.VIEWER and route.method != "GET":
-            assert route.path in ("/v1/jobs/validate", "/v1/jobs/plan")
+            harmless = ("/v1/jobs/validate", "/v1/jobs/plan", "/v1/nodes/{node}/plan")
+            assert route.path in harmless
 
 
 async def test_slots_are_remembered_while_nothing_changed_and_no_longer() -> None:

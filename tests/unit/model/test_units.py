@@ -11,6 +11,8 @@ from hypothesis import given
 
 from cube.model.units import (
     DURATION_MS_MAX,
+    exact_duration,
+    exact_size,
     format_cores,
     format_duration,
     format_size,
@@ -100,3 +102,24 @@ def test_sizes_for_people(size: int, text: str) -> None:
 @pytest.mark.parametrize(("milli", "text"), [(0, "0"), (250, "0.25"), (4000, "4"), (10_000, "10")])
 def test_cores_for_people(milli: int, text: str) -> None:
     assert format_cores(milli) == text
+
+
+@given(st.integers(0, DURATION_MS_MAX), st.integers(0, 1 << 50))
+def test_what_is_exact_is_read_as_the_same_again(ms: int, size: int) -> None:
+    assert parse_duration_ms(exact_duration(ms)) == ms
+    assert parse_size_bytes(exact_size(size)) == size
+
+
+def test_what_is_exact_is_short() -> None:
+    assert [exact_duration(ms) for ms in (0, 1500, 90_000, 3_600_000)] == [
+        "0s",
+        "1500ms",
+        "90s",
+        "1h",
+    ]
+    assert [exact_size(size) for size in (0, 1000, 65536, 3 << 29)] == [
+        "0",
+        "1000",
+        "64KiB",
+        "1536MiB",
+    ]
