@@ -46,9 +46,7 @@ class NaiveCluster:
             elsewhere = self.best(msgspec.structs.replace(want, avoid=closed, troubled=()))
             if elsewhere is not None:
                 return elsewhere
-        on_node = dict(want.on_node)
-        for node_id, count in self.placed.get((want.job.id, want.group), {}).items():
-            on_node[node_id] = on_node.get(node_id, 0) + count
+        on_node = self.on_node(want)
         loads = self._loads(want.spec, on_node)
         found: tuple[tuple[int, ...], int, NodeId] | None = None
         for node in self.nodes:
@@ -58,6 +56,13 @@ class NaiveCluster:
             if found is None or here < found:
                 found = here
         return None if found is None else found[2]
+
+    def on_node(self, want: Want) -> dict[NodeId, int]:
+        """Unended tasks of the group by node, those placed here included."""
+        on_node = dict(want.on_node)
+        for node_id, count in self.placed.get((want.job.id, want.group), {}).items():
+            on_node[node_id] = on_node.get(node_id, 0) + count
+        return on_node
 
     def take(self, want: Want, node_id: NodeId, hosts: tuple[int, ...]) -> None:
         self.used[node_id] = self.used[node_id] + want.spec.resources

@@ -16,6 +16,7 @@ from cube.model.outcome import Outcome
 from cube.model.resources import NOTHING, Resources
 from cube.model.spec import GroupSpec, JobSpec, PlacementPolicy, Protocol
 from cube.model.trust import NO_TRUST, TrustState
+from cube.model.volumes import Volume, volume_key
 
 HISTORY_MAX = 20  # entries kept per task: a crash loop must not grow the state
 OUTCOMES_MAX = 10_000  # remembered commands: more than any client can have in flight
@@ -219,6 +220,7 @@ class ClusterState(msgspec.Struct, frozen=True, kw_only=True):
     nodes: immutables.Map[NodeId, Node] = immutables.Map()
     jobs: immutables.Map[JobId, Job] = immutables.Map()
     tasks: immutables.Map[TaskId, Task] = immutables.Map()
+    volumes: immutables.Map[JobId, immutables.Map[str, Volume]] = immutables.Map()  # volume_key
     outcomes: immutables.Map[CommandId, RememberedOutcome] = immutables.Map()
     outcome_first: int = 0  # sequence of the oldest remembered
     outcome_next: int = 0
@@ -241,6 +243,11 @@ class ClusterState(msgspec.Struct, frozen=True, kw_only=True):
         job = self.jobs.get(task.job_id)
         spec = None if job is None else job.spec_of(task.version)
         return None if spec is None else spec.groups.get(task.group)
+
+    def volume(self, job_id: JobId, group: str, slot: int, name: str) -> Volume | None:
+        """Where this volume of the slot is; None: it has never been on any node."""
+        of_job = self.volumes.get(job_id)
+        return None if of_job is None else of_job.get(volume_key(group, slot, name))
 
     def tasks_of_job(self, job_id: JobId) -> list[Task]:
         """By group, slot, age, id: a stable order."""

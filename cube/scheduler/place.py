@@ -17,6 +17,7 @@ import msgspec
 import numpy as np
 
 from cube.model.ids import JobId, NodeId
+from cube.model.resources import Resources
 from cube.model.spec import PlacementPolicy
 from cube.scheduler import score
 from cube.scheduler.candidates import candidates_for
@@ -100,12 +101,18 @@ class Placer:
     def place_only_on(self, want: Want, most: int) -> Picks:
         """Each slot on its own node of `want.only_on`, where that has room."""
         scan = self._mirror.scan(self.ask_of(want), want.spec)
+        limit, there = want.spec.placement.max_per_node, dict(self.on_node(want))
+        taken: dict[int, int] = {}
         slots: list[int] = []
         rows: list[int] = []
         given: list[tuple[int, ...]] = []
         for slot, node_id in zip(want.slots, want.only_on, strict=True):
             row = self._mirror.row(node_id)
             if len(rows) >= most or row is None or scan.cost[row] == NO_PLACE:
+                continue
+            if limit and there.get(node_id, 0) >= limit:
+                continue
+            if not self._has_room(row, want.spec.resources, taken.get(row, 0) + 1):
                 continue
             hosts: tuple[int, ...] | None = ()
             if want.spec.ports:
@@ -114,10 +121,19 @@ class Placer:
                 continue
             slots.append(slot)
             rows.append(row)
+            taken[row] = taken.get(row, 0) + 1
+            there[node_id] = there.get(node_id, 0) + 1
             if hosts:
                 given.append(hosts)
         self._take(want, rows)
         return Picks(tuple(slots), rows, given)
+
+    def _has_room(self, row: int, need: Resources, count: int) -> bool:
+        free = (self._mirror.capacity[:, row] - self._mirror.used[:, row]).tolist()
+        amounts = (need.cpu_milli, need.memory_bytes, need.disk_bytes)
+        return all(
+            not amount or amount * count <= have for amount, have in zip(amounts, free, strict=True)
+        )
 
     def why_not(self, want: Want) -> tuple[str, ...]:
         """How many nodes lack what, for a want that found no place: `2 of 3 memory`. In order of

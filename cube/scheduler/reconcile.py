@@ -12,7 +12,7 @@ from cube.model.cluster import ClusterState, Job, Task
 from cube.model.ids import NodeId
 from cube.model.lifecycle import ENDED, Desired
 from cube.model.spec import GroupSpec, JobType
-from cube.scheduler import reap, trouble
+from cube.scheduler import homes, reap, trouble
 from cube.scheduler.restart import SlotPast
 from cube.scheduler.slots import (
     NEW,
@@ -80,6 +80,7 @@ def reconcile(state: ClusterState, job: Job, now_ms: int) -> JobWork:
             SystemPass(draft, name, group, tasks).run()
         else:
             _counted(draft, name, group, tasks)
+    homes.pin(draft)
     return draft.done()
 
 

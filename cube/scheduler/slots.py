@@ -10,6 +10,7 @@ from cube.model.cluster import ClusterState, Job, Task
 from cube.model.ids import NodeId, TaskId
 from cube.model.lifecycle import TaskState
 from cube.model.spec import GroupSpec, JobType
+from cube.model.volumes import volumes_of
 from cube.scheduler import dependencies, reap, rollout
 from cube.scheduler.restart import SlotPast, past_of, up_to_date
 from cube.scheduler.want import Want
@@ -169,7 +170,10 @@ class GroupPass:
         if rollout.is_draining(node):
             assert node is not None
             draft.wake(node.drain_deadline_ms)
-            if draft.job.spec.type is JobType.SERVICE or rollout.drain_due(node, draft.now_ms):
+            # Batch tasks may end by themselves, and tasks with volumes have no other node: both
+            # stay until the deadline.
+            moves = draft.job.spec.type is JobType.SERVICE and not volumes_of(self.group)
+            if moves or rollout.drain_due(node, draft.now_ms):
                 self.drained.append(task)
                 return
         if not task.serving:

@@ -17,7 +17,8 @@ class Want(msgspec.Struct, frozen=True, kw_only=True):
     `avoid`: nodes that rejected these tasks lately, and until when. `failed_on`: nodes these tasks
     failed on last; taken only when there is no other. `troubled`: nodes the group keeps failing on;
     taken only for what fits nowhere else. `on_node`: unended tasks of the group by
-    node. `only_on`: system jobs: slots[i] goes to node only_on[i] or nowhere.
+    node. `only_on`: of system jobs, and of slots with volumes: slots[i] goes to node only_on[i] or
+    nowhere.
     """
 
     job: Job

@@ -16,6 +16,7 @@ from cube.model.lifecycle import Health, TaskState
 from cube.model.spec import GroupSpec, JobType
 from cube.model.units import format_duration
 from cube.scheduler import filters
+from cube.scheduler.homes import homes_of, sentence
 from cube.scheduler.reconcile import reconcile
 from cube.scheduler.restart import up_to_date
 from cube.scheduler.slots import JobWork, Slot, Waiting, slots_of
@@ -136,6 +137,7 @@ class _Group:
             for node in nodes
         ]
         past = self._failures(want.slots, _TROUBLE)
+        past += [Reason("volume", one) for one in self._homes(want)]
         since_ms = self._since_ms(want.slots)
         open_ = [one.node for one in explained if not one.reasons]
         count = _tasks(len(want.slots))
@@ -149,15 +151,23 @@ class _Group:
                 nodes=explained,
                 since_ms=since_ms,
             )
+        cause = "; ".join([*self._homes(want), _tally(explained)])
         return self._make(
             want.slots,
             "unplaced",
-            f"{count} not placed: {_tally(explained)}",
+            f"{count} not placed: {cause}",
             reasons=past,
             nodes=explained,
             hints=suggestions(context, nodes, explained),
             since_ms=since_ms,
         )
+
+    def _homes(self, want: Want) -> list[str]:
+        """Where the slots' volumes are: `its volume shop-data is on n2, which is down`."""
+        if not want.only_on:
+            return []
+        found = [homes_of(self.state, self.job, self.name, self.group, slot) for slot in want.slots]
+        return list(dict.fromkeys(sentence(self.state, homes) for homes in found if homes))
 
     def _waiting(self, waiting: Waiting) -> Explanation:
         slots, count = waiting.slots, _tasks(len(waiting.slots))
@@ -172,6 +182,15 @@ class _Group:
                 reason = Reason("at_most_one", waiting.detail)
                 return self._make(
                     slots, "waiting", waiting.detail, reasons=[reason], since_ms=since_ms
+                )
+            case "volume":
+                return self._make(
+                    slots,
+                    "unplaced",
+                    f"{count} not placed: {waiting.detail}",
+                    reasons=[Reason("volume", waiting.detail)],
+                    hints=["mount only volumes that are on one node"],
+                    since_ms=since_ms,
                 )
             case "returning":
                 summary = f"{count} lost with a node that is back; it has {left} to say more"

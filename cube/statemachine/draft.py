@@ -6,6 +6,7 @@ drop_task, which keep all indexes; a draft that is thrown away has changed nothi
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Generic, TypeVar
 
 import immutables
@@ -16,6 +17,7 @@ from cube.model.events import Event, JobEvent, NodeEvent, TaskEvent
 from cube.model.ids import JobId, NodeId, TaskId
 from cube.model.lifecycle import TaskState
 from cube.model.resources import NOTHING, Resources
+from cube.model.volumes import Volume, volume_key
 
 K = TypeVar("K")
 IK = TypeVar("IK")
@@ -136,6 +138,7 @@ class Draft:
         self._by_node: Nested[NodeId, TaskId, None] = Nested(state.tasks_by_node)
         self._by_state: Nested[TaskState, TaskId, None] = Nested(state.tasks_by_state)
         self._ports: Nested[str, int, TaskId] = Nested(state.ports)
+        self._volumes: Nested[JobId, str, Volume] = Nested(state.volumes)
 
     # Nodes
 
@@ -270,6 +273,23 @@ class Draft:
         for port in task.ports:
             self._ports.discard(task.address, port_key(port.host, port.protocol))
 
+    # Volumes
+
+    def volume(self, job_id: JobId, group: str, slot: int, name: str) -> Volume | None:
+        return self._volumes.get(job_id, volume_key(group, slot, name))
+
+    def put_volume(self, volume: Volume) -> None:
+        self._volumes.set(volume.job_id, volume.key, volume)
+
+    def drop_volumes(self, job_id: JobId, is_over: Callable[[Volume], bool]) -> None:
+        """Where they were is forgotten; nobody touches their data."""
+        for volume in [one for one in self._volumes.fold(job_id).values() if is_over(one)]:
+            self._volumes.discard(job_id, volume.key)
+
+    def drop_volumes_of_node(self, node_id: NodeId) -> None:
+        for job_id in list(self.base.volumes):  # a node is removed by an entry of its own
+            self.drop_volumes(job_id, lambda volume: volume.node_id == node_id)
+
     def _announce_task(self, task: Task, kind: str) -> None:
         self.events.append(
             TaskEvent(
@@ -311,4 +331,5 @@ class Draft:
             tasks_by_node=self._by_node.finish(),
             tasks_by_state=self._by_state.finish(),
             ports=self._ports.finish(),
+            volumes=self._volumes.finish(),
         )

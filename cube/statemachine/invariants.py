@@ -8,7 +8,9 @@ from cube.model.cluster import HISTORY_MAX, OUTCOMES_MAX, ClusterState, port_key
 from cube.model.ids import NodeId
 from cube.model.lifecycle import NodeStatus, TaskState
 from cube.model.resources import NOTHING, Resources
+from cube.model.spec import JobType
 from cube.model.trust import GOSSIP_KEYS_MAX, HASH_BYTES, REMOVED_NODES_MAX, TOKENS_MAX
+from cube.model.volumes import volumes_of
 
 
 def violations(state: ClusterState) -> list[str]:
@@ -20,6 +22,7 @@ def violations(state: ClusterState) -> list[str]:
         *_ports(state),
         *_jobs(state),
         *_nodes(state),
+        *_volumes(state),
         *_outcomes(state),
         *_trust(state),
     ]
@@ -134,6 +137,29 @@ def _nodes(state: ClusterState) -> list[str]:
     if dict(state.node_names.items()) != names or len(names) != len(state.nodes):
         return ["node_names differs from the nodes"]
     return []
+
+
+def _volumes(state: ClusterState) -> list[str]:
+    found: list[str] = []
+    for job_id, of_job in state.volumes.items():
+        job = state.jobs.get(job_id)
+        if job is None or job.deleted or not of_job:
+            found.append(f"job {job_id} is gone, or has none of its volumes")
+        for key, volume in of_job.items():
+            if (volume.job_id, volume.key) != (job_id, key):
+                found.append(f"volume {volume.name} is stored under {job_id} {key}")
+            if volume.node_id not in state.nodes:
+                found.append(f"volume {key} of {job_id} is on no node")
+    for task in state.tasks.values():
+        group = state.group_of(task)
+        job = state.jobs.get(task.job_id)
+        if not task.live or group is None or job is None or job.spec.type is JobType.SYSTEM:
+            continue
+        for name in volumes_of(group):
+            home = state.volume(task.job_id, task.group, task.slot, name)
+            if home is None or home.node_id != task.node_id:
+                found.append(f"task {task.id} is not where its volume {name} is")
+    return found
 
 
 def _outcomes(state: ClusterState) -> list[str]:

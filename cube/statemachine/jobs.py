@@ -11,6 +11,7 @@ from cube.model.outcome import Done, JobAccepted, Outcome, Rejected, RejectReaso
 from cube.model.spec import COUNT_MAX, VERSIONS_MAX, JobSpec, JobType
 from cube.statemachine.draft import Draft
 from cube.statemachine.tasks import want
+from cube.statemachine.volumes import forget_unused
 
 
 def submit(draft: Draft, body: c.SubmitJob, actor: str) -> Outcome:
@@ -52,6 +53,7 @@ def _new_version(draft: Draft, job: Job, spec: JobSpec, actor: str, kind: str) -
         versions = (*older, *versions[1 - VERSIONS_MAX :], version)
     job = msgspec.structs.replace(job, versions=versions, stopped=False)
     draft.put_job(job, kind)
+    forget_unused(draft, job)
     return JobAccepted(job.id, job.name, job.version, changed=True, created=False)
 
 
@@ -130,6 +132,7 @@ def delete(draft: Draft, body: c.DeleteJob) -> Outcome:
     if job is None:
         return _missing(body.job)
     draft.put_job(msgspec.structs.replace(job, deleted=True, stopped=True), "deleted")
+    draft.drop_volumes(job.id, lambda _volume: True)
     for task in draft.tasks_of_job(job.id):
         if task.released:
             draft.drop_task(task)

@@ -115,7 +115,8 @@ def set_labels(draft: Draft, body: c.SetLabels) -> Outcome:
 
 
 def remove(draft: Draft, body: c.RemoveNode) -> Outcome:
-    """The node and every record of its tasks are gone."""
+    """The node and every record of its tasks are gone, and its data is given up: slots whose
+    volumes were there may go anywhere."""
     node = draft.node(body.node_id)
     if node is None:
         return _missing(body.node_id)
@@ -126,6 +127,7 @@ def remove(draft: Draft, body: c.RemoveNode) -> Outcome:
         )
     for task in draft.tasks_of_node(node.id):
         draft.drop_task(task)
+    draft.drop_volumes_of_node(node.id)
     draft.drop_node(node)
     ban(draft, node.id)
     return Done()

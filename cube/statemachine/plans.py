@@ -20,6 +20,7 @@ from cube.model.spec import GroupSpec, same_container
 from cube.statemachine.draft import Draft
 from cube.statemachine.placement import node_refusal, ports_for
 from cube.statemachine.tasks import want
+from cube.statemachine.volumes import elsewhere, settle
 
 
 def apply_plan(draft: Draft, plan: c.ApplyPlan) -> Outcome:
@@ -141,6 +142,8 @@ class _GroupPlacing:
         refusal = node_refusal(draft, node, group)
         if node is None or refusal is not None:
             return refusal
+        if elsewhere(draft, job, placement.group, slot, group, node_id):
+            return "volume"
         hosts = placement.ports[position] if placement.ports else ()
         ports = ports_for(draft, node, group, hosts)
         if ports is None:
@@ -169,6 +172,7 @@ class _GroupPlacing:
             history=(HistoryEntry(TaskState.SCHEDULED, draft.now_ms, 1, "", placement.reason),),
         )
         draft.put_task(task, "placed")
+        settle(draft, job, placement.group, slot, group, node_id)
         for position_before, old in enumerate(before):
             if old.state is TaskState.LOST and want(draft, old, Desired.STOP, "replaced"):
                 before[position_before] = draft.task(old.id) or old

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import heapq
 from collections.abc import Callable, Iterable, Iterator
-from itertools import islice
+from itertools import chain, islice
 from typing import Any, TypeVar
 
 import immutables
@@ -25,6 +25,7 @@ from cube.model.ids import ClusterId, CommandId, JobId, NodeId, TaskId
 from cube.model.lifecycle import TaskState
 from cube.model.resources import NOTHING, Resources
 from cube.model.trust import NO_TRUST, TrustState
+from cube.model.volumes import Volume
 
 
 class Snapshot(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -43,6 +44,7 @@ class Snapshot(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     nodes: list[Node]
     jobs: list[Job]
     tasks: list[msgspec.Raw]
+    volumes: list[Volume] = []
     outcomes: list[tuple[CommandId, RememberedOutcome]]
 
 
@@ -74,6 +76,10 @@ def dump_slices(state: ClusterState) -> Iterator[bytes]:
         "nodes": (state.nodes.values(), lambda node: node.id),
         "jobs": (state.jobs.values(), lambda job: job.id),
         "tasks": (state.tasks.values(), lambda task: task.id),
+        "volumes": (
+            chain.from_iterable(of_job.values() for of_job in state.volumes.values()),
+            lambda volume: (volume.job_id, volume.key),
+        ),
         "outcomes": (state.outcomes.items(), lambda item: item[1].sequence),
     }
     assert {*heads, *lists} == set(Snapshot.__struct_fields__)
@@ -123,12 +129,20 @@ def load(data: bytes) -> ClusterState:
         tasks=immutables.Map((task.id, task) for task in tasks),
         node_names=immutables.Map((node.name, node.id) for node in snapshot.nodes),
         job_names=immutables.Map((job.name, job.id) for job in snapshot.jobs if not job.deleted),
+        volumes=_volumes(snapshot.volumes),
         outcomes=immutables.Map(snapshot.outcomes),
         outcome_order=immutables.Map((kept.sequence, id_) for id_, kept in snapshot.outcomes),
         outcome_first=first,
         outcome_next=first + len(snapshot.outcomes),
     )
     return _with_indexes(state, tasks)
+
+
+def _volumes(volumes: list[Volume]) -> immutables.Map[JobId, immutables.Map[str, Volume]]:
+    of_job: dict[JobId, dict[str, Volume]] = {}
+    for volume in volumes:
+        of_job.setdefault(volume.job_id, {})[volume.key] = volume
+    return immutables.Map((job_id, immutables.Map(found)) for job_id, found in of_job.items())
 
 
 def _with_indexes(state: ClusterState, tasks: list[Task]) -> ClusterState:

@@ -26,6 +26,8 @@ from cube.model.spec import (
     Constraint,
     JobSpec,
     JobType,
+    MountSpec,
+    MountType,
     Operator,
     Placement,
     PlacementPolicy,
@@ -111,19 +113,21 @@ resources = st.builds(
     st.sampled_from([0, 0, 1000]),
 )
 groups = st.builds(
-    lambda count, ports, resources, placement, command: group(
+    lambda count, ports, resources, placement, command, volumes: group(
         count=count,
         ports=ports,
         resources=resources,
         placement=placement,
         command=(command,),
         reschedule=ReschedulePolicy(delay_ms=1000),
+        mounts=tuple(MountSpec(MountType.VOLUME, f"/{name}", name) for name in volumes),
     ),
     st.sampled_from([0, 1, 2, 3, 5, 9, 40]),
     ports,
     resources,
     placement,
     st.sampled_from(["one", "two"]),
+    st.sampled_from(["", "", "", "u", "v", "uv"]),
 )
 specs = st.builds(
     lambda name, type_, one, two, priority: job(
@@ -210,7 +214,7 @@ def check_choices(state: ClusterState, now_ms: int, plan: Plan) -> None:
             node_id = nodes[mine.node_at[at]]
             if want.only_on:
                 assert node_id == want.only_on[want.slots.index(slot)]
-                assert naive.fits(want, state.nodes[node_id], {})
+                assert naive.fits(want, state.nodes[node_id], naive.on_node(want))
             else:
                 assert naive.best(want) == node_id
             naive.take(want, node_id, hosts[at] if hosts else ())
@@ -219,7 +223,7 @@ def check_choices(state: ClusterState, now_ms: int, plan: Plan) -> None:
                 continue
             if want.only_on:
                 only = state.nodes[want.only_on[want.slots.index(slot)]]
-                assert not naive.fits(want, only, {})
+                assert not naive.fits(want, only, naive.on_node(want))
             else:
                 assert naive.best(want) is None
     assert not placed

@@ -17,7 +17,7 @@ from cube.model.ids import ClusterId, CommandId, JobId, NodeId, TaskId
 from cube.model.lifecycle import Health, NodeStatus, TaskState, may_move
 from cube.model.outcome import Rejected, RejectReason
 from cube.model.resources import Resources
-from cube.model.spec import JobSpec, PortSpec
+from cube.model.spec import JobSpec, MountSpec, MountType, PortSpec
 from cube.model.trust import GossipKey, TokenRecord, TokenRole
 from cube.statemachine.apply import apply
 from cube.statemachine.invariants import overcommitted, violations
@@ -53,16 +53,18 @@ def specs() -> st.SearchStrategy[JobSpec]:
         ]
     )
     groups = st.builds(
-        lambda count, port, cpu, command: group(
+        lambda count, port, cpu, command, volumes: group(
             count=count,
             ports=port,
             resources=Resources(cpu, (64 << 20) if cpu else 0, 0),  # nothing at all, too
             command=(command,),
+            mounts=tuple(MountSpec(MountType.VOLUME, f"/{name}", name) for name in volumes),
         ),
         st.integers(0, 3),
         ports,
         st.sampled_from([0, 100, 200]),
         st.sampled_from(["one", "two"]),
+        st.sampled_from(["", "", "u", "v", "uv"]),
     )
     return st.builds(lambda name, g, h: job(name, {"g": g, "h": h}), NAMES, groups, groups)
 

@@ -1,0 +1,50 @@
+"""Volumes make their slots sticky: a slot's tasks go where its volumes are, or nowhere."""
+
+from __future__ import annotations
+
+from cube.model.cluster import Job
+from cube.model.ids import NodeId
+from cube.model.spec import GroupSpec, JobType
+from cube.model.volumes import Volume, volumes_of
+from cube.statemachine.draft import Draft
+
+
+def elsewhere(draft: Draft, job: Job, name: str, slot: int, group: GroupSpec, at: NodeId) -> bool:
+    """Whether a volume that the slot's next task mounts is on another node than this one."""
+    return any(
+        volume is not None and volume.node_id != at
+        for volume in (draft.volume(job.id, name, slot, source) for source in _sticky(job, group))
+    )
+
+
+def settle(draft: Draft, job: Job, name: str, slot: int, group: GroupSpec, at: NodeId) -> None:
+    """The slot's volumes are on this node from now on."""
+    for source in _sticky(job, group):
+        if draft.volume(job.id, name, slot, source) is None:
+            draft.put_volume(
+                Volume(
+                    name=source,
+                    node_id=at,
+                    job_id=job.id,
+                    job=job.name,
+                    group=name,
+                    slot=slot,
+                    created_at_ms=draft.now_ms,
+                )
+            )
+
+
+def _sticky(job: Job, group: GroupSpec) -> tuple[str, ...]:
+    """A system job has a task on every node anyway, and on each its own volumes."""
+    return () if job.spec.type is JobType.SYSTEM else volumes_of(group)
+
+
+def forget_unused(draft: Draft, job: Job) -> None:
+    """Volumes that no remembered version of the job mounts are forgotten; their data stays."""
+    used = {
+        (name, source)
+        for version in job.versions
+        for name, group in version.spec.groups.items()
+        for source in volumes_of(group)
+    }
+    draft.drop_volumes(job.id, lambda volume: (volume.group, volume.name) not in used)
