@@ -128,9 +128,8 @@ async def list_versions(call: Call) -> web.Response:
 
 async def explain_job(call: Call) -> web.Response:
     job = find_job(call.state, call.path("job"))
-    explanations = tuple(
-        render.explanation_view(found) for found in call.api.cluster.explain(job.name)
-    )
+    found = await call.api.cluster.why(call.state, job.name)
+    explanations = tuple(render.explanation_view(one) for one in found)
     status = call.api.slots.of(call.state, job).status.value
     return call.json(WhyView(job.name, status, explanations, call.state.index))
 

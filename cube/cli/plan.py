@@ -114,7 +114,6 @@ def _print_node_plan(settings: Settings, found: NodePlanView) -> None:
     else:
         out(f"{verb} {found.node} would change {plural(len(found.jobs), 'job')}:")
         moves = [(job, move) for job in found.jobs for move in job.moves]
-        out()
         _print_rows(style, [(f"{job.job}.{move.group}.{move.slot}", move) for job, move in moves])
     lacking = [job for job in found.jobs if job.displaced]
     if lacking:
@@ -198,12 +197,15 @@ def _print_groups(style: Style, groups: dict[str, GroupEffectView]) -> None:
 
 
 def _print_moves(style: Style, moves: Sequence[MoveView], prefix: str) -> None:
-    if moves:
-        out()
-        _print_rows(style, [(f"{prefix}{move.group}.{move.slot}", move) for move in moves])
+    _print_rows(style, [(f"{prefix}{move.group}.{move.slot}", move) for move in moves])
 
 
 def _print_rows(style: Style, rows: Sequence[tuple[str, MoveView]]) -> None:
+    """A slot that had no task and gets none is among what has no place, with the reasons."""
+    rows = [(name, move) for name, move in rows if move.came_from or move.node]
+    if not rows:
+        return
+    out()
     table(
         ["SLOT", "NOW", "THEN"],
         [

@@ -40,6 +40,7 @@ class Watch:
         self._shown = _Bars() if sys.stderr.isatty() else _Lines()
         self._best = -1
         self._best_at = self._began
+        self._placeless_at: float | None = None  # since when some task has had no place
         self._explained = False
         self._told_failing = False
 
@@ -89,7 +90,11 @@ class Watch:
             self._shown.pause()
             note(f"{self._job} keeps failing:\n{_trouble(tasks)}")
             note(f"still trying; Ctrl-C leaves it running. next: cube logs {self._job}")
-        if unplaced and not self._explained and now - self._began > WHY_AFTER_S:
+        if not unplaced:
+            self._placeless_at = None
+        elif self._placeless_at is None:
+            self._placeless_at = now
+        elif not self._explained and now - self._placeless_at > WHY_AFTER_S:
             self._explained = True
             self._shown.pause()
             note(f"{plural(len(unplaced), 'task')} of {self._job} cannot be placed yet:")
@@ -109,7 +114,7 @@ class Watch:
                 TIMED_OUT, f"{self._job} is not healthy after {self._timeout_s:g} s",
                 _trouble(tasks), f"cube why {self._job}",
             )  # fmt: skip
-        if now - self._best_at > NO_PROGRESS_S:
+        if now - self._best_at > NO_PROGRESS_S and not unplaced:  # room may come at any time
             self._shown.close()
             raise self._failed(f"{self._job} v{job.version} makes no progress", tasks)
 

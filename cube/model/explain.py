@@ -27,7 +27,8 @@ class NodeExplanation(msgspec.Struct, frozen=True):
 
 class Explanation(msgspec.Struct, frozen=True):
     """About the slots of one group that share a cause. `kind`: unplaced (no node fits), waiting
-    (for a dependency or a delay), failing (it runs and fails), stopped. `since_ms` 0: unknown.
+    (for a dependency or a delay), failing (it runs and fails), flapping (it serves, and has failed
+    several times lately), stopped. `since_ms` 0: unknown.
     `suggestions`: smallest changes that would help, best first."""
 
     job: str

@@ -129,6 +129,11 @@ class Cluster(Protocol):
         this node's own state."""
         ...
 
+    async def why(self, state: ClusterState, job: str) -> list[Explanation]:
+        """As `explain` of this state, and of what has no place each single change that was tried
+        and places it. Computed here, beside the event loop. Raises Unavailable."""
+        ...
+
     async def dry_run(
         self, state: ClusterState, body: SubmitJob | SetDrain | SetNodeStatus
     ) -> DryRun:

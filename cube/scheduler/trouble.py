@@ -27,7 +27,7 @@ def troubled(job: Job, group: GroupSpec, tasks: Sequence[Task], now_ms: int) -> 
     for task in tasks:
         if task.restarts == 0 and not failed_since(task, since_ms):
             continue
-        count = _failures(task, since_ms)
+        count = failures_since(task, since_ms)
         if count and up_to_date(job, group, task):
             counted[task.node_id] = counted.get(task.node_id, 0) + count
     return {node_id: count for node_id, count in sorted(counted.items()) if count >= FAILURES}
@@ -41,7 +41,7 @@ def failed_since(task: Task, since_ms: int) -> bool:
 _BAD_ENDS = frozenset({TaskState.FAILED, TaskState.REJECTED})
 
 
-def _failures(task: Task, since_ms: int) -> int:
+def failures_since(task: Task, since_ms: int) -> int:
     """Attempts of the task that failed after `since_ms`. Reports may have been merged, so attempts
     are counted by their numbers; a history keeps the last six or so."""
     count = 0

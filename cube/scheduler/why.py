@@ -1,7 +1,7 @@
 """`cube why`: for each slot that is not as wanted, every cause; for each node, every obstacle.
 
 Works on any node from its own state: no mirror, no numpy. It says what reconcile and the filters say,
-because it asks them.
+because it asks them. What would help is found by trying (cube.services.remedies).
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from cube.model.lifecycle import Health, TaskState
 from cube.model.spec import GroupSpec, JobType
 from cube.model.units import format_duration
 from cube.scheduler import filters
+from cube.scheduler.flapping import flaps
 from cube.scheduler.homes import homes_of, sentence
 from cube.scheduler.reconcile import reconcile
 from cube.scheduler.restart import up_to_date
 from cube.scheduler.slots import JobWork, Slot, Waiting, slots_of
-from cube.scheduler.suggest import suggestions
 from cube.scheduler.trouble import FAILURES, TROUBLE_MS, troubled
 from cube.scheduler.want import Want
 
@@ -97,6 +97,7 @@ class _Group:
                 yield self._waiting(waiting)
         yield from self._ending()
         yield from self._not_serving()
+        yield from self._flapping()
         yield from self._held_back(work)
 
     def _make(
@@ -158,7 +159,6 @@ class _Group:
             f"{count} not placed: {cause}",
             reasons=past,
             nodes=explained,
-            hints=suggestions(context, nodes, explained),
             since_ms=since_ms,
         )
 
@@ -278,6 +278,23 @@ class _Group:
         node = self.state.nodes.get(task.node_id)
         where = task.node_id if node is None else node.name
         return "waiting", f"{task.state.value} on {where}"
+
+    def _flapping(self) -> Iterator[Explanation]:
+        """Slots whose task serves, for now."""
+        for number, slot in sorted(self.slots.items()):
+            if not self._is_wanted(number) or not slot.live:
+                continue
+            told = flaps(self.job, self.group, [*slot.ended, *slot.live], self.now_ms)
+            if told is not None:
+                task = slot.live[-1]
+                yield self._make(
+                    [number],
+                    "flapping",
+                    f"1 task {told}",
+                    reasons=_distinct([*_history(task), *self._failures([number], _TROUBLE)]),
+                    hints=[f"cube logs {task.name}"],
+                    since_ms=task.started_at_ms,
+                )
 
     def _held_back(self, work: JobWork) -> Iterator[Explanation]:
         """Tasks of an older version that are to be replaced, but not yet."""

@@ -20,6 +20,7 @@ from cube.scheduler.why import explain
 from cube.services.dry_run import Foreseeable, foresee
 from cube.services.leader_clock import LeaderClock
 from cube.services.proposer import Proposer
+from cube.services.remedies import why
 from cube.services.state_feed import StateFeed
 from cube.services.voter_loop import VoterLoop
 
@@ -135,6 +136,11 @@ class ClusterView:
 
     def explain(self, job: str) -> list[Explanation]:
         return explain(self._feed.state, self.parts.leader_clock.now_ms(), job)
+
+    async def why(self, state: ClusterState, job: str) -> list[Explanation]:
+        now_ms = self.parts.leader_clock.now_ms()
+        async with self._thinking:
+            return await asyncio.to_thread(why, state, now_ms, job)
 
     async def dry_run(self, state: ClusterState, body: Foreseeable) -> DryRun:
         now_ms = self.parts.leader_clock.now_ms()

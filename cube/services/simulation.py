@@ -45,6 +45,13 @@ class Simulation:
         self._placed = 0
         self._restless = _on_their_way(state)  # tasks that their nodes may have to do with
 
+    def fork(self) -> Simulation:
+        """One that goes on by itself from here."""
+        other = Simulation.__new__(Simulation)
+        other.__dict__.update(self.__dict__)
+        other.touched, other._restless = set(self.touched), set(self._restless)
+        return other
+
     def do(self, body: c.Body) -> Outcome:
         """The command is applied."""
         self._number += 1
@@ -65,12 +72,14 @@ class Simulation:
         until: Callable[[ClusterState], bool] | None = None,
         *,
         to_completion: bool = False,
+        steps: int | None = None,
     ) -> None:
         """These jobs are at rest: nothing is to be done for them now, nor later by itself. Or
         `until` is true; or a bound was hit, which `cut` says. `to_completion`: where groups of a
         batch wait for others to complete, these do."""
         about = sorted(jobs)
-        for _ in range(STEPS_MAX):
+        steps = STEPS_MAX if steps is None else steps
+        for _ in range(steps):
             if until is not None and until(self.state):
                 return
             moved = self._plan()
@@ -87,7 +96,7 @@ class Simulation:
                 self.cut = "what comes later than in seven days is not foreseen"
                 return
             self.now_ms = wake_at_ms
-        self.cut = f"not at rest after {STEPS_MAX} steps; what comes later is not foreseen"
+        self.cut = f"not at rest after {steps} steps; what comes later is not foreseen"
 
     def _plan(self) -> bool:
         """The scheduler's next plan is applied. False: it has nothing to do now."""

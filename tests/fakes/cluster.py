@@ -301,6 +301,9 @@ class FakeCluster:
     def explain(self, job: str) -> list[Explanation]:
         return [found for found in self.explanations if found.job == job]
 
+    async def why(self, state: ClusterState, job: str) -> list[Explanation]:
+        return self.explain(job)
+
     async def dry_run(self, state: ClusterState, body: Foreseeable) -> DryRun:
         return foresee(state, state.now_ms, body)
 

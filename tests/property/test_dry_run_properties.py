@@ -24,6 +24,8 @@ from cube.model.spec import (
     GroupSpec,
     JobSpec,
     JobType,
+    MountSpec,
+    MountType,
     Operator,
     Placement,
     PlacementPolicy,
@@ -48,6 +50,7 @@ PORTS: list[dict[str, PortSpec]] = [
     {"a": PortSpec(host=20003)},
 ]
 CHECK = CheckSpec("up", CheckType.EXEC, command=("true",))
+VOLUME = MountSpec(MountType.VOLUME, "/data", "data")
 DAY_MS = 24 * 3_600_000
 
 
@@ -130,6 +133,7 @@ def some_group(dice: random.Random, depends_on: tuple[str, ...] = ()) -> GroupSp
         command=(dice.choice(("one", "two", "three")),),
         ports=dice.choice(PORTS),
         checks=dice.choice(((), (CHECK,))),
+        mounts=dice.choice(((), (), (), (VOLUME,))),
         depends_on=depends_on,
         at_most_one=False,
         resources=Resources(

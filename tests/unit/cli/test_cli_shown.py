@@ -17,6 +17,7 @@ import msgspec
 import pytest
 
 from cube.agent.run import run as run_agent
+from cube.cli import rollout
 from cube.cli.exits import CommandError, report
 from cube.cli.rollout import Watch, _Bars, _Lines, is_done, word_of
 from cube.cli.why import print_explanations
@@ -29,6 +30,7 @@ from cube.model.views import (
     ProblemView,
     ReasonView,
     TaskView,
+    WhyView,
 )
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -125,6 +127,88 @@ class Stopped:
 def test_a_job_that_was_stopped_is_not_waited_for(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(CommandError, match="j is stopped"):
         Watch(Stopped(), "j", 1, 5.0).until_done()  # type: ignore[arg-type]
+
+
+class Placeless:
+    """A client of a job that has no place from `since_s` to `until_s`, by the watch's own clock."""
+
+    def __init__(self, clock: Clock, since_s: float, until_s: float) -> None:
+        self._clock = clock
+        self._since_s, self._until_s = since_s, until_s
+        self.asked = 0
+
+    def job(self, _name: str) -> JobView:
+        return job(2)
+
+    def tasks(self, _job: str) -> list[TaskView]:
+        now_s = self._clock.monotonic()
+        if now_s < self._since_s:
+            return [task(0), task(1, "starting")]
+        if now_s < self._until_s:
+            return [task(0), msgspec.structs.replace(task(1, "pending"), node_id=None)]
+        return [task(0), task(1)]
+
+    def why(self, name: str) -> WhyView:
+        self.asked += 1
+        item = ExplanationView(
+            job=name, group="g", slots=(1,), kind="unplaced", summary="1 task not placed",
+            reasons=(), nodes=(), suggestions=("cube node uncordon n1",), since=None,
+        )  # fmt: skip
+        return WhyView(name, "degraded", (item,), 1)
+
+
+class Clock:
+    def __init__(self) -> None:
+        self._now_s = 100.0
+
+    def monotonic(self) -> float:
+        return self._now_s
+
+    def sleep(self, seconds: float) -> None:
+        self._now_s += seconds
+
+
+def watched(
+    since_s: float, until_s: float, timeout_s: float | None, monkeypatch: pytest.MonkeyPatch
+) -> tuple[Watch, Placeless]:
+    clock = Clock()
+    monkeypatch.setattr(rollout, "time", clock)
+    client = Placeless(clock, 100 + since_s, 100 + until_s)
+    return Watch(client, "j", 1, timeout_s), client  # type: ignore[arg-type]
+
+
+def test_what_has_no_place_is_explained_once_and_waited_for(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Longer than anything that runs may take to become healthy: room may come at any time."""
+    watch, client = watched(0, 3_000, None, monkeypatch)
+    watch.until_done()
+    told = capsys.readouterr().err
+    assert client.asked == 1
+    assert told.count("1 task of j cannot be placed yet") == 1
+    assert "  try: cube node uncordon n1" in told
+
+
+def test_a_moment_without_a_place_is_not_explained(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A rolling update has one between the old task's end and the new one's placing."""
+    watch, client = watched(60, 64, None, monkeypatch)
+    watch.until_done()
+    assert client.asked == 0
+    assert "cannot be placed" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("timeout_s", [1.0, 20.0, 1_000.0])
+def test_a_timeout_without_a_place_is_exit_3_with_the_reasons(
+    timeout_s: float, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watch, client = watched(0, 9_000, timeout_s, monkeypatch)
+    with pytest.raises(CommandError, match="could not be placed in time") as caught:
+        watch.until_done()
+    assert caught.value.code == 3
+    assert client.asked == 1
+    assert "1 task not placed" in capsys.readouterr().err
 
 
 # Why

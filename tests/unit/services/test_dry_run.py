@@ -199,3 +199,6 @@ async def test_it_is_worked_out_beside_the_event_loop_and_one_after_the_other(
     created = [own(found).groups["g"].create for found in await asyncio.gather(*asked)]
     assert created == [1, 2, 3]
     assert threading.main_thread().name not in threads
+    cluster.submit(web(1, resources=Resources(5000, 1, 0)))
+    [found] = await view.why(cluster.state, "web")
+    assert found.suggestions[0] == "in the job file: groups.g.resources.cpu = 4 (now 5)"
