@@ -53,10 +53,7 @@ def _refuse_foreign_name(state: ClusterState, name: str, book_id: str) -> None:
 async def list_tasks(call: Call) -> web.Response:
     """Of every job: a bare list, as the book has it."""
     found = [
-        row
-        for job in call.api.slots.ordered(call.state)
-        if not job.deleted
-        for row in _rows(call, job)
+        row for job in call.api.slots.ordered(call.state) if job.listed for row in _rows(call, job)
     ]
     return call.json(found)
 
@@ -78,9 +75,7 @@ async def remove_task(call: Call) -> web.Response:
 
 def _job_of(state: ClusterState, book_id: str) -> Job | None:
     found = [
-        job
-        for job in state.jobs.values()
-        if not job.deleted and job.spec.meta.get(BOOK_ID) == book_id
+        job for job in state.jobs.values() if job.listed and job.spec.meta.get(BOOK_ID) == book_id
     ]
     return min(found, key=lambda job: job.name) if found else None
 
@@ -88,8 +83,9 @@ def _job_of(state: ClusterState, book_id: str) -> Job | None:
 def _rows(call: Call, job: Job) -> list[Json]:
     """The newest task of each slot, or its want of one."""
     newest: dict[tuple[str, int], Task | Unplaced] = {}
-    for _, row in call.api.slots.of(call.state, job).rows:
-        newest[(row.group, row.slot)] = row
+    for one in (job, *call.state.runs_of(job)):
+        for _, row in call.api.slots.of(call.state, one).rows:
+            newest[(row.group, row.slot)] = row
     return [_row(job, row) for row in newest.values()] or [_row(job, None)]
 
 

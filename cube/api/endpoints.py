@@ -20,9 +20,9 @@ def services_of(state: ClusterState, job_name: str | None = None) -> list[Servic
     """By name. A port of a group that nothing serves is a service without endpoints."""
     found: list[ServiceView] = []
     for job in state.jobs.values():
-        if job.deleted or (job_name is not None and job.name != job_name):
+        if not job.listed or (job_name is not None and job.name != job_name):
             continue
-        tasks = [t for t in state.tasks_of_job(job.id) if t.live and t.serving]
+        tasks = [t for t in state.tasks_under(job) if t.live and t.serving]
         for group, spec in job.spec.groups.items():
             for port, port_spec in spec.ports.items():
                 endpoints = tuple(

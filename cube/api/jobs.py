@@ -40,7 +40,7 @@ async def list_jobs(call: Call) -> web.Response:
     jobs = [
         job
         for job in call.api.slots.ordered(state)
-        if not job.deleted
+        if job.listed
         and job.name.startswith(prefix)
         and (types is None or job.spec.type.value in types)
         and (statuses is None or call.api.slots.of(state, job).status.value in statuses)

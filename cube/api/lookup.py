@@ -60,9 +60,10 @@ def find_task(state: ClusterState, slots: SlotsOfJobs, word: str) -> Task | Unpl
     if unfinished:
         return unfinished[-1]
     if job is not None:
-        for _, row in slots.of(state, job).rows:
-            if isinstance(row, Unplaced) and row.name == word:
-                return row
+        for one in (job, *state.runs_of(job)):
+            for _, row in slots.of(state, one).rows:
+                if isinstance(row, Unplaced) and row.name == word:
+                    return row
     if tasks:
         return tasks[-1]
     raise Problem("not_found", f"there is no task {shown(word)}", hint="GET /v1/tasks lists them")
@@ -91,7 +92,7 @@ def _by_prefix(state: ClusterState, word: str) -> Task | None:
 
 
 def _by_name(state: ClusterState, word: str) -> tuple[list[Task], Job | None]:
-    """The slot's tasks by age, and the job that has the name now."""
+    """The slot's tasks by age, of a cron job by run, and the job that has the name now."""
     job_name, _, rest = word.partition(".")
     group, _, slot_text = rest.rpartition(".")
     if not (slot_text.isascii() and slot_text.isdigit() and len(slot_text) <= 9):
@@ -100,7 +101,7 @@ def _by_name(state: ClusterState, word: str) -> tuple[list[Task], Job | None]:
     if job is None:
         return [], None
     slot = int(slot_text)
-    tasks = [t for t in state.tasks_of_job(job.id) if t.group == group and t.slot == slot]
+    tasks = [t for t in state.tasks_under(job) if t.group == group and t.slot == slot]
     return tasks, job
 
 

@@ -12,6 +12,7 @@ import immutables
 import msgspec
 
 from cube.model.cluster import ClusterState, Job, Node, Task
+from cube.model.cronrun import CronState, RunStatus
 from cube.model.ids import JobId, NodeId, TaskId, task_name
 from cube.model.lifecycle import Desired, Health, TaskState
 from cube.model.spec import GroupSpec, JobType
@@ -117,6 +118,9 @@ _Nodes = immutables.Map[NodeId, Node]
 
 
 def slots_of_job(state: ClusterState, job: Job) -> JobSlots:
+    """Of a cron job: what became of its newest run, whose rows are its own."""
+    if job.cron is not None:
+        return _slots_of_cron(state, job, job.cron)
     tasks = state.tasks_of_job(job.id)
     rows: list[tuple[Place, Task | Unplaced]] = [(place_of(task), task) for task in tasks]
     tallies: dict[str, Tally] = {}
@@ -131,6 +135,32 @@ def slots_of_job(state: ClusterState, job: Job) -> JobSlots:
         status=job_status(job, tallies.values(), orphans),
         rows=tuple(rows),
     )
+
+
+def _slots_of_cron(state: ClusterState, job: Job, cron: CronState) -> JobSlots:
+    groups = {name: GroupCounts(count=group.count) for name, group in job.spec.groups.items()}
+    newest = next((run for run in reversed(cron.runs) if run.job_id), None)
+    child = None if newest is None else state.jobs.get(newest.job_id)
+    if newest is None or child is None:
+        return JobSlots(groups, JobStatus.STOPPED if job.stopped else JobStatus.PENDING, ())
+    if not newest.active and newest.status is not RunStatus.STOPPED:
+        child = msgspec.structs.replace(child, stopped=False)  # as it was when it ended
+    groups |= slots_of_job(state, child).groups
+    return JobSlots(groups, _cron_status(job, cron), ())
+
+
+def _cron_status(job: Job, cron: CronState) -> JobStatus:
+    """`running` while a run is, else what the last finished one came to."""
+    if job.stopped:
+        return JobStatus.STOPPING if cron.active else JobStatus.STOPPED
+    if cron.active:
+        return JobStatus.RUNNING
+    for run in reversed(cron.runs):
+        if run.status is RunStatus.COMPLETED:
+            return JobStatus.COMPLETED
+        if run.status is RunStatus.FAILED:
+            return JobStatus.FAILED
+    return JobStatus.PENDING
 
 
 def tally_group(
@@ -178,8 +208,8 @@ def _wanted_slots(
     match job.spec.type:
         case JobType.SERVICE | JobType.BATCH:
             return [(slot, by_slot.get(slot, [])) for slot in range(spec.count)]
-        case JobType.CRON:  # its runs are what is there
-            return sorted(by_slot.items())
+        case JobType.CRON:  # its runs are jobs of their own
+            return []
         case JobType.SYSTEM:
             return _system_slots(state, spec, by_slot)
 
@@ -250,9 +280,6 @@ def job_status(job: Job, tallies: Iterable[Tally], orphans: int = 0) -> JobStatu
     count = sum(tally.counts.count for tally in found)
     if job.spec.type is JobType.BATCH:
         return _batch_status(found, count)
-    if job.spec.type is JobType.CRON:
-        is_running = any(tally.counts.running for tally in found)
-        return JobStatus.RUNNING if is_running else JobStatus.PENDING
     healthy = sum(tally.counts.healthy for tally in found)
     completed = sum(tally.counts.completed for tally in found)
     if count and completed == count:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import immutables
 import msgspec
 
+from cube.model.cronrun import CronState
 from cube.model.ids import ClusterId, CommandId, JobId, NodeId, TaskId, task_name
 from cube.model.launch import DriverInfo
 from cube.model.lifecycle import ENDED, Desired, Health, NodeStatus, TaskState
@@ -166,7 +167,10 @@ class JobVersion(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Writer: manager. `versions` ascend; the last is the wanted one; those that tasks still use
     are kept besides the newest VERSIONS_MAX. A deleted job keeps its id until its last task is
-    released; its name is free at once."""
+    released; its name is free at once.
+
+    A run of a cron job is a job too, of type batch: `parent` is the cron job's id, the name is the
+    parent's, the one version is the parent's at that time. It is not in `job_names`."""
 
     id: JobId
     name: str
@@ -176,6 +180,19 @@ class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     created_at_ms: int = 0
     modified_at_ms: int = 0
     modified_index: int = 0
+    cron: CronState | None = None  # type cron: its runs
+    parent: JobId = JobId("")  # a run of this cron job; empty: a job that a user submitted
+    run: int = 0  # its number; 0: not a run
+
+    @property
+    def volumes_id(self) -> JobId:
+        """Under which its volumes are known: all runs of a cron job have the same."""
+        return self.parent or self.id
+
+    @property
+    def listed(self) -> bool:
+        """It has its name, and is what a user means by it."""
+        return not self.deleted and not self.parent
 
     @property
     def version(self) -> int:
@@ -237,6 +254,20 @@ class ClusterState(msgspec.Struct, frozen=True, kw_only=True):
     def job_named(self, name: str) -> Job | None:
         job_id = self.job_names.get(name)
         return None if job_id is None else self.jobs[job_id]
+
+    def runs_of(self, job: Job) -> list[Job]:
+        """The jobs that are runs of this cron job and still known, oldest first; of others: none."""
+        if job.cron is None:
+            return []
+        known = [self.jobs.get(run.job_id) for run in job.cron.runs]
+        return [run for run in known if run is not None]
+
+    def tasks_under(self, job: Job) -> list[Task]:
+        """Of the job and its runs: what a user means by the job's tasks. By run, then in order."""
+        found = self.tasks_of_job(job.id)
+        for run in self.runs_of(job):
+            found.extend(self.tasks_of_job(run.id))
+        return found
 
     def group_of(self, task: Task) -> GroupSpec | None:
         """The template the task was made from, or None once its version is forgotten."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import msgspec
 
 from cube.model.cluster import ClusterSettings, NodeFacts
+from cube.model.cronrun import RunStatus
 from cube.model.ids import ClusterId, CommandId, JobId, NodeId, TaskId
 from cube.model.lifecycle import Health, NodeStatus, TaskState
 from cube.model.spec import JobSpec
@@ -90,6 +91,12 @@ class StartJob(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="sta
     job: str
 
 
+class TriggerJob(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="trigger"):
+    """A run of a cron job now, besides those that its schedule asks for."""
+
+    job: str
+
+
 class DeleteJob(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="delete_job"):
     job: str
 
@@ -124,10 +131,37 @@ class PlannedStop(
     reason: str
 
 
+class RunStep(msgspec.Struct, frozen=True, forbid_unknown_fields=True, array_like=True, gc=False):
+    """What is due of a cron job: all its times after `after_ms` up to `scheduled_at_ms`, which are
+    `missed` and one more. The last of them begins a run, or with `starts` False is skipped as well.
+    `missed_at_ms`: the time before the last. Re-checked: the job is at `version`, nothing after
+    `after_ms` has been decided, its `overlap` allows it."""
+
+    job_id: JobId
+    version: int
+    after_ms: int
+    scheduled_at_ms: int
+    starts: bool
+    missed: int = 0
+    missed_at_ms: int = 0
+
+
+class RunEnd(msgspec.Struct, frozen=True, forbid_unknown_fields=True, array_like=True, gc=False):
+    """A run is over: nothing of it runs or will. `job_id` is the run's own. Re-checked: no task of it
+    is unfinished."""
+
+    job_id: JobId
+    status: RunStatus
+    completed: int
+    failed: int
+    message: str = ""
+
+
 class ApplyPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="plan"):
-    """From the leader, in its `term`: placements, stops, in-place updates, reaping. Each part is
-    re-checked on its own; what no longer fits is refused and counted. Order of application: stops,
-    updates, placements, reaps. `seed` makes the new tasks' ids (ids.task_id)."""
+    """From the leader, in its `term`: placements, stops, in-place updates, reaping, the runs of cron
+    jobs. Each part is re-checked on its own; what no longer fits is refused and counted. Order of
+    application: stops, updates, placements, reaps, run ends, run steps. `seed` makes the new tasks'
+    ids (ids.task_id)."""
 
     term: int
     seed: str
@@ -138,6 +172,8 @@ class ApplyPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="pl
         tuple[TaskId, int], ...
     ] = ()  # task, version it is to have without a new container
     reaps: tuple[TaskId, ...] = ()  # ended and released
+    run_ends: tuple[RunEnd, ...] = ()
+    run_steps: tuple[RunStep, ...] = ()
 
 
 class TaskReport(
@@ -232,6 +268,7 @@ Body = (
     | ScaleJob
     | StopJob
     | StartJob
+    | TriggerJob
     | DeleteJob
     | StopTask
     | ApplyPlan

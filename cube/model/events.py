@@ -23,8 +23,11 @@ class NodeEvent(msgspec.Struct, frozen=True, tag="node", tag_field="topic"):
 class JobEvent(msgspec.Struct, frozen=True, tag="job", tag_field="topic"):
     job_id: JobId
     job: str
-    kind: str  # submitted | scaled | stopped | started | deleted | removed
+    # submitted | scaled | stopped | started | deleted | removed; of cron jobs: run_skipped; of their
+    # runs: run_started | run_stopping | run_stopped | run_completed | run_failed | run_removed
+    kind: str
     version: int
+    run: int = 0  # of a cron job; 0: the event is not about one
 
 
 class TaskEvent(msgspec.Struct, frozen=True, tag="task", tag_field="topic"):

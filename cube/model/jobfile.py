@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import datetime
-import zoneinfo
+import difflib
 
 import msgspec
-from cronsim import CronSim, CronSimError
 
 from cube.model.errors import BadConfig
 from cube.model.jobgroup import NAME, NAME_ACCEPTED, read_group
@@ -25,7 +24,9 @@ from cube.model.treetext import json_tree, toml_tree
 
 META_MAX = 64
 META_KEY_CHARS_MAX = 128
-CRON_FIELDS = 5  # minute hour day month weekday: seconds are finer than the scheduler promises
+# Seconds, which cronsim would take as a sixth, are finer than the scheduler promises.
+CRON_FIELDS = ("minute", "hour", "day of the month", "month", "day of the week")
+SCHEDULE_ACCEPTED = "write minute hour day month weekday: 0 3 * * MON is every Monday at 3:00"
 CRON_CHARS_MAX = 256
 TIMEZONE_CHARS_MAX = 64
 PRIORITY_DEFAULT = 50
@@ -100,27 +101,52 @@ def _cron(root: Table, type_: JobType) -> CronSpec | None:
         overlap=table.choice("overlap", Overlap, Overlap.FORBID),
     )
     if table.ok("schedule") and (problem := _schedule_problem(cron.schedule)):
-        table.error("schedule", problem, "minute hour day month weekday, such as 0 3 * * MON")
+        table.error("schedule", problem, SCHEDULE_ACCEPTED)
     if table.ok("timezone") and not _is_timezone(cron.timezone):
-        table.error("timezone", f"{shown(cron.timezone)} is not known", "UTC, Europe/Berlin, …")
+        table.error(
+            "timezone", f"{shown(cron.timezone)} is not known", _near_timezone(cron.timezone)
+        )
     table.close({"cron": "schedule", "expression": "schedule", "time_zone": "timezone"})
     return cron
 
 
 def _schedule_problem(schedule: str) -> str:
-    fields = len(schedule.split())
-    if fields != CRON_FIELDS:
-        return f"{shown(schedule)} has {fields} fields, not {CRON_FIELDS}"
+    from cronsim import CronSim, CronSimError  # only where a schedule is read
+
+    fields = schedule.split()
+    if len(fields) != len(CRON_FIELDS):
+        return f"{shown(schedule)} has {len(fields)} fields, not {len(CRON_FIELDS)}"
+    start = datetime.datetime(2000, 1, 1, tzinfo=datetime.UTC)
+    for position, (field, name) in enumerate(zip(fields, CRON_FIELDS, strict=True)):
+        alone = ["*"] * len(CRON_FIELDS)
+        alone[position] = field
+        try:
+            CronSim(" ".join(alone), start)
+        except (CronSimError, AssertionError, TypeError, ValueError):
+            return f"{shown(schedule)} is not a schedule: its {name} cannot be {shown(field)}"
     try:
-        CronSim(schedule, datetime.datetime(2000, 1, 1, tzinfo=datetime.UTC))
-    except CronSimError as error:
-        return f"{shown(schedule)} is not a schedule: {error}"
+        next(CronSim(schedule, start))
+    except (CronSimError, StopIteration):
+        return f"{shown(schedule)} never comes: no month has such a day"
     except (AssertionError, TypeError, ValueError):  # cronsim 2.8 on 1L,2 or 5L/2
         return f"{shown(schedule)} is not a schedule"
     return ""
 
 
+def _near_timezone(name: str) -> str:
+    import zoneinfo
+
+    known = sorted(zoneinfo.available_timezones())
+    near = difflib.get_close_matches(name[:TIMEZONE_CHARS_MAX], known, n=1, cutoff=0.6)
+    if not near:
+        ends = [zone for zone in known if zone.rpartition("/")[2].lower() == name.lower()]
+        near = ends[:1]
+    return f"did you mean `{near[0]}`?" if near else "write UTC, Europe/Berlin, …"
+
+
 def _is_timezone(name: str) -> bool:
+    import zoneinfo
+
     if name == "UTC":  # also where no time zone database is installed
         return True
     try:

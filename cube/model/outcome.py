@@ -39,6 +39,14 @@ class JobAccepted(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="
     created: bool
 
 
+class RunStarted(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="run"):
+    """Of a cron job, by hand."""
+
+    job_id: JobId  # the run's own
+    name: str
+    run: int
+
+
 class NodeRegistered(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="node"):
     node_id: NodeId
     name: str
@@ -69,4 +77,4 @@ class TaskStopped(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="
 
 REFUSED_MAX = 20  # in one outcome: a hint for the log line, the plan is made anew anyway
 
-Outcome = Done | JobAccepted | NodeRegistered | PlanApplied | TaskStopped | Rejected
+Outcome = Done | JobAccepted | RunStarted | NodeRegistered | PlanApplied | TaskStopped | Rejected

@@ -11,7 +11,6 @@ from cube.model.spec import (
     DriverName,
     GroupSpec,
     JobSpec,
-    JobType,
     SecretRef,
     UpdateOrder,
     UpdatePolicy,
@@ -25,7 +24,6 @@ _JobRow = tuple[str, Callable[[JobSpec], bool], str]
 _GroupRow = tuple[str, Callable[[GroupSpec], bool], str]
 
 _JOB: tuple[_JobRow, ...] = (
-    ("type", lambda j: j.type is JobType.CRON, "the schedule is not run yet"),
     (
         "priority",
         lambda j: j.priority != _PRIORITY,

@@ -19,7 +19,7 @@ def unmet(state: ClusterState, job: Job, group: GroupSpec) -> list[tuple[str, st
 
 def _problem(state: ClusterState, job: Job, name: str) -> str | None:
     job_name, slash, group_name = name.rpartition("/")
-    other = state.job_named(job_name) if slash else job
+    other = state.job_named(job_name) if slash and job_name != job.name else job
     if other is None or other.deleted:
         return f"there is no job {job_name}"
     spec = other.spec.groups.get(group_name)

@@ -23,15 +23,15 @@ def homes_of(
 ) -> tuple[Volume, ...]:
     """The volumes that the slot's next task mounts, where they have a place, in the order of the
     mounts."""
-    if job.id not in state.volumes or job.spec.type is JobType.SYSTEM:
+    if job.volumes_id not in state.volumes or job.spec.type is JobType.SYSTEM:
         return ()
-    found = [state.volume(job.id, name, slot, source) for source in volumes_of(group)]
+    found = [state.volume(job.volumes_id, name, slot, source) for source in volumes_of(group)]
     return tuple(volume for volume in found if volume is not None)
 
 
 def pin(draft: WorkDraft) -> None:
     """Wants of slots that have a home are for that node only. Slots that can go nowhere wait."""
-    if draft.job.id in draft.state.volumes and draft.job.spec.type is not JobType.SYSTEM:
+    if draft.job.volumes_id in draft.state.volumes and draft.job.spec.type is not JobType.SYSTEM:
         draft.wants = [part for want in draft.wants for part in _pinned(draft, want)]
 
 

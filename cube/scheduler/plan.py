@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from cube.model.cluster import ClusterState, Job
-from cube.model.commands import PLACEMENTS_MAX, ApplyPlan, GroupPlacement, PlannedStop
+from cube.model.commands import (
+    PLACEMENTS_MAX,
+    ApplyPlan,
+    GroupPlacement,
+    PlannedStop,
+    RunEnd,
+    RunStep,
+)
 from cube.model.events import Event, JobEvent, NodeEvent, TaskEvent
 from cube.model.explain import Explanation
 from cube.model.ids import JobId, NodeId, TaskId
@@ -30,6 +37,7 @@ _SLOT_BYTES = 5 + 3 + 1  # slot, node_at, head of its ports
 _PORT_BYTES = 3
 _ID_BYTES = 3  # head of a text; the text itself is added
 _UPDATE_BYTES = 6  # head of the pair, version
+_RUN_BYTES = 64  # of a RunStep or RunEnd besides its texts
 
 
 class Plan(msgspec.Struct, frozen=True):
@@ -52,6 +60,7 @@ class Scheduler:
         self._state: ClusterState | None = None  # what the caches are about
         self._dirty: set[JobId] = set()  # jobs that `note` named since
         self._idle: dict[JobId, Job] = {}
+        self._asleep: dict[JobId, tuple[Job, int]] = {}  # cron jobs, and when they are due
         self._parked: set[Ask] = set()  # found no place; nothing has become free since
         self._order: list[Job] | None = None  # None: jobs have changed
 
@@ -86,10 +95,16 @@ class Scheduler:
         for job in jobs:
             if self._idle.get(job.id) is job:
                 continue
+            asleep = self._asleep.get(job.id)
+            if asleep is not None and asleep[0] is job and now_ms < asleep[1]:
+                draft.wake(asleep[1])
+                continue
             work = None if at_rest(state, job, draining) else reconcile(state, job, now_ms)
             if work is None or work.idle:
                 self._idle[job.id] = job
                 continue
+            if job.cron is not None and work.asleep and work.wake_at_ms is not None:
+                self._asleep[job.id] = (job, work.wake_at_ms)
             draft.add(job, work)
             for want in work.wants:
                 if not draft.full:
@@ -130,6 +145,9 @@ class Scheduler:
             self._idle.pop(job_id, None)
         self._dirty.clear()
         if self._order is None:
+            for job_id, (job, _) in list(self._asleep.items()):
+                if state.jobs.get(job_id) is not job:
+                    del self._asleep[job_id]
             self._order = sorted(state.jobs.values(), key=_by_importance)
         self._state = state
         return self._order
@@ -209,6 +227,8 @@ class _PlanDraft:
         self._stops: list[PlannedStop] = []
         self._updates: list[tuple[TaskId, int]] = []
         self._reaps: list[TaskId] = []
+        self._run_ends: list[RunEnd] = []
+        self._run_steps: list[RunStep] = []
         self._explanations: list[Explanation] = []
         self._reasons: dict[Ask, tuple[str, ...]] = {}
         self._wake_at_ms: int | None = None
@@ -242,9 +262,18 @@ class _PlanDraft:
                     waiting.detail or waiting.cause,
                 )
             )
+        for end in work.run_ends:
+            texts = len(end.job_id) + len(end.status) + len(end.message.encode())
+            if self._spend(_RUN_BYTES + texts):
+                self._run_ends.append(end)
+        for step in work.run_steps:
+            if self._spend(_RUN_BYTES + len(step.job_id)):
+                self._run_steps.append(step)
         if work.wake_at_ms is not None:
-            known = self._wake_at_ms
-            self._wake_at_ms = work.wake_at_ms if known is None else min(known, work.wake_at_ms)
+            self.wake(work.wake_at_ms)
+
+    def wake(self, at_ms: int) -> None:
+        self._wake_at_ms = at_ms if self._wake_at_ms is None else min(self._wake_at_ms, at_ms)
 
     def room_for(self, want: Want) -> int:
         """How many of the want's slots surely still fit, every one on a node of its own."""
@@ -303,7 +332,8 @@ class _PlanDraft:
 
     def done(self) -> Plan:
         command: ApplyPlan | None = None
-        if self._placements or self._stops or self._updates or self._reaps:
+        runs = self._run_ends or self._run_steps
+        if self._placements or self._stops or self._updates or self._reaps or runs:
             command = ApplyPlan(
                 self._term,
                 self._seed,
@@ -312,6 +342,8 @@ class _PlanDraft:
                 tuple(self._stops),
                 tuple(self._updates),
                 tuple(self._reaps),
+                tuple(self._run_ends),
+                tuple(self._run_steps),
             )
         return Plan(command, tuple(self._explanations), self._wake_at_ms, self.full)
 

@@ -12,12 +12,13 @@ from cube.model.cluster import ClusterState, Job, Task
 from cube.model.ids import NodeId
 from cube.model.lifecycle import ENDED, Desired
 from cube.model.spec import GroupSpec, JobType
-from cube.scheduler import homes, reap, trouble
+from cube.scheduler import cron, homes, reap, trouble
 from cube.scheduler.restart import SlotPast
 from cube.scheduler.slots import (
     NEW,
     GroupPass,
     JobWork,
+    Waiting,
     WorkDraft,
     count_by_node,
     placed_reason,
@@ -41,7 +42,7 @@ def at_rest(state: ClusterState, job: Job, draining: frozenset[NodeId]) -> bool:
         return False
     ids = state.tasks_by_job.get(job.id, ())
     groups = job.spec.groups
-    if len(ids) != sum([group.count for group in groups.values()]):
+    if len(ids) != sum([group.count for group in groups.values()]) or (job.parent and not ids):
         return False
     slots: dict[str, set[int]] = {name: set() for name in groups}
     tasks, version = state.tasks, job.version
@@ -66,22 +67,40 @@ def reconcile(state: ClusterState, job: Job, now_ms: int) -> JobWork:
     """What is to do for the job."""
     draft = WorkDraft(state, job, now_ms)
     by_group: dict[str, list[Task]] = {}
-    for task in state.tasks_of_job(job.id):
+    tasks_of_job = state.tasks_of_job(job.id)
+    for task in tasks_of_job:
         by_group.setdefault(task.group, []).append(task)
+    if job.spec.type is JobType.CRON:
+        _scheduled(draft)
+        return draft.done()
     groups: Mapping[str, GroupSpec] = {} if job.deleted else job.spec.groups
     for name in sorted(set(groups) | set(by_group)):
         tasks = by_group.get(name, [])
         group = groups.get(name)
         if group is None:
             _vanished(draft, tasks)
-        elif job.stopped or job.spec.type is JobType.CRON:
+        elif job.stopped:
             _resting(draft, tasks)
         elif job.spec.type is JobType.SYSTEM:
             SystemPass(draft, name, group, tasks).run()
         else:
             _counted(draft, name, group, tasks)
     homes.pin(draft)
+    if job.parent:
+        over = cron.end_of(state, job, tasks_of_job, now_ms)
+        if over is not None:
+            draft.run_ends.append(over)
     return draft.done()
+
+
+def _scheduled(draft: WorkDraft) -> None:
+    """cron: its runs are jobs of their own."""
+    decision = cron.decide(draft.job, draft.now_ms)
+    if decision.step is not None:
+        draft.run_steps.append(decision.step)
+    if decision.problem:
+        draft.waiting.append(Waiting("", (), "schedule", 0, decision.problem))
+    draft.wake(decision.wake_at_ms)
 
 
 def _vanished(draft: WorkDraft, tasks: Sequence[Task]) -> None:

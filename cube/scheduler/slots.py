@@ -7,11 +7,12 @@ from collections.abc import Mapping, Sequence
 import msgspec
 
 from cube.model.cluster import ClusterState, Job, Task
+from cube.model.commands import RunEnd, RunStep
 from cube.model.ids import NodeId, TaskId
 from cube.model.lifecycle import TaskState
 from cube.model.spec import GroupSpec, JobType
 from cube.model.volumes import volumes_of
-from cube.scheduler import dependencies, reap, rollout
+from cube.scheduler import cron, dependencies, reap, rollout
 from cube.scheduler.restart import SlotPast, past_of, up_to_date
 from cube.scheduler.want import Want
 
@@ -25,7 +26,7 @@ _PLACED_REASON = {
 
 class Waiting(msgspec.Struct, frozen=True):
     """Slots of a group that get nothing now. `cause`: depends_on, backoff, returning, at_most_one,
-    over. `until_ms` 0: no timer ends it."""
+    over, run (an earlier run has not ended), schedule. `until_ms` 0: no timer ends it."""
 
     group: str
     slots: tuple[int, ...]
@@ -43,11 +44,18 @@ class JobWork(msgspec.Struct, frozen=True):
     reaps: tuple[TaskId, ...] = ()
     waiting: tuple[Waiting, ...] = ()
     wake_at_ms: int | None = None
+    run_ends: tuple[RunEnd, ...] = ()
+    run_steps: tuple[RunStep, ...] = ()
 
     @property
     def idle(self) -> bool:
         """Nothing to do, and nothing that waits for anything but a change of the job itself."""
         return self == _IDLE
+
+    @property
+    def asleep(self) -> bool:
+        """Nothing to do until `wake_at_ms`, unless the job itself changes."""
+        return self.wake_at_ms is not None and self == JobWork(wake_at_ms=self.wake_at_ms)
 
 
 _IDLE = JobWork()
@@ -66,13 +74,16 @@ class WorkDraft:
         self.reaps: list[TaskId] = []
         self.waiting: list[Waiting] = []
         self.wake_at_ms: int | None = None
+        self.run_ends: list[RunEnd] = []
+        self.run_steps: list[RunStep] = []
 
     def wake(self, at_ms: int | None) -> None:
         if at_ms is not None and at_ms > self.now_ms:
             self.wake_at_ms = at_ms if self.wake_at_ms is None else min(self.wake_at_ms, at_ms)
 
     def done(self) -> JobWork:
-        if not (self.wants or self.stops or self.updates or self.reaps or self.waiting):
+        runs = self.run_ends or self.run_steps
+        if not (self.wants or self.stops or self.updates or self.reaps or self.waiting or runs):
             return _IDLE if self.wake_at_ms is None else JobWork(wake_at_ms=self.wake_at_ms)
         return JobWork(
             tuple(self.wants),
@@ -81,6 +92,8 @@ class WorkDraft:
             tuple(self.reaps),
             tuple(self.waiting),
             self.wake_at_ms,
+            tuple(self.run_ends),
+            tuple(self.run_steps),
         )
 
 
@@ -228,6 +241,9 @@ class GroupPass:
                 detail = "; ".join(f"{name}: {problem}" for name, problem in unmet)
                 draft.waiting.append(Waiting(self.name, numbers, "depends_on", 0, detail))
                 return False
+        if draft.job.parent and (detail := cron.waits_for(draft.state, draft.job)):
+            draft.waiting.append(Waiting(self.name, numbers, "run", 0, detail))
+            return False
         if self.group.at_most_one:
             held = [task for task in tasks if not task.released]
             if held:

@@ -15,7 +15,7 @@ from cube.model.explain import Explanation, NodeExplanation, Reason
 from cube.model.lifecycle import Health, TaskState
 from cube.model.spec import GroupSpec, JobType
 from cube.model.units import format_duration
-from cube.scheduler import filters
+from cube.scheduler import cron, filters
 from cube.scheduler.flapping import flaps
 from cube.scheduler.homes import homes_of, sentence
 from cube.scheduler.reconcile import reconcile
@@ -42,9 +42,15 @@ def explain(state: ClusterState, now_ms: int, job_name: str) -> list[Explanation
         ]
     if job.spec.type is JobType.CRON:
         return [
-            Explanation(job.name, name, (), "waiting", "schedules are not run yet")
-            for name in sorted(job.spec.groups)
+            cron.explain_schedule(job, now_ms),
+            *(one for run in state.runs_of(job) for one in _of_job(state, now_ms, run)),
         ]
+    return _of_job(state, now_ms, job)
+
+
+def _of_job(state: ClusterState, now_ms: int, job: Job) -> list[Explanation]:
+    if job.stopped:  # a run that is over, or on its way there
+        return []
     work = reconcile(state, job, now_ms)
     by_group: dict[str, list[Task]] = {}
     for task in state.tasks_of_job(job.id):

@@ -14,7 +14,7 @@ from cube.model import commands as c
 from cube.model.cluster import OUTCOMES_MAX, ClusterState, RememberedOutcome
 from cube.model.events import ClusterEvent, Event
 from cube.model.outcome import Done, Outcome, Rejected, RejectReason
-from cube.statemachine import jobs, nodes, plans, tasks, trust
+from cube.statemachine import jobs, nodes, plans, runs, tasks, trust
 from cube.statemachine.draft import Draft
 
 
@@ -65,6 +65,8 @@ def _dispatch(draft: Draft, command: c.Command) -> Outcome:
             return jobs.stop(draft, body)
         case c.StartJob():
             return jobs.start(draft, body)
+        case c.TriggerJob():
+            return runs.trigger(draft, body)
         case c.DeleteJob():
             return jobs.delete(draft, body)
         case c.StopTask():

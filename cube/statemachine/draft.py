@@ -178,23 +178,27 @@ class Draft:
         return None if job_id is None else self._jobs[job_id]
 
     def job_count(self) -> int:
-        return len(self._jobs)
+        """Those that users submitted and have not deleted."""
+        return len(self._job_names)
 
     def put_job(self, job: Job, kind: str) -> None:
-        """Stored with the entry's index and time as its last change."""
+        """Stored with the entry's index and time as its last change. An empty `kind`: an event that
+        says more has been noted already."""
         job = msgspec.structs.replace(job, modified_at_ms=self.now_ms, modified_index=self.index)
         self._jobs[job.id] = job
         if job.deleted:
             if self._job_names.get(job.name) == job.id:
                 self._job_names.discard(job.name)
-        else:
+        elif not job.parent:
             self._job_names[job.name] = job.id
-        self.events.append(JobEvent(job.id, job.name, kind, job.version))
+        if kind:
+            self.events.append(JobEvent(job.id, job.name, kind, job.version, job.run))
 
     def _drop_job(self, job: Job) -> None:
         assert job.deleted, "only a deleted job is dropped: its name is another's by now"
         self._jobs.discard(job.id)
-        self.events.append(JobEvent(job.id, job.name, "removed", job.version))
+        kind = "run_removed" if job.parent else "removed"
+        self.events.append(JobEvent(job.id, job.name, kind, job.version, job.run))
 
     # Tasks
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 from cube.model.cluster import HISTORY_MAX, OUTCOMES_MAX, ClusterState, port_key
+from cube.model.cronrun import RUNS_ACTIVE_MAX, RUNS_KEPT, RunStatus
 from cube.model.ids import NodeId
 from cube.model.lifecycle import NodeStatus, TaskState
 from cube.model.resources import NOTHING, Resources
@@ -21,6 +22,7 @@ def violations(state: ClusterState) -> list[str]:
         *_capacity(state),
         *_ports(state),
         *_jobs(state),
+        *_runs(state),
         *_nodes(state),
         *_volumes(state),
         *_outcomes(state),
@@ -126,9 +128,49 @@ def _jobs(state: ClusterState) -> list[str]:
             found.append(f"job {job.name} has versions {numbers}")
         if job.deleted and not state.tasks_by_job.get(job.id):
             found.append(f"job {job.name} is deleted and has no task left")
-    names = {job.name: job.id for job in state.jobs.values() if not job.deleted}
+    names = {job.name: job.id for job in state.jobs.values() if job.listed}
     if dict(state.job_names.items()) != names:
         found.append("job_names differs from the jobs")
+    return found
+
+
+def _runs(state: ClusterState) -> list[str]:
+    found: list[str] = []
+    claimed: set[str] = set()
+    for job in state.jobs.values():
+        if (job.cron is not None) != (job.spec.type is JobType.CRON):
+            found.append(f"job {job.name} is of type {job.spec.type}, with cron state or without")
+        runs = () if job.cron is None or job.deleted else job.cron.runs
+        numbered = [run for run in runs if run.job_id]
+        claimed.update(run.job_id for run in numbered)
+        numbers = [run.run for run in numbered]
+        due = [run.scheduled_at_ms for run in numbered if not run.by_hand]
+        if job.cron is not None and (
+            numbers != sorted(set(numbers))
+            or (numbers and numbers[-1] >= job.cron.next_run)
+            or due != sorted(set(due))
+            or (due and due[-1] > job.cron.after_ms)
+        ):
+            found.append(f"job {job.name} has runs {numbers}, due at {due}")
+        active = [run for run in numbered if run.active]
+        notes = len(runs) - len(numbered)
+        if len(active) > RUNS_ACTIVE_MAX or max(len(numbered) - len(active), notes) > RUNS_KEPT:
+            found.append(f"job {job.name} has {len(runs)} runs, {len(active)} of them active")
+        for run in numbered:
+            child = state.jobs.get(run.job_id)
+            if child is None or (child.parent, child.run) != (job.id, run.run) or child.deleted:
+                found.append(f"run {run.run} of job {job.name} is not there")
+                continue
+            if child.stopped == (run.status is RunStatus.RUNNING):
+                found.append(f"run {run.run} of job {job.name} is {run.status}")
+            ids = state.tasks_by_job.get(child.id, ())
+            if not run.active and any(not state.tasks[task_id].ended for task_id in ids):
+                found.append(f"run {run.run} of job {job.name} is over, and a task of it is not")
+    for job in state.jobs.values():
+        if job.parent and not job.deleted and job.id not in claimed:
+            found.append(f"job {job.id} is a run that no job knows")
+        if job.parent and (len(job.versions) != 1 or job.spec.type is not JobType.BATCH):
+            found.append(f"run {job.id} is no batch job of one version")
     return found
 
 
@@ -156,7 +198,7 @@ def _volumes(state: ClusterState) -> list[str]:
         if not task.live or group is None or job is None or job.spec.type is JobType.SYSTEM:
             continue
         for name in volumes_of(group):
-            home = state.volume(task.job_id, task.group, task.slot, name)
+            home = state.volume(job.volumes_id, task.group, task.slot, name)
             if home is None or home.node_id != task.node_id:
                 found.append(f"task {task.id} is not where its volume {name} is")
     return found

@@ -6,9 +6,10 @@ import msgspec
 
 from cube.model import commands as c
 from cube.model.cluster import JOBS_MAX, Job, JobVersion
-from cube.model.lifecycle import Desired, further
+from cube.model.lifecycle import Desired
 from cube.model.outcome import Done, JobAccepted, Outcome, Rejected, RejectReason
 from cube.model.spec import COUNT_MAX, VERSIONS_MAX, JobSpec, JobType
+from cube.statemachine import runs
 from cube.statemachine.draft import Draft
 from cube.statemachine.tasks import want
 from cube.statemachine.volumes import forget_unused
@@ -31,7 +32,7 @@ def submit(draft: Draft, body: c.SubmitJob, actor: str) -> Outcome:
             versions=(JobVersion(1, body.spec, draft.now_ms, actor),),
             created_at_ms=draft.now_ms,
         )
-        draft.put_job(job, "submitted")
+        draft.put_job(runs.follow(draft, None, job), "submitted")
         return JobAccepted(job.id, job.name, 1, changed=True, created=True)
     if job.spec == body.spec and not job.stopped:
         return JobAccepted(job.id, job.name, job.version, changed=False, created=False)
@@ -51,8 +52,9 @@ def _new_version(draft: Draft, job: Job, spec: JobSpec, actor: str, kind: str) -
         in_use = {task.version for task in draft.tasks_of_job(job.id) if not task.released}
         older = [v for v in versions[: 1 - VERSIONS_MAX] if v.version in in_use]
         versions = (*older, *versions[1 - VERSIONS_MAX :], version)
+    before = job
     job = msgspec.structs.replace(job, versions=versions, stopped=False)
-    draft.put_job(job, kind)
+    draft.put_job(runs.follow(draft, before, job), kind)
     forget_unused(draft, job)
     return JobAccepted(job.id, job.name, job.version, changed=True, created=False)
 
@@ -109,6 +111,7 @@ def stop(draft: Draft, body: c.StopJob) -> Outcome:
         return _missing(body.job)
     if job.stopped:
         return Done(changed=False)
+    job = runs.stop_all(draft, job)
     draft.put_job(msgspec.structs.replace(job, stopped=True), "stopped")
     for task in draft.tasks_of_job(job.id):
         want(draft, task, Desired.STOP, "job_stopped")
@@ -122,7 +125,8 @@ def start(draft: Draft, body: c.StartJob) -> Outcome:
         return _missing(body.job)
     if not job.stopped:
         return Done(changed=False)
-    draft.put_job(msgspec.structs.replace(job, stopped=False), "started")
+    started = msgspec.structs.replace(job, stopped=False)
+    draft.put_job(runs.follow(draft, job, started), "started")
     return Done()
 
 
@@ -133,17 +137,6 @@ def delete(draft: Draft, body: c.DeleteJob) -> Outcome:
         return _missing(body.job)
     draft.put_job(msgspec.structs.replace(job, deleted=True, stopped=True), "deleted")
     draft.drop_volumes(job.id, lambda _volume: True)
-    for task in draft.tasks_of_job(job.id):
-        if task.released:
-            draft.drop_task(task)
-        else:
-            draft.put_task(
-                msgspec.structs.replace(
-                    task,
-                    desired=further(task.desired, Desired.REMOVE),
-                    desired_reason="job_deleted",
-                ),
-                "desired",
-            )
-    draft.drop_job_if_over(job.id)
+    runs.forget_all(draft, job)
+    runs.remove_tasks(draft, job)
     return Done()

@@ -17,6 +17,7 @@ from cube.model.outcome import (
     RejectReason,
 )
 from cube.model.spec import GroupSpec, same_container
+from cube.statemachine import runs
 from cube.statemachine.draft import Draft
 from cube.statemachine.placement import node_refusal, ports_for
 from cube.statemachine.tasks import want
@@ -51,6 +52,10 @@ def apply_plan(draft: Draft, plan: c.ApplyPlan) -> Outcome:
         task = draft.task(id_)
         if task is not None and task.ended and task.released:
             draft.drop_task(task)
+    for run_end in plan.run_ends:
+        runs.end(draft, run_end)
+    for run_step in plan.run_steps:
+        runs.step(draft, run_step)
     return PlanApplied(placed, refused_count, tuple(refused))
 
 
@@ -126,6 +131,8 @@ class _GroupPlacing:
 
     def _group(self, job: Job | None) -> GroupSpec | None:
         if job is None or job.stopped or job.deleted or job.version != self._placement.version:
+            return None
+        if job.cron is not None:  # its runs have tasks, itself it has none
             return None
         return job.spec.groups.get(self._placement.group)
 

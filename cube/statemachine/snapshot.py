@@ -128,7 +128,7 @@ def load(data: bytes) -> ClusterState:
         jobs=immutables.Map((job.id, job) for job in snapshot.jobs),
         tasks=immutables.Map((task.id, task) for task in tasks),
         node_names=immutables.Map((node.name, node.id) for node in snapshot.nodes),
-        job_names=immutables.Map((job.name, job.id) for job in snapshot.jobs if not job.deleted),
+        job_names=immutables.Map((job.name, job.id) for job in snapshot.jobs if job.listed),
         volumes=_volumes(snapshot.volumes),
         outcomes=immutables.Map(snapshot.outcomes),
         outcome_order=immutables.Map((kept.sequence, id_) for id_, kept in snapshot.outcomes),

@@ -13,19 +13,21 @@ def elsewhere(draft: Draft, job: Job, name: str, slot: int, group: GroupSpec, at
     """Whether a volume that the slot's next task mounts is on another node than this one."""
     return any(
         volume is not None and volume.node_id != at
-        for volume in (draft.volume(job.id, name, slot, source) for source in _sticky(job, group))
+        for volume in (
+            draft.volume(job.volumes_id, name, slot, source) for source in _sticky(job, group)
+        )
     )
 
 
 def settle(draft: Draft, job: Job, name: str, slot: int, group: GroupSpec, at: NodeId) -> None:
     """The slot's volumes are on this node from now on."""
     for source in _sticky(job, group):
-        if draft.volume(job.id, name, slot, source) is None:
+        if draft.volume(job.volumes_id, name, slot, source) is None:
             draft.put_volume(
                 Volume(
                     name=source,
                     node_id=at,
-                    job_id=job.id,
+                    job_id=job.volumes_id,
                     job=job.name,
                     group=name,
                     slot=slot,
@@ -40,11 +42,14 @@ def _sticky(job: Job, group: GroupSpec) -> tuple[str, ...]:
 
 
 def forget_unused(draft: Draft, job: Job) -> None:
-    """Volumes that no remembered version of the job mounts are forgotten; their data stays."""
+    """Volumes that no remembered version of the job, nor a run of it, mounts are forgotten; their data
+    stays."""
+    runs = () if job.cron is None else [draft.job(run.job_id) for run in job.cron.runs]
+    specs = [version.spec for one in (job, *runs) if one is not None for version in one.versions]
     used = {
         (name, source)
-        for version in job.versions
-        for name, group in version.spec.groups.items()
+        for spec in specs
+        for name, group in spec.groups.items()
         for source in volumes_of(group)
     }
     draft.drop_volumes(job.id, lambda volume: (volume.group, volume.name) not in used)

@@ -13,18 +13,28 @@ from hypothesis import strategies as st
 from cube.model import codec
 from cube.model import commands as c
 from cube.model.cluster import ClusterState, NodeFacts
+from cube.model.cronrun import RunStatus, run_id
 from cube.model.ids import ClusterId, CommandId, JobId, NodeId, TaskId
 from cube.model.lifecycle import Health, NodeStatus, TaskState, may_move
 from cube.model.outcome import Rejected, RejectReason
 from cube.model.resources import Resources
-from cube.model.spec import JobSpec, MountSpec, MountType, PortSpec
+from cube.model.spec import (
+    CronSpec,
+    GroupSpec,
+    JobSpec,
+    JobType,
+    MountSpec,
+    MountType,
+    Overlap,
+    PortSpec,
+)
 from cube.model.trust import GossipKey, TokenRecord, TokenRole
 from cube.statemachine.apply import apply
 from cube.statemachine.invariants import overcommitted, violations
 from cube.statemachine.snapshot import digest, dump, load
 from tests.builders import facts, group, job
 
-NAMES = st.sampled_from(["a", "b"])
+NAMES = st.sampled_from(["a", "b", "c"])  # c is a cron job
 GROUPS = st.sampled_from(["g", "h", "nope"])
 NODES = st.sampled_from([NodeId(f"id-n{i}") for i in range(4)])
 TASK_POOL_SEEDS = 3
@@ -66,7 +76,35 @@ def specs() -> st.SearchStrategy[JobSpec]:
         st.sampled_from(["one", "two"]),
         st.sampled_from(["", "", "u", "v", "uv"]),
     )
-    return st.builds(lambda name, g, h: job(name, {"g": g, "h": h}), NAMES, groups, groups)
+
+    def build(name: str, g: GroupSpec, h: GroupSpec, overlap: Overlap, minute: int) -> JobSpec:
+        if name != "c":
+            return job(name, {"g": g, "h": h})
+        cron = CronSpec(f"{minute} * * * *", overlap=overlap)
+        return job(name, {"g": g, "h": h}, type=JobType.CRON, cron=cron)
+
+    return st.builds(
+        build, NAMES, groups, groups, st.sampled_from(Overlap), st.sampled_from([0, 30])
+    )
+
+
+def run_job_ids() -> st.SearchStrategy[JobId]:
+    return st.builds(run_id, st.sampled_from([JobId("job-c"), JobId("job-a")]), st.integers(0, 3))
+
+
+def run_steps() -> st.SearchStrategy[c.RunStep]:
+    times = st.sampled_from([0, 1000, 1100, 1200, 5000])
+    return st.builds(
+        c.RunStep, st.sampled_from([JobId("job-c"), JobId("job-a"), JobId("job-c.000001")]),
+        st.integers(1, 2), times, times, st.booleans(), st.integers(0, 2), times,
+    )  # fmt: skip
+
+
+def run_ends() -> st.SearchStrategy[c.RunEnd]:
+    return st.builds(
+        c.RunEnd, run_job_ids() | st.just(JobId("job-c")), st.sampled_from(RunStatus),
+        st.integers(0, 2), st.integers(0, 2), st.text(max_size=3),
+    )  # fmt: skip
 
 
 def task_ids() -> st.SearchStrategy[TaskId]:
@@ -87,7 +125,9 @@ def placements() -> st.SearchStrategy[c.GroupPlacement]:
         port_count = draw(st.integers(0, 2))
         host = st.sampled_from([80, 20000, 20001, 20002])
         return c.GroupPlacement(
-            draw(st.sampled_from([JobId("job-a"), JobId("job-b"), JobId("job-a2")])),
+            draw(
+                st.sampled_from([JobId("job-a"), JobId("job-b"), JobId("job-c"), JobId("job-a2")])
+            ),
             draw(st.integers(1, 3)),
             draw(GROUPS),
             tuple(draw(st.integers(0, 3)) for _ in range(count)),
@@ -142,7 +182,7 @@ def bodies() -> st.SearchStrategy[c.Body]:
         st.booleans(),
     )
     plans = st.builds(
-        lambda t, seed, placing, stops, updates, reaps: c.ApplyPlan(
+        lambda t, seed, placing, stops, updates, reaps, ends, steps: c.ApplyPlan(
             t,
             f"s{seed}",
             tuple(NodeId(f"id-n{i}") for i in range(4)),
@@ -150,6 +190,8 @@ def bodies() -> st.SearchStrategy[c.Body]:
             tuple(c.PlannedStop(id_, "why") for id_ in stops),
             tuple(updates),
             tuple(reaps),
+            tuple(ends),
+            tuple(steps),
         ),
         term,
         st.integers(0, TASK_POOL_SEEDS),
@@ -157,6 +199,8 @@ def bodies() -> st.SearchStrategy[c.Body]:
         st.lists(task_ids(), max_size=2),
         st.lists(st.tuples(task_ids(), st.integers(1, 3)), max_size=2),
         st.lists(task_ids(), max_size=2),
+        st.lists(run_ends(), max_size=2),
+        st.lists(run_steps(), max_size=2),
     )
     expected = st.none() | st.integers(0, 2)
     return st.one_of(
@@ -176,6 +220,7 @@ def bodies() -> st.SearchStrategy[c.Body]:
         st.builds(c.StopJob, NAMES),
         st.builds(c.StartJob, NAMES),
         st.builds(c.DeleteJob, NAMES),
+        st.builds(c.TriggerJob, NAMES),
         st.builds(c.StopTask, task_ids()),
         st.builds(c.RegisterNode, node_facts()),
         st.builds(c.SetNodeStatus, term, NODES, st.sampled_from(NodeStatus), st.just("")),
@@ -197,7 +242,10 @@ def likely(draw: st.DrawFn, state: ClusterState) -> c.Body | None:
     """A command that has a good chance of being accepted in this state."""
     jobs = sorted(state.jobs.values(), key=lambda job: job.id)
     tasks = sorted(state.tasks.values(), key=lambda task: task.id)
-    kind = draw(st.sampled_from(["place", "place", "report", "report", "down", "stop", "reap"]))
+    kinds = ["place", "place", "report", "report", "down", "stop", "reap", "run", "run"]
+    kind = draw(st.sampled_from(kinds))
+    if kind == "run":
+        return likely_run(draw, state)
     if kind == "place" and jobs:
         job = draw(st.sampled_from(jobs))
         name = draw(st.sampled_from(sorted(job.spec.groups)))
@@ -230,6 +278,26 @@ def likely(draw: st.DrawFn, state: ClusterState) -> c.Body | None:
     return None
 
 
+def likely_run(draw: st.DrawFn, state: ClusterState) -> c.Body | None:
+    """Of the cron job: a run begins, by schedule or by hand, or some run ends."""
+    found = state.job_named("c")
+    if found is None or found.cron is None:
+        return None
+    kind = draw(st.sampled_from(["step", "trigger", "end"]))
+    if kind == "trigger":
+        return c.TriggerJob("c")
+    if kind == "step":
+        at_ms = max(state.now_ms, found.cron.after_ms + 1)
+        starts = draw(st.booleans()) or draw(st.booleans())
+        missed = draw(st.sampled_from([0, 0, 2]))
+        step = c.RunStep(
+            found.id, found.version, found.cron.after_ms, at_ms, starts, missed, at_ms - 1
+        )
+        return c.ApplyPlan(1, "step", run_steps=(step,))
+    ends = [c.RunEnd(run.job_id, RunStatus.COMPLETED, 1, 0) for run in found.cron.active]
+    return c.ApplyPlan(1, "end", run_ends=tuple(ends))
+
+
 @st.composite
 def histories(draw: st.DrawFn, size: int = 30) -> list[c.Entry]:
     """A cluster with nodes and a job, then anything, likely things more often than not. Command
@@ -242,7 +310,10 @@ def histories(draw: st.DrawFn, size: int = 30) -> list[c.Entry]:
         )
         for i in range(3)
     ]  # fmt: skip
-    first += [c.SubmitJob(draw(specs()), JobId("job-a"), None)]
+    cron = job("c", {"g": group()}, type=JobType.CRON, cron=CronSpec("* * * * *"))
+    first += [
+        c.SubmitJob(draw(specs()), JobId("job-a"), None), c.SubmitJob(cron, JobId("job-c"), None)
+    ]  # fmt: skip
     state = ClusterState()
     entries: list[c.Entry] = []
     for index in range(1, len(first) + draw(st.integers(5, size)) + 1):

@@ -29,10 +29,7 @@ def test_defaults_do_not_warn(name: str) -> None:
     ("text", "paths"),
     [
         ("priority = 60\n" + GROUP, ["priority"]),
-        (
-            GROUP.replace("service", "cron") + '[cron]\nschedule = "* * * * *"',
-            ["type"],
-        ),
+        (GROUP.replace("service", "cron") + '[cron]\nschedule = "* * * * *"', []),
         (GROUP + "at_most_one = true", ["groups.g.at_most_one"]),
         (GROUP + "update.canaries = 1", ["groups.g.update.canaries"]),
         (GROUP + 'update.order = "start-first"', ["groups.g.update.order"]),

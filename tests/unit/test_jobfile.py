@@ -186,9 +186,14 @@ ONE_ERROR = [
         for schedule, why in [
             ("* * * *", "4 fields"),
             ("* * * * * *", "6 fields"),
-            ("61 * * * *", "Bad minute"),
-            ("* * * * 5L/2", "not a schedule"),
-            ("0 0 30 2 *", "Bad day-of-month"),
+            ("61 * * * *", 'its minute cannot be "61"'),
+            ("0 24 * * *", 'its hour cannot be "24"'),
+            ("0 0 1L,2 * *", 'its day of the month cannot be "1L,2"'),
+            ("0 0 1 JANUARY *", 'its month cannot be "JANUARY"'),
+            ("* * * * 5L/2", 'its day of the week cannot be "5L/2"'),
+            ("0 0 30 2 *", "no month has such a day"),
+            ("nightly", "1 fields, not 5 write minute hour day month weekday: 0 3 * * MON"),
+            ("", "must not be empty"),
         ]
     ],
     *[
@@ -196,10 +201,28 @@ ONE_ERROR = [
             f'cron = {{ schedule = "* * * * *", timezone = "{zone}" }}\n'
             + GROUP.replace("service", "cron"),
             "cron.timezone",
-            "not known",
+            words,
         )
-        for zone in ["Mars/Olympus", "../../etc/passwd", "America", "/etc/localtime", ""]
+        for zone, words in [
+            ("Mars/Olympus", "not known write UTC, Europe/Berlin"),
+            ("../../etc/passwd", "not known"),
+            ("America", "not known"),
+            ("/etc/localtime", "not known"),
+            ("", "not known"),
+            ("Europe/Belin", "did you mean `Europe/Berlin`?"),
+            ("berlin", "did you mean `Europe/Berlin`?"),
+        ]
     ],
+    (
+        'cron = { schedule = "* * * * *", overlap = "never" }\n' + GROUP.replace("service", "cron"),
+        "cron.overlap",
+        "allow, forbid, replace",
+    ),
+    (
+        'cron = { schedule = "* * * * *", time_zone = "UTC" }\n' + GROUP.replace("service", "cron"),
+        "cron.time_zone",
+        "did you mean `timezone`?",
+    ),
     # -- the group
     (GROUP.replace("groups.g", "groups.G"), "groups.G", "not a name for a group"),
     (GROUP + "count = -1", "groups.g.count", "between 0 and 100000"),

@@ -290,7 +290,7 @@ def test_a_group_that_is_gone_is_stopped() -> None:
     assert [stop.reason for stop in plan.command.stops] == ["group_removed"] * 2
 
 
-# batch, system, cron
+# batch, system
 
 
 def test_batch_completes_once_and_never_again() -> None:
@@ -365,12 +365,6 @@ def test_system_comes_back_in_its_slot_on_its_node() -> None:
     cluster.now_ms += 60_000
     cluster.settle()
     assert cluster.where("everywhere") == {0: "a", 1: "b"}
-
-
-def test_cron_places_nothing() -> None:
-    cluster = Cluster("a")
-    cluster.submit(job("nightly", one(), type=JobType.CRON))
-    assert cluster.plan() == Plan(None)
 
 
 # nodes

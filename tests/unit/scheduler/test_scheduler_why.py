@@ -273,10 +273,8 @@ def test_a_rejected_task_names_the_rejection() -> None:
     assert [reason.code for reason in found.nodes[0].reasons] == ["rejected_here"]
 
 
-def test_stopped_cron_and_a_held_back_update() -> None:
+def test_stopped_and_a_held_back_update() -> None:
     cluster = Cluster("a", "b")
-    cluster.submit(job("nightly", one(), type=JobType.CRON))
-    assert only(cluster, "nightly").summary == "schedules are not run yet"
     cluster.submit(web(2))
     cluster.settle()
     cluster.submit(web(2, command=("two",)))
