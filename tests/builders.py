@@ -10,7 +10,7 @@ from cube.model.ids import ClusterId, CommandId, JobId, NodeId
 from cube.model.launch import DriverInfo
 from cube.model.outcome import Outcome
 from cube.model.resources import Resources
-from cube.model.spec import DriverName, GroupSpec, JobSpec, JobType
+from cube.model.spec import DriverName, GroupSpec, JobSpec, JobType, UpdatePolicy
 from cube.statemachine.apply import Step, apply
 
 GIB = 1 << 30
@@ -37,6 +37,7 @@ def group(**changes: Any) -> GroupSpec:
         "driver": DriverName.PROCESS,
         "command": ("sleep", "60"),
         "resources": Resources(100, 64 << 20, 0),
+        "update": UpdatePolicy(min_healthy_ms=0),
     }
     return GroupSpec(**(values | changes))
 

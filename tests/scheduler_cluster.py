@@ -6,6 +6,7 @@ from typing import Any
 
 from cube.model import commands as c
 from cube.model.cluster import Task
+from cube.model.deployment import Deployment
 from cube.model.ids import NodeId
 from cube.model.lifecycle import Desired, Health, NodeStatus, TaskState
 from cube.model.outcome import PlanApplied
@@ -46,15 +47,48 @@ class Cluster(Machine):
                 return
         raise AssertionError("the scheduler does not come to rest")
 
-    def obey(self) -> None:
-        for task in list(self.state.tasks.values()):
-            if task.ended:
+    def roll(self, until_ms: int = 3_600_000) -> None:
+        """settle, and time goes on from one wake to the next until there is none within
+        `until_ms`."""
+        end_ms = self.now_ms + until_ms
+        for _ in range(500):
+            before = self.state.index
+            plan = self.plan()
+            self.obey()
+            if self.state.index != before:
                 continue
-            if task.desired is not Desired.RUN:
-                self.report(task.id, "stopping")
-                self.report(task.id, "completed", exit_code=143, released=True)
-            elif task.state is not TaskState.RUNNING:
-                self.report(task.id, "running", health=Health.NONE)
+            if plan.wake_at_ms is None or plan.wake_at_ms > end_ms:
+                return
+            self.now_ms = plan.wake_at_ms
+        raise AssertionError("the scheduler does not come to rest")
+
+    def obey(self) -> None:
+        """Every node does as it is told: what is to run runs (and fails, where its command is
+        `broken`), what is to stop ends."""
+        for task in list(self.state.tasks.values()):
+            self.obey_one(task)
+
+    def obey_one(self, task: Task) -> None:
+        if task.ended:
+            return
+        if task.desired is not Desired.RUN:
+            self.report(task.id, "stopping")
+            self.report(task.id, "completed", exit_code=143, released=True)
+        elif self.is_broken(task):
+            self.report(task.id, "failed", exit_code=1, reason="exited", released=True)
+        elif task.state is not TaskState.RUNNING or task.health is Health.UNHEALTHY:
+            health = Health.NONE if task.health is Health.NONE else Health.HEALTHY
+            self.report(task.id, "running", health=health)
+
+    def is_broken(self, task: Task) -> bool:
+        made_from = self.state.group_of(task)
+        return made_from is not None and made_from.command == ("broken",)
+
+    def deployment(self, job_name: str = "web") -> Deployment:
+        """The newest."""
+        found = self.state.job_named(job_name)
+        assert found is not None
+        return found.deployments[-1]
 
     def live(self, job_name: str, group_name: str = "g") -> dict[int, Task]:
         found = self.state.job_named(job_name)

@@ -252,7 +252,7 @@ def state_of_slot(
         return SlotState.FAILED, True
     newest = tasks[-1]
     has_failed = newest.state is TaskState.FAILED and newest.desired is Desired.RUN
-    if has_failed and up_to_date(job, spec, newest):
+    if has_failed and up_to_date(job, newest):
         return SlotState.FAILED, False
     return SlotState.PENDING, False
 

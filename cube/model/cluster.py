@@ -10,12 +10,13 @@ import immutables
 import msgspec
 
 from cube.model.cronrun import CronState
+from cube.model.deployment import Deployment
 from cube.model.ids import ClusterId, CommandId, JobId, NodeId, TaskId, task_name
 from cube.model.launch import DriverInfo
 from cube.model.lifecycle import ENDED, Desired, Health, NodeStatus, TaskState
 from cube.model.outcome import Outcome
 from cube.model.resources import NOTHING, Resources
-from cube.model.spec import GroupSpec, JobSpec, PlacementPolicy, Protocol
+from cube.model.spec import GroupSpec, JobSpec, JobType, PlacementPolicy, Protocol, same_container
 from cube.model.trust import NO_TRUST, TrustState
 from cube.model.volumes import Volume, volume_key
 
@@ -126,6 +127,8 @@ class Task(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     state: TaskState = TaskState.SCHEDULED  # writer: node, but `lost`
     attempt: int = 1  # writer: node
     health: Health = Health.NONE  # writer: node
+    health_at_ms: int = 0  # since when it has this health, or these checks
+    replaces: TaskId = TaskId("")  # the live task of its slot that it takes over from
     handle: str = ""  # writer: node
     restarts: int = 0  # writer: node; attempts after the first
     exit_code: int | None = None  # writer: node
@@ -156,12 +159,22 @@ class Task(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
         """Running and, where it has checks, healthy."""
         return self.state is TaskState.RUNNING and self.health in (Health.NONE, Health.HEALTHY)
 
+    @property
+    def serving_since_ms(self) -> int:
+        """Meaningful while it serves: since when without a break, and by its present checks."""
+        return max(self.started_at_ms, self.health_at_ms)
+
 
 class JobVersion(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`stable`: it was healthy at full count once. `generation`: a restart asks for new containers
+    of the same spec; tasks of another generation are not up to date."""
+
     version: int
     spec: JobSpec
     created_at_ms: int
     actor: str = ""
+    stable: bool = False
+    generation: int = 0
 
 
 class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -180,6 +193,7 @@ class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     created_at_ms: int = 0
     modified_at_ms: int = 0
     modified_index: int = 0
+    deployments: tuple[Deployment, ...] = ()  # ascending; services and system jobs
     cron: CronState | None = None  # type cron: its runs
     parent: JobId = JobId("")  # a run of this cron job; empty: a job that a user submitted
     run: int = 0  # its number; 0: not a run
@@ -202,11 +216,46 @@ class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     def spec(self) -> JobSpec:
         return self.versions[-1].spec
 
-    def spec_of(self, version: int) -> JobSpec | None:
+    @property
+    def deployment(self) -> Deployment | None:
+        """That of the wanted version."""
+        newest = self.deployments[-1] if self.deployments else None
+        return newest if newest is not None and newest.version == self.version else None
+
+    def is_gated(self, group: str) -> bool:
+        """The group's canaries go first, and nobody has promoted them yet."""
+        newest = self.deployment
+        if newest is None or newest.promoted or not newest.may_go_back:
+            return False
+        spec = self.spec.groups[group]
+        if not spec.canaries or self.spec.type is not JobType.SERVICE:
+            return False
+        base = self.spec_of(newest.from_version)
+        if base is None or group not in base.groups:
+            return False
+        return not self.same_container(group, newest.from_version, newest.version)
+
+    def entry_of(self, version: int) -> JobVersion | None:
         for entry in reversed(self.versions):
             if entry.version == version:
-                return entry.spec
+                return entry
         return None
+
+    def spec_of(self, version: int) -> JobSpec | None:
+        entry = self.entry_of(version)
+        return None if entry is None else entry.spec
+
+    def same_container(self, group: str, version: int, other: int) -> bool:
+        """Whether a task of the group made for one version may go on as one of the other."""
+        if version == other:
+            return True
+        old, new = self.entry_of(version), self.entry_of(other)
+        if old is None or new is None or old.generation != new.generation:
+            return False
+        old_group, new_group = old.spec.groups.get(group), new.spec.groups.get(group)
+        if old_group is None or new_group is None:
+            return False
+        return same_container(old_group, new_group)
 
 
 class RememberedOutcome(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False):

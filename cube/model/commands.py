@@ -9,6 +9,7 @@ import msgspec
 
 from cube.model.cluster import ClusterSettings, NodeFacts
 from cube.model.cronrun import RunStatus
+from cube.model.deployment import DeploymentAction, DeploymentStep
 from cube.model.ids import ClusterId, CommandId, JobId, NodeId, TaskId
 from cube.model.lifecycle import Health, NodeStatus, TaskState
 from cube.model.spec import JobSpec
@@ -81,6 +82,30 @@ class ScaleJob(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="sca
     job: str
     counts: dict[str, int]
     expected_version: int | None = None
+
+
+class RestartJob(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="restart_job"):
+    """A new version with the same spec, whose tasks are new containers. A batch job runs again."""
+
+    job: str
+    expected_version: int | None = None
+
+
+class RollBackJob(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="roll_back_job"):
+    """A new version with the spec of an older one; None: of the last that was healthy before the
+    present one, else of the one before."""
+
+    job: str
+    version: int | None = None
+    expected_version: int | None = None
+
+
+class SteerDeployment(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="steer"):
+    """A user's word on the newest deployment of a job, which must be that of `version`."""
+
+    job: str
+    version: int
+    action: DeploymentAction
 
 
 class StopJob(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="stop_job"):
@@ -159,8 +184,9 @@ class RunEnd(msgspec.Struct, frozen=True, forbid_unknown_fields=True, array_like
 
 class ApplyPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="plan"):
     """From the leader, in its `term`: placements, stops, in-place updates, reaping, the runs of cron
-    jobs. Each part is re-checked on its own; what no longer fits is refused and counted. Order of
-    application: stops, updates, placements, reaps, run ends, run steps. `seed` makes the new tasks'
+    jobs, verdicts on deployments. Each part is re-checked on its own; what no longer fits is refused
+    and counted. Order of application: stops, updates, placements, reaps, run ends, run steps,
+    deployments. `seed` makes the new tasks'
     ids (ids.task_id)."""
 
     term: int
@@ -174,6 +200,7 @@ class ApplyPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="pl
     reaps: tuple[TaskId, ...] = ()  # ended and released
     run_ends: tuple[RunEnd, ...] = ()
     run_steps: tuple[RunStep, ...] = ()
+    deployments: tuple[DeploymentStep, ...] = ()
 
 
 class TaskReport(
@@ -266,6 +293,9 @@ Body = (
     | RemoveNode
     | SubmitJob
     | ScaleJob
+    | RestartJob
+    | RollBackJob
+    | SteerDeployment
     | StopJob
     | StartJob
     | TriggerJob

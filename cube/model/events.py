@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from cube.model.deployment import DeploymentStatus
 from cube.model.ids import JobId, NodeId, TaskId
 from cube.model.lifecycle import Desired, Health, NodeStatus, TaskState
 
@@ -23,11 +24,22 @@ class NodeEvent(msgspec.Struct, frozen=True, tag="node", tag_field="topic"):
 class JobEvent(msgspec.Struct, frozen=True, tag="job", tag_field="topic"):
     job_id: JobId
     job: str
-    # submitted | scaled | stopped | started | deleted | removed; of cron jobs: run_skipped; of their
-    # runs: run_started | run_stopping | run_stopped | run_completed | run_failed | run_removed
+    # submitted | scaled | restarted | rolled_back | stopped | started | deleted |
+    # removed; of cron jobs: run_skipped; of their runs: run_started | run_stopping | run_stopped |
+    # run_completed | run_failed | run_removed
     kind: str
     version: int
     run: int = 0  # of a cron job; 0: the event is not about one
+
+
+class DeploymentEvent(msgspec.Struct, frozen=True, tag="deployment", tag_field="topic"):
+    """A deployment as it is after the change."""
+
+    job_id: JobId
+    job: str
+    version: int
+    status: DeploymentStatus
+    message: str = ""
 
 
 class TaskEvent(msgspec.Struct, frozen=True, tag="task", tag_field="topic"):
@@ -49,4 +61,4 @@ class TaskEvent(msgspec.Struct, frozen=True, tag="task", tag_field="topic"):
     message: str = ""
 
 
-Event = ClusterEvent | NodeEvent | JobEvent | TaskEvent
+Event = ClusterEvent | NodeEvent | JobEvent | DeploymentEvent | TaskEvent

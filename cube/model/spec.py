@@ -253,6 +253,11 @@ class GroupSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     docker: DockerOptions = DockerOptions()
     placement: Placement = Placement()
 
+    @property
+    def canaries(self) -> int:
+        """The first so many slots are the canaries of a rollout."""
+        return min(self.update.canaries, self.count)
+
 
 class CronSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     schedule: str

@@ -33,9 +33,7 @@ def _problem(state: ClusterState, job: Job, name: str) -> str | None:
             return f"job {other.name} runs by schedule and is never up"
         case JobType.BATCH:
             done = {
-                task.slot
-                for task in tasks
-                if completed_by_itself(task) and up_to_date(other, spec, task)
+                task.slot for task in tasks if completed_by_itself(task) and up_to_date(other, task)
             }
             return _short("completed", sum(slot < spec.count for slot in done), spec.count)
         case JobType.SYSTEM:

@@ -19,7 +19,7 @@ def flaps(job: Job, group: GroupSpec, tasks: Sequence[Task], now_ms: int) -> str
     live = next((task for task in reversed(tasks) if task.live), None)
     if live is None or not live.serving:
         return None  # that is told otherwise
-    counted = [task for task in tasks if up_to_date(job, group, task)]
+    counted = [task for task in tasks if up_to_date(job, task)]
     lately = sum(failures_since(task, now_ms - FLAP_MS) for task in counted)
     if lately < FLAPS:
         return None

@@ -16,7 +16,8 @@ from cube.model.commands import (
     RunEnd,
     RunStep,
 )
-from cube.model.events import Event, JobEvent, NodeEvent, TaskEvent
+from cube.model.deployment import DeploymentStep
+from cube.model.events import DeploymentEvent, Event, JobEvent, NodeEvent, TaskEvent
 from cube.model.explain import Explanation
 from cube.model.ids import JobId, NodeId, TaskId
 from cube.model.spec import JobType
@@ -60,7 +61,7 @@ class Scheduler:
         self._state: ClusterState | None = None  # what the caches are about
         self._dirty: set[JobId] = set()  # jobs that `note` named since
         self._idle: dict[JobId, Job] = {}
-        self._asleep: dict[JobId, tuple[Job, int]] = {}  # cron jobs, and when they are due
+        self._asleep: dict[JobId, tuple[Job, int]] = {}  # nothing to do before that time
         self._parked: set[Ask] = set()  # found no place; nothing has become free since
         self._order: list[Job] | None = None  # None: jobs have changed
 
@@ -74,7 +75,7 @@ class Scheduler:
         for event in events:
             if isinstance(event, TaskEvent):
                 self._dirty.add(event.job_id)
-            elif isinstance(event, JobEvent):
+            elif isinstance(event, JobEvent | DeploymentEvent):
                 self._dirty.add(event.job_id)
                 self._order = None
             elif isinstance(event, NodeEvent):
@@ -103,7 +104,7 @@ class Scheduler:
             if work is None or work.idle:
                 self._idle[job.id] = job
                 continue
-            if job.cron is not None and work.asleep and work.wake_at_ms is not None:
+            if work.sleeps and work.wake_at_ms is not None:
                 self._asleep[job.id] = (job, work.wake_at_ms)
             draft.add(job, work)
             for want in work.wants:
@@ -133,6 +134,7 @@ class Scheduler:
         last = self._state
         if last is None:
             self._idle.clear()
+            self._asleep.clear()
         elif last is not state:
             self._order = None
             self._compare_tasks(last, state)
@@ -143,6 +145,7 @@ class Scheduler:
                 self._wake_for_nodes(state)
         for job_id in self._dirty:
             self._idle.pop(job_id, None)
+            self._asleep.pop(job_id, None)
         self._dirty.clear()
         if self._order is None:
             for job_id, (job, _) in list(self._asleep.items()):
@@ -170,6 +173,7 @@ class Scheduler:
 
     def _wake_for_nodes(self, state: ClusterState) -> None:
         """Jobs that a change of nodes may give something to do are not idle."""
+        self._asleep.clear()
         drains = bool(draining_nodes(state))
         for job_id, job in list(self._idle.items()):
             if drains or job.spec.type is JobType.SYSTEM:
@@ -205,7 +209,9 @@ class Scheduler:
                     reasons = placer.why_not(left)
                 draft.unplaced(left, left.slots[count:], reasons)
                 return
-            left = msgspec.structs.replace(left, slots=left.slots[count:])
+            left = msgspec.structs.replace(
+                left, slots=left.slots[count:], replaces=left.replaces[count:]
+            )
 
 
 def _by_importance(job: Job) -> tuple[int, int, str, str]:
@@ -229,6 +235,7 @@ class _PlanDraft:
         self._reaps: list[TaskId] = []
         self._run_ends: list[RunEnd] = []
         self._run_steps: list[RunStep] = []
+        self._verdicts: list[DeploymentStep] = []
         self._explanations: list[Explanation] = []
         self._reasons: dict[Ask, tuple[str, ...]] = {}
         self._wake_at_ms: int | None = None
@@ -252,6 +259,10 @@ class _PlanDraft:
         for task_id in work.reaps:
             if self._spend(_ID_BYTES + len(task_id)):
                 self._reaps.append(task_id)
+        if work.verdict is not None:
+            size = _VERDICT_BYTES + len(job.id) + len(work.verdict.message.encode())
+            if self._spend(size):
+                self._verdicts.append(work.verdict)
         for waiting in work.waiting:
             self._explain(
                 Explanation(
@@ -273,11 +284,18 @@ class _PlanDraft:
             self.wake(work.wake_at_ms)
 
     def wake(self, at_ms: int) -> None:
-        self._wake_at_ms = at_ms if self._wake_at_ms is None else min(self._wake_at_ms, at_ms)
+        known = self._wake_at_ms
+        self._wake_at_ms = at_ms if known is None else min(known, at_ms)
 
     def room_for(self, want: Want) -> int:
         """How many of the want's slots surely still fit, every one on a node of its own."""
-        each = _SLOT_BYTES + _PORT_BYTES * len(want.spec.ports) + _ID_BYTES + _NODE_ID_BYTES
+        each = (
+            _replace_bytes(want)
+            + _SLOT_BYTES
+            + _PORT_BYTES * len(want.spec.ports)
+            + _ID_BYTES
+            + _NODE_ID_BYTES
+        )
         room = (self._bytes - self._group_bytes(want)) // each
         room = min(room, PLACEMENTS_MAX - self._placed)
         if room < min(len(want.slots), _LEAST):
@@ -299,18 +317,20 @@ class _PlanDraft:
                 numbers[row] = len(self._nodes)
                 self._nodes.append(node_ids[row])
                 size += _ID_BYTES + len(node_ids[row])
-        size += len(picks.slots) * (_SLOT_BYTES + _PORT_BYTES * len(want.spec.ports))
+        size += len(picks.slots) * (
+            _replace_bytes(want) + _SLOT_BYTES + _PORT_BYTES * len(want.spec.ports)
+        )
         self._bytes -= size
         self._placed += len(picks.slots)
         self._placements.append(
             GroupPlacement(
                 want.job.id,
-                want.job.version,
+                want.version or want.job.version,
                 want.group,
                 picks.slots,
                 tuple([numbers[row] for row in picks.rows]),
                 tuple(picks.ports),
-                (),
+                want.replaces[: len(picks.slots)],
                 want.reason,
             )
         )
@@ -332,8 +352,16 @@ class _PlanDraft:
 
     def done(self) -> Plan:
         command: ApplyPlan | None = None
-        runs = self._run_ends or self._run_steps
-        if self._placements or self._stops or self._updates or self._reaps or runs:
+        parts = (
+            self._placements,
+            self._stops,
+            self._updates,
+            self._reaps,
+            self._run_ends,
+            self._run_steps,
+            self._verdicts,
+        )
+        if any(parts):
             command = ApplyPlan(
                 self._term,
                 self._seed,
@@ -344,9 +372,15 @@ class _PlanDraft:
                 tuple(self._reaps),
                 tuple(self._run_ends),
                 tuple(self._run_steps),
+                tuple(self._verdicts),
             )
         return Plan(command, tuple(self._explanations), self._wake_at_ms, self.full)
 
 
+def _replace_bytes(want: Want) -> int:
+    return _ID_BYTES + len(want.replaces[0]) if want.replaces else 0
+
+
 _NODE_ID_BYTES = 64  # a UUID is 36; ids are bounded by what registration accepts
+_VERDICT_BYTES = 32  # of a DeploymentStep besides its texts
 _LEAST = 16  # slots: a plan with less room than this is full rather than crumbled

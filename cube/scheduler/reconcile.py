@@ -6,25 +6,16 @@ Source of the shape: hashicorp/nomad scheduler/reconciler.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from cube.model.cluster import ClusterState, Job, Task
 from cube.model.ids import NodeId
 from cube.model.lifecycle import ENDED, Desired
 from cube.model.spec import GroupSpec, JobType
 from cube.scheduler import cron, homes, reap, trouble
-from cube.scheduler.restart import SlotPast
-from cube.scheduler.slots import (
-    NEW,
-    GroupPass,
-    JobWork,
-    Waiting,
-    WorkDraft,
-    count_by_node,
-    placed_reason,
-    reap_beyond,
-    slots_of,
-)
+from cube.scheduler.deployments import judge
+from cube.scheduler.group_pass import NEW, GroupPass, Vacancy, count_by_node, placed_reason
+from cube.scheduler.slots import JobWork, Waiting, WorkDraft, reap_beyond, slots_of
 from cube.scheduler.system import SystemPass
 from cube.scheduler.want import Want
 
@@ -38,6 +29,9 @@ def draining_nodes(state: ClusterState) -> frozenset[NodeId]:
 def at_rest(state: ClusterState, job: Job, draining: frozenset[NodeId]) -> bool:
     """True for sure when each slot has one live task of the newest version and nothing else, on a
     node that stays. The common case, made cheap: it is asked for each job that had an event."""
+    deployment = job.deployment
+    if deployment is not None and deployment.may_be_decided:
+        return False
     if job.stopped or job.deleted or job.spec.type not in (JobType.SERVICE, JobType.BATCH):
         return False
     ids = state.tasks_by_job.get(job.id, ())
@@ -74,18 +68,26 @@ def reconcile(state: ClusterState, job: Job, now_ms: int) -> JobWork:
         _scheduled(draft)
         return draft.done()
     groups: Mapping[str, GroupSpec] = {} if job.deleted else job.spec.groups
-    for name in sorted(set(groups) | set(by_group)):
+    passes: list[GroupPass] = []
+    for name in in_order(groups, by_group):
         tasks = by_group.get(name, [])
         group = groups.get(name)
         if group is None:
             _vanished(draft, tasks)
         elif job.stopped:
             _resting(draft, tasks)
-        elif job.spec.type is JobType.SYSTEM:
-            SystemPass(draft, name, group, tasks).run()
         else:
-            _counted(draft, name, group, tasks)
+            is_behind = any(
+                draft.progress[other].unsettled > 0
+                for other in group.depends_on
+                if other in draft.progress
+            )
+            if job.spec.type is JobType.SYSTEM:
+                passes.append(SystemPass(draft, name, group, tasks).run(is_behind))
+            else:
+                passes.append(_counted(draft, name, group, tasks, is_behind))
     homes.pin(draft)
+    judge(draft, passes, any(name not in groups for name in by_group if _has_live(by_group[name])))
     if job.parent:
         over = cron.end_of(state, job, tasks_of_job, now_ms)
         if over is not None:
@@ -103,6 +105,30 @@ def _scheduled(draft: WorkDraft) -> None:
     draft.wake(decision.wake_at_ms)
 
 
+def _has_live(tasks: Sequence[Task]) -> bool:
+    return any(task.live for task in tasks)
+
+
+def in_order(groups: Mapping[str, GroupSpec], others: Iterable[str]) -> list[str]:
+    """Groups by name, but what one depends on before it; then what is no group any more."""
+    ordered: dict[str, None] = {}
+    under_way: set[str] = set()
+
+    def visit(name: str) -> None:
+        if name in ordered or name in under_way:
+            return
+        under_way.add(name)
+        for other in groups[name].depends_on:
+            if other in groups:
+                visit(other)
+        ordered[name] = None
+
+    for name in sorted(groups):
+        visit(name)
+    ordered.update(dict.fromkeys(sorted(set(others) - set(groups))))
+    return list(ordered)
+
+
 def _vanished(draft: WorkDraft, tasks: Sequence[Task]) -> None:
     """The group is in no newer version of the job."""
     for slot in slots_of(tasks).values():
@@ -116,41 +142,47 @@ def _resting(draft: WorkDraft, tasks: Sequence[Task]) -> None:
         draft.reaps.extend(task.id for task in reap.surplus(slot.ended, draft.now_ms))
 
 
-_Kind = tuple[tuple[tuple[NodeId, int], ...], NodeId | None]
+_Kind = tuple[tuple[tuple[NodeId, int], ...], NodeId | None, int]
 
 
-def _counted(draft: WorkDraft, name: str, group: GroupSpec, tasks: Sequence[Task]) -> None:
+def _counted(
+    draft: WorkDraft, name: str, group: GroupSpec, tasks: Sequence[Task], is_behind: bool
+) -> GroupPass:
     """service and batch: slots 0..count-1."""
     slots = slots_of(tasks)
-    one = GroupPass(draft, name, group, slots)
+    one = GroupPass(draft, name, group, slots, tasks)
     for number, slot in slots.items():
         if number < group.count:
             one.look_at(number)
         else:
             draft.stops.extend((task.id, "scale_down") for task in slot.live)
+            one.progress.unsettled += bool(slot.live)
             reap_beyond(draft, slot)
     one.fresh = range(group.count)
     if slots:
         one.fresh = [number for number in one.fresh if number not in slots]
-    one.in_transit += len(one.fresh)
-    one.finish()
+    one.finish(is_behind)
     if not one.may_start(tasks):
-        return
+        return one
     on_node = count_by_node(tasks)
     troubled = tuple(trouble.troubled(draft.job, group, tasks, draft.now_ms))
     # Slots that are closed to the same nodes are placed together.
-    alike: dict[_Kind, tuple[SlotPast, list[int]]] = {}
+    alike: dict[_Kind, tuple[Vacancy, list[int]]] = {}
     if one.fresh:
-        alike[(), None] = (NEW, list(one.fresh))
-    for number, past in one.empty.items():
-        kind = (tuple(past.avoid.items()), past.failed_on)
-        alike.setdefault(kind, (past, []))[1].append(number)
-    for past, numbers in alike.values():
+        newest = draft.job.version
+        alike[(), None, newest] = (Vacancy(NEW, newest), list(one.fresh))
+    for number, vacancy in one.empty.items():
+        past = vacancy.past
+        kind = (tuple(past.avoid.items()), past.failed_on, vacancy.version)
+        alike.setdefault(kind, (vacancy, []))[1].append(number)
+    for vacancy, numbers in alike.values():
+        past = vacancy.past
         draft.wants.append(
             Want(
                 job=draft.job,
                 group=name,
-                spec=group,
+                spec=one.template(vacancy.version),
+                version=vacancy.version,
                 slots=tuple(sorted(numbers)),
                 avoid=past.avoid,
                 failed_on=() if past.failed_on is None else (past.failed_on,),
@@ -161,3 +193,4 @@ def _counted(draft: WorkDraft, name: str, group: GroupSpec, tasks: Sequence[Task
         )
         for until_ms in past.avoid.values():
             draft.wake(until_ms)
+    return one

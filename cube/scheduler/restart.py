@@ -14,7 +14,7 @@ from cube.model.backoff import doubling_ms
 from cube.model.cluster import Job, Node, Task
 from cube.model.ids import NodeId
 from cube.model.lifecycle import Desired, NodeStatus, TaskState
-from cube.model.spec import GroupSpec, JobType, RestartCondition, same_container
+from cube.model.spec import GroupSpec, JobType, RestartCondition
 
 REJECTED_DELAY_MS = 30_000  # a node that has just refused a task is not asked again at once
 REJECTED_DELAY_MAX_MS = 900_000
@@ -47,18 +47,9 @@ class SlotPast(msgspec.Struct, frozen=True):
 _FRESH = SlotPast("place")
 
 
-def template_of(job: Job, task: Task) -> GroupSpec | None:
-    """What the task was made from, or None once that version is forgotten."""
-    spec = job.spec_of(task.version)
-    return None if spec is None else spec.groups.get(task.group)
-
-
-def up_to_date(job: Job, group: GroupSpec, task: Task) -> bool:
-    """The task may go on (or count as done) as one of the newest version."""
-    if task.version == job.version:
-        return True
-    made_from = template_of(job, task)
-    return made_from is not None and same_container(made_from, group)
+def up_to_date(job: Job, task: Task, version: int = 0) -> bool:
+    """The task may go on (or count as done) as one of `version`; 0: the newest."""
+    return job.same_container(task.group, task.version, version or job.version)
 
 
 def completed_by_itself(task: Task) -> bool:
@@ -81,18 +72,20 @@ def past_of(
     ended: Sequence[Task],
     nodes: Mapping[NodeId, Node],
     now_ms: int,
+    version: int = 0,
 ) -> SlotPast:
-    """What the slot's ended tasks, oldest first, mean for a new one."""
+    """What the slot's ended tasks, oldest first, mean for a new one of `version` (0: the newest),
+    whose template `group` is."""
     if not ended:
         return _FRESH
     last = ended[-1]
     if job.spec.type is JobType.BATCH:
         for task in reversed(ended):
-            if completed_by_itself(task) and up_to_date(job, group, task):
+            if completed_by_itself(task) and up_to_date(job, task, version):
                 return SlotPast("done", last=task)
-        if last.desired_reason == "task_stopped" and up_to_date(job, group, last):
+        if last.desired_reason == "task_stopped" and up_to_date(job, last, version):
             return SlotPast("over", last=last)
-    if not up_to_date(job, group, last):
+    if not up_to_date(job, last, version):
         return SlotPast("place", last=last)  # what failed before was something else
     match last.state:
         case TaskState.LOST:

@@ -8,16 +8,8 @@ from cube.model.cluster import Node, Task
 from cube.model.ids import NodeId
 from cube.model.spec import GroupSpec
 from cube.scheduler import filters
-from cube.scheduler.slots import (
-    NEW,
-    GroupPass,
-    Slot,
-    Waiting,
-    WorkDraft,
-    count_by_node,
-    reap_beyond,
-    slots_of,
-)
+from cube.scheduler.group_pass import GroupPass, count_by_node
+from cube.scheduler.slots import Slot, Waiting, WorkDraft, reap_beyond, slots_of
 from cube.scheduler.want import Want
 
 
@@ -34,28 +26,28 @@ class SystemPass:
         self.tasks = tasks
         self.slots = slots_of(tasks)
 
-    def run(self) -> None:
+    def run(self, is_behind: bool) -> GroupPass:
         draft = self.draft
         wanted = [node for node in draft.state.nodes.values() if self._wanted(node)]
         wanted.sort(key=lambda node: (node.name, node.id))
         numbers = self._numbers(wanted)
-        one = GroupPass(draft, self.name, self.group, self.slots)
+        one = GroupPass(draft, self.name, self.group, self.slots, self.tasks)
         for node in wanted:
             number = numbers[node.id]
             if number in self.slots:
                 if node.accepts_tasks or self.slots[number].live:
                     one.look_at(number)
             elif node.accepts_tasks:
-                one.empty[number] = NEW
-                one.in_transit += 1
+                one.add_new(number)
         kept = set(numbers.values())
         for number, slot in self.slots.items():
             if number not in kept:
                 self._not_wanted(slot)
                 reap_beyond(draft, slot)
-        one.finish()
+        one.finish(is_behind)
         if one.may_start(self.tasks):
             self._want(one, {number: node_id for node_id, number in numbers.items()})
+        return one
 
     def _wanted(self, node: Node) -> bool:
         """Right kind. A node whose driver is merely unwell still wants its task."""
@@ -95,20 +87,21 @@ class SystemPass:
 
     def _want(self, one: GroupPass, node_of: Mapping[int, NodeId]) -> None:
         draft = self.draft
-        numbers = []
-        for number, past in one.empty.items():
-            until_ms = past.avoid.get(node_of[number], 0)
+        by_version: dict[int, list[int]] = {}
+        for number, vacancy in sorted(one.empty.items()):
+            until_ms = vacancy.past.avoid.get(node_of[number], 0)
             if until_ms > draft.now_ms:  # there is no other node for it
                 draft.waiting.append(Waiting(self.name, (number,), "backoff", until_ms))
                 draft.wake(until_ms)
             else:
-                numbers.append(number)
-        if numbers:
+                by_version.setdefault(vacancy.version, []).append(number)
+        for version, numbers in sorted(by_version.items()):
             draft.wants.append(
                 Want(
                     job=draft.job,
                     group=self.name,
-                    spec=self.group,
+                    spec=one.template(version),
+                    version=version,
                     slots=tuple(numbers),
                     on_node=count_by_node(self.tasks),
                     only_on=tuple(node_of[number] for number in numbers),

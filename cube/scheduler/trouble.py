@@ -28,7 +28,7 @@ def troubled(job: Job, group: GroupSpec, tasks: Sequence[Task], now_ms: int) -> 
         if task.restarts == 0 and not failed_since(task, since_ms):
             continue
         count = failures_since(task, since_ms)
-        if count and up_to_date(job, group, task):
+        if count and up_to_date(job, task):
             counted[task.node_id] = counted.get(task.node_id, 0) + count
     return {node_id: count for node_id, count in sorted(counted.items()) if count >= FAILURES}
 

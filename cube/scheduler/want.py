@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import msgspec
 
 from cube.model.cluster import Job
-from cube.model.ids import NodeId
+from cube.model.ids import NodeId, TaskId
 from cube.model.spec import GroupSpec
 
 
@@ -18,7 +18,8 @@ class Want(msgspec.Struct, frozen=True, kw_only=True):
     failed on last; taken only when there is no other. `troubled`: nodes the group keeps failing on;
     taken only for what fits nowhere else. `on_node`: unended tasks of the group by
     node. `only_on`: of system jobs, and of slots with volumes: slots[i] goes to node only_on[i] or
-    nowhere.
+    nowhere. `version`: what they are placed as, 0: the job's newest. `replaces`: the live task that
+    slots[i] takes over from.
     """
 
     job: Job
@@ -30,4 +31,6 @@ class Want(msgspec.Struct, frozen=True, kw_only=True):
     troubled: tuple[NodeId, ...] = ()
     on_node: Mapping[NodeId, int] = {}
     only_on: tuple[NodeId, ...] = ()
+    version: int = 0
+    replaces: tuple[TaskId, ...] = ()
     reason: str = ""

@@ -309,7 +309,7 @@ class _Group:
             for number, slot in sorted(self.slots.items())
             if self._is_wanted(number)
             for task in slot.live
-            if not up_to_date(self.job, self.group, task)
+            if not up_to_date(self.job, task)
         ]
         if outdated and self.job.spec.type is not JobType.BATCH:
             next_ = {task_id for task_id, _ in work.stops}
@@ -337,7 +337,7 @@ class _Group:
             task
             for number in slots
             for task in self.slots.get(number, _NO_SLOT).ended
-            if task.state in states and up_to_date(self.job, self.group, task)
+            if task.state in states and up_to_date(self.job, task)
         ]
         ended.sort(key=lambda task: (-task.finished_at_ms, task.slot, task.id))
         return _distinct([_of_task(task) for task in ended])[:FAILURES_MAX]

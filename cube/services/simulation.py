@@ -8,8 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
+import msgspec
+
 from cube.model import commands as c
 from cube.model.cluster import ClusterState, Task
+from cube.model.deployment import DeploymentStatus
 from cube.model.events import TaskEvent
 from cube.model.ids import CommandId, JobId, NodeId, TaskId
 from cube.model.lifecycle import Desired, Health, NodeStatus, TaskState
@@ -104,7 +107,16 @@ class Simulation:
         plan = self._scheduler.plan(self.state, self.now_ms, self.state.term, seed)
         if plan.command is None:
             return False
-        outcome = self.do(plan.command)
+        # What does not come up is what was asked for; that it is taken back is another story.
+        kept = tuple(
+            verdict
+            for verdict in plan.command.deployments
+            if verdict.status is DeploymentStatus.SUCCESSFUL
+        )
+        command = msgspec.structs.replace(plan.command, deployments=kept)
+        if not any((command.placements, command.stops, command.updates, command.reaps, kept)):
+            return False
+        outcome = self.do(command)
         if not isinstance(outcome, PlanApplied) or (outcome.refused_count and not outcome.placed):
             self.cut = "a plan was refused"  # it would be made again and again
             return False
@@ -152,7 +164,7 @@ class Simulation:
         for task in self.state.tasks_of_job(job_id):
             group = job.spec.groups.get(task.group)
             if not task.ended and (
-                group is None or task.node_id in draining or not up_to_date(job, group, task)
+                group is None or task.node_id in draining or not up_to_date(job, task)
             ):
                 return True
         return False

@@ -14,7 +14,7 @@ from cube.model import commands as c
 from cube.model.cluster import OUTCOMES_MAX, ClusterState, RememberedOutcome
 from cube.model.events import ClusterEvent, Event
 from cube.model.outcome import Done, Outcome, Rejected, RejectReason
-from cube.statemachine import jobs, nodes, plans, runs, tasks, trust
+from cube.statemachine import deployments, jobs, nodes, plans, runs, tasks, trust
 from cube.statemachine.draft import Draft
 
 
@@ -61,6 +61,12 @@ def _dispatch(draft: Draft, command: c.Command) -> Outcome:
             return jobs.submit(draft, body, command.actor)
         case c.ScaleJob():
             return jobs.scale(draft, body, command.actor)
+        case c.RestartJob():
+            return jobs.restart(draft, body, command.actor)
+        case c.RollBackJob():
+            return jobs.roll_back(draft, body, command.actor)
+        case c.SteerDeployment():
+            return deployments.steer(draft, body)
         case c.StopJob():
             return jobs.stop(draft, body)
         case c.StartJob():

@@ -13,7 +13,7 @@ import immutables
 import msgspec
 
 from cube.model.cluster import ClusterState, Job, Node, Task, port_key
-from cube.model.events import Event, JobEvent, NodeEvent, TaskEvent
+from cube.model.events import DeploymentEvent, Event, JobEvent, NodeEvent, TaskEvent
 from cube.model.ids import JobId, NodeId, TaskId
 from cube.model.lifecycle import TaskState
 from cube.model.resources import NOTHING, Resources
@@ -183,7 +183,8 @@ class Draft:
 
     def put_job(self, job: Job, kind: str) -> None:
         """Stored with the entry's index and time as its last change. An empty `kind`: an event that
-        says more has been noted already."""
+        says more has been noted already, or only its deployments have changed."""
+        old = self._jobs.get(job.id)
         job = msgspec.structs.replace(job, modified_at_ms=self.now_ms, modified_index=self.index)
         self._jobs[job.id] = job
         if job.deleted:
@@ -193,6 +194,12 @@ class Draft:
             self._job_names[job.name] = job.id
         if kind:
             self.events.append(JobEvent(job.id, job.name, kind, job.version, job.run))
+        known = {} if old is None else {one.version: one for one in old.deployments}
+        self.events.extend(  # of those that have changed; that one began, the version's event says
+            DeploymentEvent(job.id, job.name, one.version, one.status, one.message)
+            for one in job.deployments
+            if known.get(one.version, one) != one
+        )
 
     def _drop_job(self, job: Job) -> None:
         assert job.deleted, "only a deleted job is dropped: its name is another's by now"

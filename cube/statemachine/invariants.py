@@ -6,6 +6,7 @@ from collections import Counter
 
 from cube.model.cluster import HISTORY_MAX, OUTCOMES_MAX, ClusterState, port_key
 from cube.model.cronrun import RUNS_ACTIVE_MAX, RUNS_KEPT, RunStatus
+from cube.model.deployment import DEPLOYMENTS_MAX
 from cube.model.ids import NodeId
 from cube.model.lifecycle import NodeStatus, TaskState
 from cube.model.resources import NOTHING, Resources
@@ -126,6 +127,14 @@ def _jobs(state: ClusterState) -> list[str]:
         numbers = [version.version for version in job.versions]
         if not numbers or numbers != sorted(set(numbers)):
             found.append(f"job {job.name} has versions {numbers}")
+        rollouts = [one.version for one in job.deployments]
+        if rollouts != sorted(set(rollouts)) or len(rollouts) > DEPLOYMENTS_MAX:
+            found.append(f"job {job.name} has deployments {rollouts}")
+        if any(one.is_open for one in job.deployments[:-1]):
+            found.append(f"job {job.name} has an open deployment that is not its newest")
+        newest = job.deployment
+        if newest is not None and newest.from_version and newest.from_version not in numbers:
+            found.append(f"job {job.name} cannot go back to version {newest.from_version}")
         if job.deleted and not state.tasks_by_job.get(job.id):
             found.append(f"job {job.name} is deleted and has no task left")
     names = {job.name: job.id for job in state.jobs.values() if job.listed}

@@ -8,8 +8,8 @@ from cube.model import commands as c
 from cube.model.cluster import JOBS_MAX, Job, JobVersion
 from cube.model.lifecycle import Desired
 from cube.model.outcome import Done, JobAccepted, Outcome, Rejected, RejectReason
-from cube.model.spec import COUNT_MAX, VERSIONS_MAX, JobSpec, JobType
-from cube.statemachine import runs
+from cube.model.spec import COUNT_MAX, JobSpec, JobType
+from cube.statemachine import deployments, runs
 from cube.statemachine.draft import Draft
 from cube.statemachine.tasks import want
 from cube.statemachine.volumes import forget_unused
@@ -32,7 +32,7 @@ def submit(draft: Draft, body: c.SubmitJob, actor: str) -> Outcome:
             versions=(JobVersion(1, body.spec, draft.now_ms, actor),),
             created_at_ms=draft.now_ms,
         )
-        draft.put_job(runs.follow(draft, None, job), "submitted")
+        draft.put_job(deployments.begin(draft, runs.follow(draft, None, job)), "submitted")
         return JobAccepted(job.id, job.name, 1, changed=True, created=True)
     if job.spec == body.spec and not job.stopped:
         return JobAccepted(job.id, job.name, job.version, changed=False, created=False)
@@ -45,15 +45,16 @@ def submit(draft: Draft, body: c.SubmitJob, actor: str) -> Outcome:
     return _new_version(draft, job, body.spec, actor, "submitted")
 
 
-def _new_version(draft: Draft, job: Job, spec: JobSpec, actor: str, kind: str) -> Outcome:
-    versions = job.versions
-    if job.spec != spec:
-        version = JobVersion(job.version + 1, spec, draft.now_ms, actor)
-        in_use = {task.version for task in draft.tasks_of_job(job.id) if not task.released}
-        older = [v for v in versions[: 1 - VERSIONS_MAX] if v.version in in_use]
-        versions = (*older, *versions[1 - VERSIONS_MAX :], version)
-    before = job
-    job = msgspec.structs.replace(job, versions=versions, stopped=False)
+def _new_version(
+    draft: Draft, job: Job, spec: JobSpec, actor: str, kind: str, generation: int | None = None
+) -> Outcome:
+    """`generation` None: that of the newest version."""
+    newest, before = job.versions[-1], job
+    generation = newest.generation if generation is None else generation
+    if spec != job.spec or generation != newest.generation:
+        job = deployments.add_version(draft, job, spec, actor, generation)
+    else:
+        job = deployments.reopen(draft, msgspec.structs.replace(job, stopped=False))
     draft.put_job(runs.follow(draft, before, job), kind)
     forget_unused(draft, job)
     return JobAccepted(job.id, job.name, job.version, changed=True, created=False)
@@ -104,6 +105,51 @@ def scale(draft: Draft, body: c.ScaleJob, actor: str) -> Outcome:
     return _new_version(draft, job, spec, actor, "scaled")
 
 
+def restart(draft: Draft, body: c.RestartJob, actor: str) -> Outcome:
+    """A new version of the same spec whose tasks are new containers."""
+    job = draft.job_named(body.job)
+    if job is None:
+        return _missing(body.job)
+    refusal = _version_refusal(body.job, job, body.expected_version)
+    if refusal is not None:
+        return refusal
+    if job.spec.type is JobType.CRON:
+        return Rejected(RejectReason.REFUSED, f"{job.name} runs by schedule; trigger a run instead")
+    newest = job.versions[-1]
+    return _new_version(
+        draft, job, newest.spec, actor, "restarted", max(v.generation for v in job.versions) + 1
+    )
+
+
+def roll_back(draft: Draft, body: c.RollBackJob, actor: str) -> Outcome:
+    """The spec of an older version is the newest one."""
+    job = draft.job_named(body.job)
+    if job is None:
+        return _missing(body.job)
+    refusal = _version_refusal(body.job, job, body.expected_version)
+    if refusal is not None:
+        return refusal
+    older = job.versions[:-1]
+    if not older:
+        return Rejected(
+            RejectReason.REFUSED, f"job {job.name} has one version only, nothing to go back to"
+        )
+    if body.version is None:
+        entry = next((one for one in reversed(older) if one.stable), older[-1])
+    else:
+        known = job.entry_of(body.version)
+        if known is None:
+            kept = ", ".join(str(one.version) for one in job.versions)
+            return Rejected(
+                RejectReason.NOT_FOUND,
+                f"job {job.name} has no version {body.version} any more; it has {kept}",
+            )
+        entry = known
+    if entry is job.versions[-1] and not job.stopped:
+        return JobAccepted(job.id, job.name, job.version, changed=False, created=False)
+    return _new_version(draft, job, entry.spec, actor, "rolled_back", entry.generation)
+
+
 def stop(draft: Draft, body: c.StopJob) -> Outcome:
     """The job keeps its spec and has no task that is meant to run."""
     job = draft.job_named(body.job)
@@ -111,7 +157,7 @@ def stop(draft: Draft, body: c.StopJob) -> Outcome:
         return _missing(body.job)
     if job.stopped:
         return Done(changed=False)
-    job = runs.stop_all(draft, job)
+    job = deployments.close(draft, runs.stop_all(draft, job), "the job was stopped")
     draft.put_job(msgspec.structs.replace(job, stopped=True), "stopped")
     for task in draft.tasks_of_job(job.id):
         want(draft, task, Desired.STOP, "job_stopped")
@@ -125,7 +171,7 @@ def start(draft: Draft, body: c.StartJob) -> Outcome:
         return _missing(body.job)
     if not job.stopped:
         return Done(changed=False)
-    started = msgspec.structs.replace(job, stopped=False)
+    started = deployments.reopen(draft, msgspec.structs.replace(job, stopped=False))
     draft.put_job(runs.follow(draft, job, started), "started")
     return Done()
 

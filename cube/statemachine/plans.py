@@ -16,8 +16,8 @@ from cube.model.outcome import (
     Rejected,
     RejectReason,
 )
-from cube.model.spec import GroupSpec, same_container
-from cube.statemachine import runs
+from cube.model.spec import GroupSpec
+from cube.statemachine import deployments, runs
 from cube.statemachine.draft import Draft
 from cube.statemachine.placement import node_refusal, ports_for
 from cube.statemachine.tasks import want
@@ -56,6 +56,8 @@ def apply_plan(draft: Draft, plan: c.ApplyPlan) -> Outcome:
         runs.end(draft, run_end)
     for run_step in plan.run_steps:
         runs.step(draft, run_step)
+    for verdict in plan.deployments:
+        deployments.step(draft, verdict)
     return PlanApplied(placed, refused_count, tuple(refused))
 
 
@@ -87,14 +89,19 @@ def _update(draft: Draft, id_: TaskId, version: int) -> None:
     if old is None or new is None:
         return
     old_group, new_group = old.groups.get(task.group), new.groups.get(task.group)
-    if old_group is None or new_group is None or not same_container(old_group, new_group):
+    if old_group is None or new_group is None:
         return
-    health = task.health
+    if not job.same_container(task.group, task.version, version):
+        return
+    health, health_at_ms = task.health, task.health_at_ms
     if not new_group.checks:
         health = Health.NONE
     elif health is Health.NONE:
         health = Health.UNKNOWN
-    draft.put_task(msgspec.structs.replace(task, version=version, health=health), "version")
+    if old_group.checks != new_group.checks:
+        health_at_ms = draft.now_ms
+    after = msgspec.structs.replace(task, version=version, health=health, health_at_ms=health_at_ms)
+    draft.put_task(after, "version")
 
 
 class _GroupPlacing:
@@ -130,11 +137,19 @@ class _GroupPlacing:
         return placed, refused
 
     def _group(self, job: Job | None) -> GroupSpec | None:
-        if job is None or job.stopped or job.deleted or job.version != self._placement.version:
+        """The template of the placement's version: the wanted one, or the one that a deployment
+        would go back to."""
+        version = self._placement.version
+        if job is None or job.stopped or job.deleted:
             return None
         if job.cron is not None:  # its runs have tasks, itself it has none
             return None
-        return job.spec.groups.get(self._placement.group)
+        if job.version != version:
+            deployment = job.deployment
+            if deployment is None or not version or deployment.from_version != version:
+                return None
+        spec = job.spec_of(version)
+        return None if spec is None else spec.groups.get(self._placement.group)
 
     def _place(
         self, job: Job, group: GroupSpec, position: int, node_id: NodeId, ordinal: int
@@ -176,6 +191,7 @@ class _GroupPlacing:
             placed_reason=placement.reason,
             reschedules=_reschedules(before),
             health=Health.UNKNOWN if group.checks else Health.NONE,
+            replaces=TaskId(replaced),
             history=(HistoryEntry(TaskState.SCHEDULED, draft.now_ms, 1, "", placement.reason),),
         )
         draft.put_task(task, "placed")

@@ -121,10 +121,12 @@ def _take(draft: Draft, task: Task, item: c.TaskReport) -> bool:
     elif not task.ended:
         after = msgspec.structs.replace(after, reason=reason, message=message)
     if moved or not task.ended:
+        # Whether it has checks is the manager's word, how they go the node's.
+        health = task.health if Health.NONE in (task.health, item.health) else item.health
         after = msgspec.structs.replace(
             after,
-            # Whether it has checks is the manager's word, how they go the node's.
-            health=task.health if Health.NONE in (task.health, item.health) else item.health,
+            health=health,
+            health_at_ms=draft.now_ms if health is not task.health else task.health_at_ms,
             handle=item.handle,
             restarts=max(task.restarts, item.attempt - 1),
             exit_code=item.exit_code,

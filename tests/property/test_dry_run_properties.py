@@ -6,10 +6,12 @@ from __future__ import annotations
 import random
 from typing import Any
 
+import msgspec
 import pytest
 
 from cube.model import commands as c
 from cube.model.cluster import ClusterState, Task
+from cube.model.deployment import DeploymentStatus
 from cube.model.dryrun import DryRun
 from cube.model.ids import JobId
 from cube.model.launch import DriverInfo
@@ -65,12 +67,14 @@ class World(Machine):
         self.plans = 0
 
     def plan(self) -> int | None:
-        """When the scheduler wants to be asked again. The plan is applied, whole."""
+        """When the scheduler wants to be asked again. The plan is applied, whole, but for verdicts
+        on what does not come up: nothing is taken back, or paused."""
         self.plans += 1
         seed = f"{self.seed}-{self.plans}"
         plan = self.scheduler.plan(self.state, self.now_ms, self.term, seed)
         if plan.command is not None:
-            outcome = self.do(plan.command)
+            good = [v for v in plan.command.deployments if v.status is DeploymentStatus.SUCCESSFUL]
+            outcome = self.do(msgspec.structs.replace(plan.command, deployments=tuple(good)))
             assert isinstance(outcome, PlanApplied) and outcome.refused == (), outcome
         return plan.wake_at_ms
 

@@ -12,6 +12,7 @@ from cube.model.spec import (
     CheckType,
     Constraint,
     JobType,
+    OnUpdateFailure,
     Operator,
     Placement,
     ReschedulePolicy,
@@ -230,9 +231,10 @@ def test_a_rollout_takes_one_at_a_time_and_never_below_its_count() -> None:
 
 def test_a_rollout_of_more_at_a_time() -> None:
     cluster = Cluster("a", "b", "c")
-    cluster.submit(web(5, update=UpdatePolicy(parallelism=2)))
+    two = UpdatePolicy(parallelism=2, min_healthy_ms=0)
+    cluster.submit(web(5, update=two))
     cluster.settle()
-    cluster.submit(web(5, update=UpdatePolicy(parallelism=2), command=("two",)))
+    cluster.submit(web(5, update=two, command=("two",)))
     plan = cluster.plan()
     assert plan.command is not None
     assert len(plan.command.stops) == 2
@@ -241,10 +243,11 @@ def test_a_rollout_of_more_at_a_time() -> None:
 
 
 def test_a_version_that_does_not_come_up_stops_the_rollout() -> None:
+    pause = UpdatePolicy(min_healthy_ms=0, on_failure=OnUpdateFailure.PAUSE)
     cluster = Cluster("a", "b", "c")
-    cluster.submit(web(3))
+    cluster.submit(web(3, update=pause))
     cluster.settle()
-    cluster.submit(web(3, command=("broken",)))
+    cluster.submit(web(3, update=pause, command=("broken",)))
     cluster.plan()
     for task in cluster.state.tasks.values():
         if task.desired is Desired.STOP:
