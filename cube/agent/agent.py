@@ -434,7 +434,8 @@ class Agent:
         while self._log.status().leader is None:  # noqa: ASYNC110 - of another thread
             await asyncio.sleep(FOLLOWED_LOOK_S)
         if record.created and not self._feed.state.cluster_id:
-            settings = ClusterSettings(policy=self._config.scheduler.policy)
+            chosen = self._config.scheduler
+            settings = ClusterSettings(chosen.policy, chosen.preemption, chosen.rebalance)
             init = InitCluster(ClusterId(record.cluster_id or ""), record.cluster_name, settings)
             while not self._feed.state.cluster_id:
                 with contextlib.suppress(Unavailable, OutcomeUnknown):

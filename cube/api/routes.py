@@ -21,6 +21,7 @@ from cube.api import (
     nodes,
     plans,
     saving,
+    settings,
     tasks,
     trust,
     watch,
@@ -64,6 +65,8 @@ _CLUSTER = (
     _route("GET", "/v1/raft", _OPERATOR, _READ, cluster.show_raft),
     _route("POST", "/v1/raft/transfer", _OPERATOR, _WRITE, cluster.transfer_leadership),
     _route("POST", "/v1/raft/snapshot", _OPERATOR, _STREAM, saving.save_state),
+    _route("GET", "/v1/cluster/settings", _VIEWER, _READ, settings.show_settings),
+    _route("PUT", "/v1/cluster/settings", _OPERATOR, _WRITE, settings.change_settings),
     _route("GET", "/v1/gossip", _OPERATOR, _PAGE, cluster.show_gossip),
     _route("GET", "/metrics", _VIEWER, _READ, metrics.show_metrics),
 )

@@ -40,7 +40,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "token": ("cube.cli.trust:token", "Tokens for the API: create, ls, rm."),
     "cluster": (
         "cube.cli.trust:cluster",
-        "The cluster as a whole: join-token, rotate-keys, new-secret, recover.",
+        "The cluster as a whole: settings, join-token, rotate-keys, new-secret, recover.",
     ),
     "ui": ("cube.cli.cluster:ui", "Where the dashboard is."),
     "version": ("cube.cli.cluster:version", "The version of this program."),

@@ -97,6 +97,46 @@ def rotate_keys(settings: Settings) -> None:
     note(f"gossip key {changed.key} is on its way; the old one goes once every node alive has it")
 
 
+@command("settings")
+@click.argument("changes", nargs=-1, metavar="[KEY=VALUE]...")
+def cluster_settings(settings: Settings, changes: tuple[str, ...]) -> None:
+    """What all nodes agree on: policy, preemption=on|off, rebalance=on|off."""
+    given = dict(_setting(word) for word in changes)
+    if not given and settings.output == "json":
+        raw(settings.client.read_raw("/v1/cluster/settings"))
+        return
+    if given:
+        changed = settings.client.change_settings(given)
+        answer(settings, changed)
+        if settings.output == "json":
+            return
+        shown = changed.settings
+    else:
+        shown = settings.client.settings()
+    rows = [
+        ["policy", shown.policy],
+        ["preemption", "on" if shown.preemption else "off"],
+        ["rebalance", "on" if shown.rebalance else "off"],
+    ]
+    table(["SETTING", "VALUE"], rows)
+
+
+_SWITCH = {"on": True, "true": True, "off": False, "false": False}
+
+
+def _setting(word: str) -> tuple[str, str | bool]:
+    key, equals, value = word.partition("=")
+    if key not in ("policy", "preemption", "rebalance") or not equals:
+        raise CommandError(
+            USAGE, f"{word} is no setting", "", "policy=epvm, preemption=on, rebalance=off"
+        )
+    if key == "policy":
+        return key, value
+    if value not in _SWITCH:
+        raise CommandError(USAGE, f"{key} is on or off, not {value or 'nothing'}")
+    return key, _SWITCH[value]
+
+
 @command("new-secret")
 @click.argument("file", required=False, metavar="[FILE]")
 def new_secret(settings: Settings, file: str | None) -> None:
@@ -122,7 +162,7 @@ def new_secret(settings: Settings, file: str | None) -> None:
 
 for noun, items in (
     (token, (token_create, token_ls, token_rm)),
-    (cluster, (join_token, rotate_keys, new_secret, recover)),
+    (cluster, (cluster_settings, join_token, rotate_keys, new_secret, recover)),
 ):
     for item in items:
         noun.add_command(item)

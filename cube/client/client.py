@@ -16,6 +16,7 @@ from cube.client.credentials import Credentials
 from cube.client.errors import ApiProblem, BadAnswer
 from cube.client.streams import StreamedEvent, read_events, read_output
 from cube.client.transport import Request, Transport, random_key
+from cube.model import clusterviews as cv
 from cube.model import planviews as p
 from cube.model import views as v
 
@@ -125,6 +126,12 @@ class Client:
         if rotate:
             return self._write("POST", path, v.JoinTokenView)
         return self._get(path, v.JoinTokenView)
+
+    def settings(self) -> cv.SettingsView:
+        return self._get("/v1/cluster/settings", cv.SettingsView)
+
+    def change_settings(self, changes: Mapping[str, str | bool]) -> cv.SettingsChanged:
+        return self._write_json("PUT", "/v1/cluster/settings", cv.SettingsChanged, dict(changes))
 
     def rotate_keys(self) -> v.KeyRotation:
         return self._write("POST", "/v1/cluster/rotate-keys", v.KeyRotation)

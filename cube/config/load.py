@@ -366,9 +366,6 @@ def _docker(section: Section) -> DockerSettings:
 
 def _scheduler(section: Section) -> SchedulerSettings:
     values = section.read(SchedulerSettings, _BOUNDS)
-    for key in ("preemption", "rebalance"):
-        if values[key]:
-            section.error(key, "is not built yet", "leave it false")
     section.close({"strategy": "policy", "algorithm": "policy"})
     return SchedulerSettings(**values)
 

@@ -100,7 +100,8 @@ class DriversSettings(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SchedulerSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """`policy` takes effect when the cluster is made; afterwards it is the cluster's."""
+    """They take effect when the cluster is made; afterwards they are the cluster's own, which
+    `cube cluster settings` changes."""
 
     policy: PlacementPolicy = PlacementPolicy.EPVM
     preemption: bool = False

@@ -27,9 +27,11 @@ JOBS_MAX = 10_000  # per cluster
 
 
 class ClusterSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Agreed by all nodes, set when the cluster is made."""
+    """Agreed by all nodes. Writer: manager, when the cluster is made and by operators later."""
 
     policy: PlacementPolicy = PlacementPolicy.EPVM
+    preemption: bool = False  # important jobs take the room of others (scheduler.preempt)
+    rebalance: bool = False  # after a node joins (scheduler.rebalance)
 
 
 class NodeFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

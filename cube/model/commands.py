@@ -12,7 +12,7 @@ from cube.model.cronrun import RunStatus
 from cube.model.deployment import DeploymentAction, DeploymentStep
 from cube.model.ids import ClusterId, CommandId, JobId, NodeId, TaskId
 from cube.model.lifecycle import Health, NodeStatus, TaskState
-from cube.model.spec import JobSpec
+from cube.model.spec import JobSpec, PlacementPolicy
 from cube.model.trust import GossipKey, TokenRecord, TokenRole
 
 PLACEMENTS_MAX = 10_000  # in one plan (performance.md, "Plans and log")
@@ -25,6 +25,14 @@ class InitCluster(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="
     cluster_id: ClusterId
     name: str
     settings: ClusterSettings = ClusterSettings()
+
+
+class ChangeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="settings"):
+    """None: as it is."""
+
+    policy: PlacementPolicy | None = None
+    preemption: bool | None = None
+    rebalance: bool | None = None
 
 
 class RegisterNode(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="register"):
@@ -285,6 +293,7 @@ class Noop(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="noop"):
 
 Body = (
     InitCluster
+    | ChangeSettings
     | RegisterNode
     | SetNodeStatus
     | SetEligibility

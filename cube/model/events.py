@@ -10,7 +10,7 @@ from cube.model.lifecycle import Desired, Health, NodeStatus, TaskState
 
 
 class ClusterEvent(msgspec.Struct, frozen=True, tag="cluster", tag_field="topic"):
-    kind: str  # created
+    kind: str  # created | settings | …
 
 
 class NodeEvent(msgspec.Struct, frozen=True, tag="node", tag_field="topic"):

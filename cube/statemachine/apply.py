@@ -11,7 +11,7 @@ from typing import assert_never
 import msgspec
 
 from cube.model import commands as c
-from cube.model.cluster import OUTCOMES_MAX, ClusterState, RememberedOutcome
+from cube.model.cluster import OUTCOMES_MAX, ClusterSettings, ClusterState, RememberedOutcome
 from cube.model.events import ClusterEvent, Event
 from cube.model.outcome import Done, Outcome, Rejected, RejectReason
 from cube.statemachine import deployments, jobs, nodes, plans, runs, tasks, trust
@@ -105,6 +105,8 @@ def _dispatch(draft: Draft, command: c.Command) -> Outcome:
             return trust.remove_gossip_key(draft, body)
         case c.InitCluster():
             return _init(draft, body)
+        case c.ChangeSettings():
+            return _change_settings(draft, body)
         case c.Noop():
             return Done(changed=False)
         case _:
@@ -118,6 +120,20 @@ def _init(draft: Draft, body: c.InitCluster) -> Outcome:
     draft.cluster_name = body.name
     draft.settings = body.settings
     draft.events.append(ClusterEvent("created"))
+    return Done()
+
+
+def _change_settings(draft: Draft, body: c.ChangeSettings) -> Outcome:
+    given = {
+        name: value
+        for name in ClusterSettings.__struct_fields__
+        if (value := getattr(body, name)) is not None
+    }
+    settings = msgspec.structs.replace(draft.settings, **given)
+    if settings == draft.settings:
+        return Done(changed=False)
+    draft.settings = settings
+    draft.events.append(ClusterEvent("settings"))
     return Done()
 
 

@@ -26,6 +26,7 @@ from cube.model.spec import (
     MountSpec,
     MountType,
     Overlap,
+    PlacementPolicy,
     PortSpec,
 )
 from cube.model.trust import GossipKey, TokenRecord, TokenRole
@@ -234,6 +235,12 @@ def bodies() -> st.SearchStrategy[c.Body]:
         st.builds(c.RemoveNode, NODES),
         trust_bodies(),
         st.just(c.InitCluster(ClusterId("other"), "again")),
+        st.builds(
+            c.ChangeSettings,
+            st.none() | st.sampled_from(PlacementPolicy),
+            st.none() | st.booleans(),
+            st.none() | st.booleans(),
+        ),
         st.just(c.Noop()),
     )
 

@@ -184,7 +184,7 @@ def test_every_flag_of_cube_agent() -> None:
         ({"drivers": {"docker": {"allow": ["root"]}}}, "drivers.docker.allow", "privileged"),
         ({"drivers": {"podman": {}}}, "drivers.podman", "accepted: docker, process"),
         ({"scheduler": {"policy": "best"}}, "scheduler.policy", "epvm"),
-        ({"scheduler": {"preemption": True}}, "scheduler.preemption", "not built yet"),
+        ({"scheduler": {"preemption": "on"}}, "scheduler.preemption", "true or false"),
         ({"logs": {"files": 0}}, "logs.files", "between 1 and 100"),
         ({"gc": {"x": 1}}, "gc.x", "unknown key"),
     ],
