@@ -46,7 +46,7 @@ async def list_jobs(call: Call) -> web.Response:
         and (statuses is None or call.api.slots.of(state, job).status.value in statuses)
     ]
     page, following = query.page_by_name(jobs, lambda job: job.name, call.query)
-    views = tuple(render.job_view(job, call.api.slots.of(state, job)) for job in page)
+    views = tuple(render.job_view(job, call.api.slots.of(state, job), runs_max=1) for job in page)
     return call.json(Page(views, following, state.index))
 
 

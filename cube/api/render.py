@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 
 from cube.api.slots import JobSlots, Unplaced
 from cube.model.cluster import ClusterState, HistoryEntry, Job, JobVersion, Node, Task
+from cube.model.cronrun import RUNS_ACTIVE_MAX, RUNS_KEPT, Run
 from cube.model.explain import Explanation, Reason
 from cube.model.jobrender import render as render_spec
 from cube.model.lifecycle import Desired, Health, TaskState
@@ -31,6 +32,7 @@ from cube.model.views import (
     RaftView,
     ReasonView,
     ResourcesView,
+    RunView,
     StatusView,
     TaskPortView,
     TaskView,
@@ -38,9 +40,11 @@ from cube.model.views import (
 )
 from cube.ports.cluster import MemberStats, MemberView
 from cube.ports.log import LogStatus, Progress, Role
+from cube.scheduler import cron
 from cube.scheduler.voters import LAG_ENTRIES_MAX
 
 UNPLACED_REASON = "unplaced"
+RUNS_SHOWN_MAX = 2 * RUNS_KEPT + RUNS_ACTIVE_MAX  # all that the state has of one job
 
 
 def rfc3339(at_ms: int) -> str | None:
@@ -55,7 +59,7 @@ def rfc3339(at_ms: int) -> str | None:
 # Jobs
 
 
-def job_view(job: Job, slots: JobSlots) -> JobView:
+def job_view(job: Job, slots: JobSlots, runs_max: int = RUNS_SHOWN_MAX) -> JobView:
     return JobView(
         name=job.name,
         type=job.spec.type.value,
@@ -65,6 +69,30 @@ def job_view(job: Job, slots: JobSlots) -> JobView:
         groups=slots.groups,
         created_at=rfc3339(job.created_at_ms),
         modified_index=job.modified_index,
+        next_run_at=rfc3339(cron.next_run_ms(job)),
+        runs=run_views(job)[:runs_max],
+    )
+
+
+def run_views(job: Job) -> tuple[RunView, ...]:
+    """Newest first."""
+    runs = () if job.cron is None else job.cron.runs
+    return tuple(_run_view(run) for run in reversed(runs))
+
+
+def _run_view(run: Run) -> RunView:
+    return RunView(
+        run=run.run or None,
+        status=run.status.value,
+        trigger="hand" if run.by_hand else "schedule",
+        version=run.version,
+        scheduled_at=rfc3339(run.scheduled_at_ms),
+        started_at=rfc3339(run.started_at_ms),
+        finished_at=rfc3339(run.finished_at_ms),
+        count=run.count,
+        completed=run.completed,
+        failed=run.failed,
+        message=run.message,
     )
 
 

@@ -20,6 +20,7 @@ from cube.api import (
     metrics,
     nodes,
     plans,
+    runs,
     saving,
     settings,
     tasks,
@@ -81,6 +82,8 @@ _JOBS = (
     _route("POST", "/v1/jobs/{job}/scale", _DEPLOYER, _WRITE, jobs.scale_job, versioned=True),
     _route("POST", "/v1/jobs/{job}/stop", _DEPLOYER, _WRITE, jobs.stop_job),
     _route("POST", "/v1/jobs/{job}/start", _DEPLOYER, _WRITE, jobs.start_job),
+    _route("GET", "/v1/jobs/{job}/runs", _VIEWER, _READ, runs.list_runs),
+    _route("POST", "/v1/jobs/{job}/run", _DEPLOYER, _WRITE, runs.trigger_run),
     _route("GET", "/v1/jobs/{job}/versions", _VIEWER, _READ, jobs.list_versions),
     _route("GET", "/v1/jobs/{job}/why", _VIEWER, _READ, jobs.explain_job),
 )

@@ -8,8 +8,9 @@ import time
 import click
 
 from cube.cli.context import Settings, command, group
+from cube.cli.cron import job_runs, job_trigger
 from cube.cli.exits import FAILED, TIMED_OUT, USAGE, CommandError
-from cube.cli.output import Style, age, answer, note, out, raw, table
+from cube.cli.output import Style, age, answer, note, out, raw, table, until
 from cube.cli.rollout import tasks_gone, wait_until
 from cube.cli.run import follow, read_job
 from cube.cli.why import job_of
@@ -148,6 +149,8 @@ def print_jobs(settings: Settings, jobs: list[JobView]) -> None:
         healthy = sum(group.healthy for group in groups)
         done = sum(group.completed for group in groups)
         progress = f"{done}/{count} complete" if found.type == "batch" else f"{healthy}/{count}"
+        if found.type == "cron":
+            progress = f"next in {until(found.next_run_at)}" if found.next_run_at else "–"
         rows.append(
             [found.name, found.type, f"v{found.version}", style.state(found.status), progress,
              age(found.created_at)]
@@ -209,5 +212,5 @@ def job_init(settings: Settings, name: str) -> None:
     del settings
 
 
-for item in (job_ls, job_show, job_versions, job_validate, job_init):
+for item in (job_ls, job_show, job_runs, job_trigger, job_versions, job_validate, job_init):
     job.add_command(item)

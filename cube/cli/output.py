@@ -87,6 +87,12 @@ def age(at: str | None, until: datetime.datetime | None = None) -> str:
     return format_duration(seconds * 1000) if seconds else "0s"
 
 
+def until(at: str, since: datetime.datetime | None = None) -> str:
+    """`5m` from now to an RFC 3339 time; `0s` when it has passed."""
+    left_s = (datetime.datetime.fromisoformat(at) - (since or now())).total_seconds()
+    return format_duration(max(0, int(left_s)) * 1000) if left_s >= 1 else "0s"
+
+
 def raw(body: bytes) -> None:
     """The API's answer, unmodified, with a line end."""
     sys.stdout.buffer.write(body)

@@ -61,7 +61,7 @@ class Watch:
             if job.status == "failed":
                 self._shown.close()
                 raise self._failed(f"{self._job} v{job.version} failed", tasks)
-            self._note_progress(tasks)
+            self._note_progress(job, tasks)
             self._check_time(job, tasks)
             time.sleep(POLL_S)
 
@@ -69,7 +69,7 @@ class Watch:
         """The newest task of each slot that is wanted, and what has yet to end of the others."""
         newest: dict[str, TaskView] = {}
         for task in tasks:
-            is_done_batch = job.type == "batch" and task.state == "completed"
+            is_done_batch = job.type == "batch" and task.state in ENDED
             if task.desired != "run" and not is_done_batch and not is_surplus(job, task):
                 continue
             known = newest.get(task.name)
@@ -77,7 +77,9 @@ class Watch:
                 newest[task.name] = task
         return sorted(newest.values(), key=lambda task: (task.group, task.slot))
 
-    def _note_progress(self, tasks: Sequence[TaskView]) -> None:
+    def _note_progress(self, job: JobView, tasks: Sequence[TaskView]) -> None:
+        if job.type == "batch" and any(task.state == "running" for task in tasks):
+            self._best_at = time.monotonic()  # it may take as long as it takes
         score = sum(_STEPS.get(word_of(task), 0) for task in tasks)
         if score > self._best:
             self._best, self._best_at = score, time.monotonic()
@@ -130,12 +132,16 @@ def _rank(task: TaskView) -> tuple[bool, str]:
 
 
 def _trouble(tasks: Sequence[TaskView]) -> str:
-    lines = [
-        f"{task.name}: {word_of(task)}" + (f", {clean(task.message)}" if task.message else "")
-        for task in tasks
-        if not serves(task) and task.state != "completed"
-    ]
+    lines = [_how(task) for task in tasks if not serves(task) and task.state != "completed"]
     return "\n".join(lines[:10])
+
+
+def _how(task: TaskView) -> str:
+    """`crunch.work.1: failed, exited with code 3`"""
+    told = f"{task.name}: {word_of(task)}" + (f", {clean(task.message)}" if task.message else "")
+    if task.exit_code is None or str(task.exit_code) in task.message:
+        return told
+    return f"{told} (exit code {task.exit_code})"
 
 
 def serves(task: TaskView) -> bool:
@@ -153,8 +159,6 @@ def is_done(job: JobView, tasks: Sequence[TaskView]) -> bool:
     """What `cube run` waits for. A system job is done when all its tasks serve, one at least."""
     if job.type == "batch":
         return job.status == "completed"
-    if job.type == "cron":
-        return True
     serving = {
         (task.group, task.slot) for task in tasks if serves(task) and task.version == job.version
     }

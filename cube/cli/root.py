@@ -32,7 +32,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "cube.cli.nodes:node",
         "Nodes: ls, show, drain, undrain, cordon, uncordon, label, rm.",
     ),
-    "job": ("cube.cli.jobs:job", "Jobs: ls, show, validate, versions, init."),
+    "job": ("cube.cli.jobs:job", "Jobs: ls, show, runs, trigger, validate, versions, init."),
     "task": ("cube.cli.tasks:task", "Tasks: show, stop."),
     "service": ("cube.cli.cluster:service", "Healthy endpoints: ls, resolve."),
     "events": ("cube.cli.cluster:events", "What happens, as it happens."),

@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 
 from cube.cli.context import Settings, command
+from cube.cli.cron import next_run
 from cube.cli.exits import INTERRUPTED, NOT_FOUND, USAGE, CommandError
 from cube.cli.output import note, out, raw
 from cube.cli.rollout import Watch, serves
@@ -147,6 +148,12 @@ def follow(
         note(f"{changed.name} v{changed.version}: nothing has changed")
     else:
         note(f"{changed.name} v{changed.version} {verb}. Ctrl-C leaves it running.")
+    if changed.changed or not detach:
+        found = client.job(changed.name)
+        if found.type == "cron":  # its runs come when they are due: nothing to wait for
+            _end(settings, client, changed.name)
+            note(next_run(found))
+            return
     if detach:
         _end(settings, client, changed.name)
         note(f"next: cube status {changed.name}")
@@ -158,8 +165,6 @@ def follow(
         raise click.exceptions.Exit(INTERRUPTED) from None
     took = time.monotonic() - began
     word = "complete" if job.type == "batch" else "live"
-    if job.type == "cron":
-        word = "known"
     note(f"{job.name} v{job.version} is {word} in {took:.1f}s")
     _end(settings, client, job.name)
     note(f"next: cube ps {job.name}   cube logs {job.name}   cube status {job.name}")

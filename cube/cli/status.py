@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from cube.cli.context import Settings, command
+from cube.cli.cron import next_run, print_runs
 from cube.cli.jobs import print_jobs
 from cube.cli.output import Style, age, note, out, plural, raw, table
 from cube.cli.tasks import present, print_tasks
@@ -13,6 +14,7 @@ from cube.model.units import format_size
 from cube.model.views import JobView, NodeView
 
 BAR_CELLS = 10
+RUNS_SHOWN = 5  # cube job runs shows all
 
 
 @command("status")
@@ -84,14 +86,23 @@ def _job(settings: Settings, client: Client, job: JobView) -> None:
         f"{style.paint(job.name, 'bold')} v{job.version}   {job.type}   "
         f"{style.state(job.status)}   created {age(job.created_at)} ago"
     )
+    ends = job.type in ("batch", "cron")
     rows = [
-        [name, str(g.count), str(g.running), str(g.healthy), str(g.pending), str(g.failed)]
+        [name, str(g.count), str(g.running), str(g.completed if ends else g.healthy),
+         str(g.pending), str(g.failed)]
         for name, g in sorted(job.groups.items())
-    ]
-    table(["GROUP", "COUNT", "RUNNING", "HEALTHY", "PENDING", "FAILED"], rows)
+    ]  # fmt: skip
+    middle = "COMPLETED" if ends else "HEALTHY"
+    table(["GROUP", "COUNT", "RUNNING", middle, "PENDING", "FAILED"], rows)
+    if job.runs:
+        out()
+        print_runs(settings, job.runs[:RUNS_SHOWN])
     tasks = present(client.tasks(job.name))
     if tasks:
         out()
         print_tasks(settings, tasks)
+    if job.type == "cron":
+        note(next_run(job))
+        return
     waiting = sum(group.pending + group.failed for group in job.groups.values())
     note(f"next: cube why {job.name}" if waiting else f"next: cube logs {job.name}")

@@ -184,6 +184,12 @@ class Client:
     def start_job(self, name: str) -> v.JobChanged:
         return self._write("POST", _job(name, "/start"), v.JobChanged)
 
+    def runs(self, name: str) -> list[v.RunView]:
+        return list(self._get(_job(name, "/runs"), v.Page[v.RunView]).items)
+
+    def trigger(self, name: str) -> v.RunTriggered:
+        return self._write("POST", _job(name, "/run"), v.RunTriggered)
+
     def versions(self, name: str) -> list[v.JobVersionView]:
         return list(self._get(_job(name, "/versions"), v.Page[v.JobVersionView]).items)
 

@@ -108,6 +108,30 @@ class GroupCounts(msgspec.Struct, frozen=True):
     completed: int = 0
 
 
+class RunView(msgspec.Struct, frozen=True, kw_only=True):
+    """A run of a cron job. `run` None: due times that had none, `count` of them in a row, the latest
+    at `scheduled_at`. `completed`, `failed`: its tasks, counted when it finished. `trigger`: schedule
+    or hand."""
+
+    run: int | None
+    status: str  # running | completed | failed | skipped | missed | stopped
+    trigger: str
+    version: int
+    scheduled_at: str | None
+    started_at: str | None
+    finished_at: str | None
+    count: int
+    completed: int
+    failed: int
+    message: str
+
+
+class RunTriggered(msgspec.Struct, frozen=True):
+    name: str
+    run: int
+    index: int
+
+
 class JobView(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     type: str
@@ -117,6 +141,8 @@ class JobView(msgspec.Struct, frozen=True, kw_only=True):
     groups: dict[str, GroupCounts]
     created_at: str | None
     modified_index: int
+    next_run_at: str | None = None  # cron
+    runs: tuple[RunView, ...] = ()  # cron: newest first; in lists of jobs the newest only
 
 
 class JobChanged(msgspec.Struct, frozen=True, kw_only=True):

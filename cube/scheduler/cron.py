@@ -112,6 +112,17 @@ def next_due_ms(spec: CronSpec, after_ms: int) -> int | None:
     return next(times_after(spec, after_ms), None)
 
 
+def next_run_ms(job: Job) -> int:
+    """When its next run is due, or was if nobody has looked yet; 0: none is, or nobody here knows."""
+    spec, cron = job.spec.cron, job.cron
+    if spec is None or cron is None or job.stopped or job.deleted:
+        return 0
+    try:
+        return next_due_ms(spec, cron.after_ms) or 0
+    except (KeyError, ValueError, OSError):
+        return 0
+
+
 def times_after(spec: CronSpec, after_ms: int) -> Iterator[int]:
     """Ascending, each once."""
     last_ms = after_ms

@@ -20,7 +20,7 @@ from cube.model.cronrun import (
     run_id,
 )
 from cube.model.ids import JobId
-from cube.model.lifecycle import Desired, further
+from cube.model.lifecycle import Desired, TaskState, further
 from cube.model.outcome import Outcome, Rejected, RejectReason, RunStarted
 from cube.model.spec import JobType, Overlap
 from cube.model.units import format_duration
@@ -182,10 +182,11 @@ def _stop_active(draft: Draft, cron: CronState, message: str, reason: str) -> Cr
 
 
 def _rest(draft: Draft, child: Job, kind: str, reason: str) -> None:
-    """Nothing of the run is meant to run."""
+    """Nothing of the run is meant to run. What has ended stays what it was; a lost task may be back."""
     draft.put_job(msgspec.structs.replace(child, stopped=True), kind)
     for task in draft.tasks_of_job(child.id):
-        want(draft, task, Desired.STOP, reason)
+        if not task.ended or task.state is TaskState.LOST:
+            want(draft, task, Desired.STOP, reason)
 
 
 def end(draft: Draft, body: c.RunEnd) -> None:

@@ -64,6 +64,7 @@ async def test_task_node_and_job_have_the_shapes_of_the_contract() -> None:
         job: Json = await api.get("/v1/jobs/shop")
         assert set(job) == {
             "name", "type", "version", "status", "spec", "groups", "created_at", "modified_index",
+            "next_run_at", "runs",
         }  # fmt: skip
         assert job["status"] == "running" and job["spec"]["groups"]["web"]["count"] == 1
         assert job["groups"]["web"] == {

@@ -26,6 +26,8 @@ POST /v1/jobs/{job}/stop
 POST /v1/jobs/{job}/start
 POST /v1/jobs/{job}/rollback
 GET /v1/jobs/{job}/versions
+GET /v1/jobs/{job}/runs
+POST /v1/jobs/{job}/run
 GET /v1/jobs/{job}/why
 GET /v1/tasks
 GET /v1/tasks/{task}

@@ -322,3 +322,55 @@ def test_taken_ports_are_told_together_before_anything_is_made(
     assert f"127.0.0.1:{ports[1]}" in told
     assert f"127.0.0.1:{ports[2]}" not in told
     assert not directory.exists()
+
+
+# Batch
+
+
+class Batch:
+    """A client of a batch job that runs for `lasts_s`, by the watch's own clock, and then is over."""
+
+    def __init__(
+        self, clock: Clock, lasts_s: float, ended: Sequence[TaskView], status: str
+    ) -> None:
+        self._clock = clock
+        self._until_s = clock.monotonic() + lasts_s
+        self._ended, self._status = ended, status
+
+    @property
+    def _is_over(self) -> bool:
+        return self._clock.monotonic() >= self._until_s
+
+    def job(self, _name: str) -> JobView:
+        status = self._status if self._is_over else "running"
+        return msgspec.structs.replace(job(2), type="batch", status=status)
+
+    def tasks(self, _job: str) -> Sequence[TaskView]:
+        return self._ended if self._is_over else [task(0), task(1)]
+
+
+def test_a_batch_may_run_for_longer_than_a_service_may_come_up(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock()
+    monkeypatch.setattr(rollout, "time", clock)
+    client = Batch(clock, 3_000, [task(0, "completed"), task(1, "completed")], "completed")
+    watch = Watch(client, "j", 1, None)  # type: ignore[arg-type]
+    assert watch.until_done().status == "completed"
+
+
+def test_a_batch_that_failed_names_the_tasks_and_their_exit_codes(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock()
+    monkeypatch.setattr(rollout, "time", clock)
+    failed = msgspec.structs.replace(task(1, "failed", "exited with code 3"), exit_code=3)
+    stopped = msgspec.structs.replace(task(2, "failed", "gave up", desired="stop"), exit_code=4)
+    client = Batch(clock, 1, [task(0, "completed"), failed, stopped], "failed")
+    with pytest.raises(CommandError, match="j v1 failed") as raised:
+        Watch(client, "j", 1, None).until_done()  # type: ignore[arg-type]
+    assert raised.value.code == 1
+    assert raised.value.why.splitlines() == [
+        "j.g.1: failed, exited with code 3",
+        "j.g.2: failed, gave up (exit code 4)",
+    ]

@@ -8,13 +8,11 @@ from typing import Any
 import pytest
 
 from cube.model import commands as c
-from cube.model.cluster import Job
 from cube.model.cronrun import DUE_COUNTED_MAX, RUNS_ACTIVE_MAX, RUNS_KEPT, Run, RunStatus
 from cube.model.ids import JobId
 from cube.model.outcome import PlanApplied, Rejected, RunStarted
 from cube.model.spec import (
     CronSpec,
-    JobSpec,
     JobType,
     MountSpec,
     MountType,
@@ -26,60 +24,14 @@ from cube.scheduler.plan import Scheduler
 from cube.scheduler.why import explain
 from cube.statemachine import snapshot
 from tests.builders import START_MS, group, job
-from tests.scheduler_cluster import Cluster, one
+from tests.cron_cluster import HOUR_MS, MINUTE_MS, Crontab, nightly
+from tests.scheduler_cluster import one
 
-MINUTE_MS = 60_000
-HOUR_MS = 60 * MINUTE_MS
 UTC = datetime.UTC
 
 
 def utc_ms(text: str) -> int:
     return int(datetime.datetime.fromisoformat(text).replace(tzinfo=UTC).timestamp()) * 1000
-
-
-def nightly(
-    schedule: str = "* * * * *",
-    overlap: Overlap = Overlap.FORBID,
-    zone: str = "UTC",
-    **changes: Any,
-) -> JobSpec:
-    spec = CronSpec(schedule, zone, overlap)
-    return job("nightly", one(**changes), type=JobType.CRON, cron=spec)
-
-
-class Crontab(Cluster):
-    """A cluster whose clock stands at the full hour."""
-
-    def __init__(self, *nodes: str) -> None:
-        super().__init__(*(nodes or ("a",)))
-        self.now_ms = START_MS - START_MS % HOUR_MS + HOUR_MS
-
-    @property
-    def job(self) -> Job:
-        found = self.state.job_named("nightly")
-        assert found is not None
-        return found
-
-    @property
-    def runs(self) -> tuple[Run, ...]:
-        assert self.job.cron is not None
-        return self.job.cron.runs
-
-    def after(self, ms: int) -> None:
-        self.now_ms += ms
-        self.plan()
-
-    def finish(self, run: int, exit_code: int = 0) -> None:
-        """Every unfinished task of the run ends."""
-        child = next(one for one in self.state.runs_of(self.job) if one.run == run)
-        for task in self.state.tasks_of_job(child.id):
-            if not task.ended:
-                state = "failed" if exit_code else "completed"
-                self.report(task.id, state, exit_code=exit_code, reason="exited", released=True)
-        self.plan()
-
-    def told(self) -> list[tuple[int, str, int]]:
-        return [(run.run, run.status.value, run.count) for run in self.runs]
 
 
 # Schedules
