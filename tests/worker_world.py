@@ -85,6 +85,7 @@ class World:
         self.host = FakeHost()
         self.prober = FakeProber()
         self.taken_ports: set[int] = set()
+        self.leased_from_ms: int | None = None
         self.caught_up = True
         self.leader = True
         self.lose_answers = False
@@ -104,7 +105,7 @@ class World:
 
     def start_agent(self) -> None:
         clock = VirtualClock()
-        self.worker = Worker(self.settings, CLUSTER, NODE, "host-a", ["fake"])
+        self.worker = Worker(self.settings, CLUSTER, NODE, "host-a", ["fake"], self.leased_from_ms)
         self.loop = WorkerLoop(
             self.worker,
             NODE,
@@ -152,6 +153,13 @@ class World:
                 self.skipped.append(report)
         if self.lose_answers:
             raise OutcomeUnknown("the link broke")
+
+    def lease(self, sent_ms: int | None = None, index: int | None = None) -> None:
+        """A heartbeat that was sent at that time, or just now, is acknowledged."""
+        assert self.loop is not None
+        sent_ms = VirtualClock().monotonic_ms() if sent_ms is None else sent_ms
+        self.leased_from_ms = sent_ms  # what the lease file would have
+        self.loop.on_leased(sent_ms, self.states.state.index if index is None else index)
 
     # What a leader does
 

@@ -29,6 +29,10 @@ _T = TypeVar("_T")
 _UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 
+class _Noted(msgspec.Struct, frozen=True):
+    lease_index: int | None = None
+
+
 class _Late(Unavailable):
     """It was asked, and no answer came: unknown, where asking changes something."""
 
@@ -76,9 +80,14 @@ class HttpPeers:
         body = await self._call("GET", address, "progress", None, PROGRESS_TIMEOUT_S)
         return _decode(body, tuple[Progress, ...], address)
 
-    async def heartbeat(self, address: str, node_id: NodeId, log_index: int) -> None:
-        body = {"node_id": node_id, "log_index": log_index}
-        await self._call("POST", address, "heartbeat", body, HEARTBEAT_TIMEOUT_S)
+    async def heartbeat(
+        self, address: str, node_id: NodeId, log_index: int, *, wants_lease: bool = False
+    ) -> int | None:
+        beat: dict[str, object] = {"node_id": node_id, "log_index": log_index}
+        if wants_lease:
+            beat["wants_lease"] = True
+        body = await self._call("POST", address, "heartbeat", beat, HEARTBEAT_TIMEOUT_S)
+        return _decode(body, _Noted, address).lease_index if wants_lease else None
 
     async def log(self, address: str, request: LogRequest) -> bytes:
         silence_s = request.wait_ms / 1000 + LOG_LATE_S

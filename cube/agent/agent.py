@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import importlib
 import logging
 import os
@@ -23,6 +24,8 @@ from cube.adapters.file_disk import FileDisk
 from cube.adapters.host_ports import port_free
 from cube.adapters.http_peers import HttpPeers
 from cube.adapters.prober import SocketProber
+from cube.adapters.process.lease import FILE as LEASE_FILE
+from cube.adapters.process.lease import read_lease, write_lease
 from cube.adapters.raft.log import PySyncObjLog
 from cube.adapters.raft.settings import RaftSettings
 from cube.adapters.system_clock import SystemClock
@@ -51,10 +54,11 @@ from cube.services.cluster_view import ClusterView, Parts
 from cube.services.driver_facts import DriverFacts
 from cube.services.formation import Formation, NodeRecord, Records
 from cube.services.gossip_loop import GossipLoop
-from cube.services.heartbeats import Heartbeats
+from cube.services.heartbeats import Heartbeats, Leases
 from cube.services.keyring import Keyring, follow_keys, rotate_keys
 from cube.services.leader_clock import LeaderClock
 from cube.services.leader_loop import LeaderLoop
+from cube.services.lease_keeper import LeaseKeeper
 from cube.services.log_follower import LogFollower
 from cube.services.peers import PeerDesk
 from cube.services.proposer import Proposer
@@ -90,6 +94,7 @@ class Agent:
         self.gossip_address = join_address(advertise, bind.gossip)
         self._data_dir = Path(config.node.data_dir)
         self._disk = FileDisk(self._data_dir)
+        self._lease_file = self._data_dir / LEASE_FILE
         self._records = Records(
             self._disk,
             NodeRecord(node_id=NodeId(entropy.new_id()), raft_address=self.raft_address),
@@ -305,9 +310,12 @@ class Agent:
         leader_loop = self._make_leader_loop(log, leader_clock, proposer, roll_call)
         registration = Registration(self._facts, proposer.propose)
         voter_loop = self._make_voter_loop(log)
-        heartbeats = Heartbeats(
-            self.node_id, self._remote, self._leader_to_tell, lambda: log.ask().index
+        prober = SocketProber()
+        worker_loop = self._make_worker_loop(cluster_id, proposer, prober)
+        keeper = LeaseKeeper(
+            functools.partial(write_lease, str(self._lease_file)), worker_loop.on_leased
         )
+        heartbeats = self._make_heartbeats(log, leader_loop, worker_loop, keeper)
         follower = self._make_follower(log, roll_call, record)
         self._view.attach(Parts(log, proposer, leader_clock, roll_call.members, voter_loop))
         self._desk.leader_loop = leader_loop
@@ -319,8 +327,6 @@ class Agent:
         ):
             log.watch(watcher)
         await gossip.start(self._seeds(record))
-        prober = SocketProber()
-        worker_loop = self._make_worker_loop(cluster_id, proposer, prober)
         try:
             await worker_loop.open()
             await self._driver_facts.refresh()
@@ -343,6 +349,7 @@ class Agent:
                     "voters": keep_running("voters", voter_loop.run),
                     "worker": worker_loop.run(),
                     "heartbeats": heartbeats.run(),
+                    "leases": keeper.run(),
                     "roll_call": roll_call.run(),
                     "registration": registration.run(),
                     "drivers": self._watch_drivers(registration),
@@ -402,6 +409,25 @@ class Agent:
         known = {*record.gossip_seeds, *self._gossip_seeds()}
         return sorted(known - {self.gossip_address})
 
+    def _make_heartbeats(
+        self,
+        log: PySyncObjLog,
+        leader_loop: LeaderLoop,
+        worker_loop: WorkerLoop,
+        keeper: LeaseKeeper,
+    ) -> Heartbeats:
+        leases = Leases(
+            self._clock,
+            lambda: worker_loop.wants_lease,
+            lambda: leader_loop.lease(self.node_id),
+            keeper.put,
+        )
+        made = Heartbeats(
+            self.node_id, self._remote, self._leader_to_tell, lambda: log.ask().index, leases
+        )
+        worker_loop.on_lease_wanted = made.hurry
+        return made
+
     def _leader_to_tell(self) -> str | None:
         """Where heartbeats go: nowhere while this node leads itself."""
         leader = self._view.leader_http()
@@ -414,7 +440,12 @@ class Agent:
             await proposer.propose(reports, actor="node")
 
         worker = Worker(
-            WorkerSettings(), cluster_id, self.node_id, self.advertise, sorted(self._drivers)
+            WorkerSettings(),
+            cluster_id,
+            self.node_id,
+            self.advertise,
+            sorted(self._drivers),
+            read_lease(str(self._lease_file)),
         )
         return WorkerLoop(
             worker,

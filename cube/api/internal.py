@@ -33,13 +33,15 @@ class TransferBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class BeatBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     node_id: str
     log_index: int | None = None
+    wants_lease: bool = False
 
 
 class Noted(msgspec.Struct, frozen=True):
-    """`index` lets a node see how far behind it is."""
+    """`index` lets a node see how far behind it is. `lease_index`: see Peers.lease."""
 
     noted: bool
     index: int
+    lease_index: int | None = None
 
 
 async def join(call: Call) -> web.Response:
@@ -81,7 +83,8 @@ async def heartbeat(call: Call) -> web.Response:
     _check_own(call, body.node_id)
     if not call.api.peers.heartbeat(NodeId(body.node_id), body.log_index):
         raise _elsewhere(call, "this node does not lead")
-    return call.json(Noted(True, call.state.index))
+    lease_index = await call.api.peers.lease(NodeId(body.node_id)) if body.wants_lease else None
+    return call.json(Noted(True, call.api.cluster.state().index, lease_index))
 
 
 async def log(call: Call) -> web.Response:

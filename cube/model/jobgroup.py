@@ -17,11 +17,14 @@ from cube.model.spec import (
     ENV_BYTES_MAX,
     ENV_MAX,
     GROUPS_MAX,
+    LOST_AFTER_MS_MAX,
+    LOST_AFTER_MS_MIN,
     PORTS_MAX,
     DockerOptions,
     DriverName,
     GroupSpec,
     JobType,
+    OnPartition,
     PortSpec,
     Protocol,
     ReschedulePolicy,
@@ -32,6 +35,7 @@ from cube.model.spec import (
     UpdatePolicy,
 )
 from cube.model.treeread import Table, as_text, kind, shown, text_problem
+from cube.model.units import format_duration
 
 NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 NAME_ACCEPTED = "accepted: a-z, 0-9 and -, 1 to 63 characters, no - at either end"
@@ -87,6 +91,7 @@ def read_group(table: Table, job_type: JobType) -> GroupSpec:
     ports = _ports(table.table("ports"), driver, table)
     resources, cpu_max, memory_max, pids = _resources(table.table("resources"), driver)
     update = _update(table.table("update"), count)
+    at_most_one = table.boolean("at_most_one", False)
     group = GroupSpec(
         count=count,
         driver=driver,
@@ -100,7 +105,9 @@ def read_group(table: Table, job_type: JobType) -> GroupSpec:
         stop_timeout_ms=table.duration_ms("stop_timeout", _DEFAULT.stop_timeout_ms),
         shutdown_delay_ms=table.duration_ms("shutdown_delay", SHUTDOWN_DELAY_MS if ports else 0),
         depends_on=_depends_on(table),
-        at_most_one=table.boolean("at_most_one", False),
+        at_most_one=at_most_one,
+        on_partition=table.choice("on_partition", OnPartition, _on_partition(at_most_one)),
+        lost_after_ms=_lost_after(table),
         resources=resources,
         cpu_max_milli=cpu_max,
         memory_max_bytes=memory_max,
@@ -122,8 +129,18 @@ def read_group(table: Table, job_type: JobType) -> GroupSpec:
 def _relations(table: Table, group: GroupSpec, job_type: JobType) -> None:
     if job_type is JobType.SYSTEM and table.has("count") and group.count != 1:
         table.error("count", "a system job runs one task on every node", "leave count out")
+    if table.has("lost_after") and not group.is_leased and table.ok("on_partition"):
+        table.error(
+            "lost_after", 'means nothing without on_partition = "stop"', "add it, or leave this out"
+        )
     if not group.at_most_one or not table.ok("at_most_one"):
         return
+    if group.on_partition is OnPartition.KEEP and table.ok("on_partition"):
+        table.error(
+            "on_partition",
+            'is at odds with at_most_one, which needs "stop": a task that goes on unseen cannot be '
+            "replaced by one",
+        )
     if job_type is JobType.SYSTEM:
         table.error("at_most_one", "a system job runs one task on every node")
     elif group.count > 1 and table.ok("count"):
@@ -133,6 +150,19 @@ def _relations(table: Table, group: GroupSpec, job_type: JobType) -> None:
             "at_most_one",
             'is at odds with update.order = "start-first", which runs two tasks for a while',
         )
+
+
+def _on_partition(at_most_one: bool) -> OnPartition:
+    return OnPartition.STOP if at_most_one else OnPartition.KEEP
+
+
+def _lost_after(table: Table) -> int:
+    key, default_ms = "lost_after", _DEFAULT.lost_after_ms
+    value_ms = table.duration_ms(key, default_ms, LOST_AFTER_MS_MIN)
+    if table.ok(key) and value_ms > LOST_AFTER_MS_MAX:
+        table.error(key, f"must be at most {format_duration(LOST_AFTER_MS_MAX)}")
+        return default_ms
+    return value_ms
 
 
 def _program(table: Table, driver: DriverName) -> tuple[str, tuple[str, ...], tuple[str, ...]]:

@@ -84,6 +84,8 @@ def _group(group: GroupSpec) -> Tree:
         "shutdown_delay": _seconds(group.shutdown_delay_ms),
         "depends_on": list(group.depends_on),
         "at_most_one": group.at_most_one,
+        "on_partition": group.on_partition.value,
+        "lost_after": _seconds(group.lost_after_ms) if group.is_leased else None,
         "resources": _resources(group),
         "ports": {
             name: {

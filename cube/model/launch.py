@@ -20,6 +20,15 @@ class LaunchPort(msgspec.Struct, frozen=True):
     address: str  # the node's advertise address
 
 
+class LaunchLease(msgspec.Struct, frozen=True):
+    """The task ends when its node was not acknowledged for `lost_after_ms`: with its stop signal at
+    that time and with KILL `stop_timeout_ms` later. It was last at `from_ms`, on the host's monotonic
+    clock; later ones are in the node's lease file (adapters/process/lease.py)."""
+
+    from_ms: int
+    lost_after_ms: int
+
+
 class Launch(msgspec.Struct, frozen=True, kw_only=True):
     """One attempt of one task, complete: a driver needs no other knowledge to run it.
 
@@ -42,6 +51,7 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True):
     working_dir: str = ""
     stop_signal: str = "SIGTERM"
     stop_timeout_ms: int = 10_000
+    lease: LaunchLease | None = None  # a driver that can sees to it even when the agent is dead
     cpu_milli: int = 0  # reserved: a share
     cpu_max_milli: int = 0  # hard limit
     memory_bytes: int = 0  # reserved

@@ -37,6 +37,11 @@ class Desired(enum.StrEnum):
     REMOVE = "remove"
 
 
+# Task.reason of one that its node stopped because no leader acknowledged it for long enough: an end that
+# is nobody's fault, so it counts as a loss, not as a failure.
+PARTITIONED = "partitioned"
+
+
 class Health(enum.StrEnum):
     """Written by the task's node. NONE: the group has no checks."""
 

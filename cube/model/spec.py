@@ -24,6 +24,9 @@ ENV_MAX = 512  # per group
 ENV_BYTES_MAX = 64 * 1024  # per group, names and values together
 ARGV_MAX = 1024  # words of a command
 ARGV_BYTES_MAX = 64 * 1024
+# Two heartbeats, of which one may be lost. The upper bound keeps what drifts in it (singleton.py) small.
+LOST_AFTER_MS_MIN = 2_000
+LOST_AFTER_MS_MAX = 3_600_000
 VERSIONS_MAX = 10  # kept per job, for rollback
 
 
@@ -43,6 +46,13 @@ class DriverName(enum.StrEnum):
 class Protocol(enum.StrEnum):
     TCP = "tcp"
     UDP = "udp"
+
+
+class OnPartition(enum.StrEnum):
+    """What a node does with a task once no leader has acknowledged it for `lost_after`."""
+
+    KEEP = "keep"
+    STOP = "stop"
 
 
 class CheckType(enum.StrEnum):
@@ -240,6 +250,8 @@ class GroupSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     shutdown_delay_ms: int = 0
     depends_on: tuple[str, ...] = ()
     at_most_one: bool = False
+    on_partition: OnPartition = OnPartition.KEEP
+    lost_after_ms: int = 30_000  # of a lease; without on_partition = stop it means nothing
     resources: Resources = Resources(cpu_milli=100, memory_bytes=64 << 20)
     cpu_max_milli: int = 0
     memory_max_bytes: int = 0
@@ -257,6 +269,11 @@ class GroupSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def canaries(self) -> int:
         """The first so many slots are the canaries of a rollout."""
         return min(self.update.canaries, self.count)
+
+    @property
+    def is_leased(self) -> bool:
+        """Its tasks run while their node is acknowledged by a leader, and `lost_after_ms` longer."""
+        return self.on_partition is OnPartition.STOP or self.at_most_one
 
 
 class CronSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -33,9 +33,10 @@ _JOB: tuple[_JobRow, ...] = (
 
 _GROUP: tuple[_GroupRow, ...] = (
     (
-        "at_most_one",
-        lambda g: g.at_most_one,
-        "during a network partition a second task may run for a while",
+        "on_partition",
+        lambda g: g.is_leased and g.driver is DriverName.DOCKER,
+        "a container whose node is cut off stops only while the node's agent runs: let what it writes "
+        "to refuse a smaller CUBE_FENCE than it has seen",
     ),
     ("update.canaries", lambda g: g.update.canaries > 0, "updates roll without canaries yet"),
     (

@@ -240,6 +240,11 @@ class Peers(Protocol):
         committed, None when it does not say."""
         ...
 
+    async def lease(self, node_id: NodeId) -> int | None:
+        """The node may run what needs a lease from the sending of its heartbeat on, once it has
+        applied this index. None: this node cannot say so now."""
+        ...
+
     async def log(self, request: LogRequest) -> bytes:
         """What this node answers one that follows the log (Log.feed). Raises Unavailable: also when
         the node was removed from the cluster, or this one has no vote; Redirected when it has none

@@ -25,8 +25,11 @@ class RemoteNodes(Protocol):
 
     async def progress(self, address: str) -> tuple[Progress, ...]: ...
 
-    async def heartbeat(self, address: str, node_id: NodeId, log_index: int) -> None:
-        """`log_index`: the last entry that this node knows to be committed."""
+    async def heartbeat(
+        self, address: str, node_id: NodeId, log_index: int, *, wants_lease: bool = False
+    ) -> int | None:
+        """`log_index`: the last entry that this node knows to be committed. Returns what Peers.lease
+        does when one was wanted, else None."""
         ...
 
     async def log(self, address: str, request: LogRequest) -> bytes:

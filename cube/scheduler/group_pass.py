@@ -8,10 +8,10 @@ import msgspec
 
 from cube.model.cluster import Task
 from cube.model.ids import NodeId, TaskId
-from cube.model.lifecycle import Desired, TaskState
+from cube.model.lifecycle import PARTITIONED, Desired, TaskState
 from cube.model.spec import GroupSpec, JobType
 from cube.model.volumes import volumes_of
-from cube.scheduler import cron, dependencies, reap, rollout, trouble
+from cube.scheduler import cron, dependencies, reap, rollout, singleton, trouble
 from cube.scheduler.restart import SlotPast, past_of, up_to_date
 from cube.scheduler.rollout import Candidates, How
 from cube.scheduler.slots import Slot, Waiting, WorkDraft
@@ -339,7 +339,7 @@ class GroupPass:
             )
 
     def may_start(self, tasks: Sequence[Task]) -> bool:
-        """There are empty slots, and depends_on and at_most_one allow to fill them."""
+        """There are empty slots, and depends_on and leases allow to fill them."""
         draft, numbers = self.draft, tuple(sorted((*self.fresh, *self.empty)))
         if not numbers:
             return False
@@ -352,16 +352,18 @@ class GroupPass:
         if draft.job.parent and (detail := cron.waits_for(draft.state, draft.job)):
             draft.waiting.append(Waiting(self.name, numbers, "run", 0, detail))
             return False
-        if self.group.at_most_one:
-            held = [task for task in tasks if not task.released]
-            if held:
-                last = held[-1]
-                node = draft.state.nodes.get(last.node_id)
-                where = last.node_id if node is None else node.name
-                detail = f"{where} has not said that {last.name} ({last.id}) is gone"
-                draft.waiting.append(Waiting(self.name, numbers, "at_most_one", 0, detail))
-                return False
-        return True
+        held = singleton.held(
+            draft.state, draft.job, self.group, tasks, numbers, draft.now_ms, draft.silent_ms
+        )
+        for number, why in sorted(held.items()):
+            draft.waiting.append(
+                Waiting(self.name, (number,), "on_partition", why.until_ms, why.detail)
+            )
+            draft.wake(why.until_ms)
+            self.empty.pop(number, None)
+        if held:
+            self.fresh = [number for number in self.fresh if number not in held]
+        return bool(self.fresh or self.empty)
 
     def is_waiting_for_promotion(self) -> bool:
         """Its canaries have settled, and only a person can go on."""
@@ -385,6 +387,7 @@ class GroupPass:
             task
             for task in self.tasks
             if task.state in (TaskState.FAILED, TaskState.REJECTED)
+            and task.reason != PARTITIONED
             and task.desired is Desired.RUN
             and task.version == deployment.version
             and task.finished_at_ms >= deployment.clock_at_ms

@@ -72,6 +72,15 @@ class Liveness:
             self._steady_ms[node_id] = mono_ms
         self._last_ms[node_id] = max(mono_ms, last_ms or mono_ms)
 
+    def silent_ms(self, nodes: Mapping[NodeId, Node], mono_ms: int) -> dict[NodeId, int]:
+        """For how long this leader is sure that no leader has acknowledged a heartbeat, of each node
+        that is down."""
+        return {
+            node_id: mono_ms - max(self._last_ms.get(node_id, 0), self._since_ms)
+            for node_id, node in nodes.items()
+            if node.status in (NodeStatus.DOWN, NodeStatus.LEFT)
+        }
+
     @property
     def _gap_ms(self) -> int:
         """Longer than this between two heartbeats: some are missing. Half an interval of slack,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -86,9 +86,17 @@ class Scheduler:
             self._mirror.same_nodes(before.nodes, after.nodes)
         self._state = after
 
-    def plan(self, state: ClusterState, now_ms: int, term: int, seed: str) -> Plan:
+    def plan(
+        self,
+        state: ClusterState,
+        now_ms: int,
+        term: int,
+        seed: str,
+        silent_ms: Mapping[NodeId, int] | None = None,
+    ) -> Plan:
         """What to propose now. `seed` makes the ids of new tasks and where dynamic ports begin; it
-        must be new for each plan that is proposed."""
+        must be new for each plan that is proposed. `silent_ms`: of nodes that are down, Liveness's;
+        None: of who does not lead, and plans for show."""
         jobs = self._catch_up(state)
         draft = _PlanDraft(term, seed)
         placer: Placer | None = None
@@ -100,7 +108,9 @@ class Scheduler:
             if asleep is not None and asleep[0] is job and now_ms < asleep[1]:
                 draft.wake(asleep[1])
                 continue
-            work = None if at_rest(state, job, draining) else reconcile(state, job, now_ms)
+            work = (
+                None if at_rest(state, job, draining) else reconcile(state, job, now_ms, silent_ms)
+            )
             if work is None or work.idle:
                 self._idle[job.id] = job
                 continue

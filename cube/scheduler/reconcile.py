@@ -57,9 +57,11 @@ def at_rest(state: ClusterState, job: Job, draining: frozenset[NodeId]) -> bool:
     )
 
 
-def reconcile(state: ClusterState, job: Job, now_ms: int) -> JobWork:
-    """What is to do for the job."""
-    draft = WorkDraft(state, job, now_ms)
+def reconcile(
+    state: ClusterState, job: Job, now_ms: int, silent_ms: Mapping[NodeId, int] | None = None
+) -> JobWork:
+    """What is to do for the job. `silent_ms`: see singleton.held."""
+    draft = WorkDraft(state, job, now_ms, silent_ms)
     by_group: dict[str, list[Task]] = {}
     tasks_of_job = state.tasks_of_job(job.id)
     for task in tasks_of_job:

@@ -13,7 +13,7 @@ import msgspec
 from cube.model.backoff import doubling_ms
 from cube.model.cluster import Job, Node, Task
 from cube.model.ids import NodeId
-from cube.model.lifecycle import Desired, NodeStatus, TaskState
+from cube.model.lifecycle import PARTITIONED, Desired, NodeStatus, TaskState
 from cube.model.spec import GroupSpec, JobType, RestartCondition
 
 REJECTED_DELAY_MS = 30_000  # a node that has just refused a task is not asked again at once
@@ -90,6 +90,8 @@ def past_of(
     match last.state:
         case TaskState.LOST:
             return _after_loss(last, nodes.get(last.node_id), now_ms)
+        case TaskState.FAILED if last.reason == PARTITIONED:
+            return SlotPast("place", last=last)
         case TaskState.FAILED if last.desired is Desired.RUN:
             return _after_failure(group, last, now_ms)
         case TaskState.REJECTED:

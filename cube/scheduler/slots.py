@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -10,7 +10,7 @@ import msgspec
 from cube.model.cluster import ClusterState, Job, Task
 from cube.model.commands import RunEnd, RunStep
 from cube.model.deployment import DeploymentStep
-from cube.model.ids import TaskId
+from cube.model.ids import NodeId, TaskId
 from cube.scheduler import reap
 from cube.scheduler.want import Want
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Waiting(msgspec.Struct, frozen=True):
-    """Slots of a group that get nothing now. `cause`: depends_on, backoff, returning, at_most_one,
+    """Slots of a group that get nothing now. `cause`: depends_on, backoff, returning, on_partition,
     over, run (an earlier run has not ended), schedule, rollout. `until_ms` 0: no timer ends it."""
 
     group: str
@@ -68,8 +68,15 @@ _IDLE = JobWork()
 class WorkDraft:
     """What one job's pass has found so far."""
 
-    def __init__(self, state: ClusterState, job: Job, now_ms: int) -> None:
+    def __init__(
+        self,
+        state: ClusterState,
+        job: Job,
+        now_ms: int,
+        silent_ms: Mapping[NodeId, int] | None = None,
+    ) -> None:
         self.state = state
+        self.silent_ms = silent_ms  # see singleton.held
         self.job = job
         self.now_ms = now_ms
         self.wants: list[Want] = []

@@ -184,11 +184,6 @@ class _Group:
                 reason = Reason("depends_on", f"waits for {waiting.detail}")
                 summary = f"{count} not started yet: waits for {waiting.detail}"
                 return self._make(slots, "waiting", summary, reasons=[reason], since_ms=since_ms)
-            case "at_most_one":
-                reason = Reason("at_most_one", waiting.detail)
-                return self._make(
-                    slots, "waiting", waiting.detail, reasons=[reason], since_ms=since_ms
-                )
             case "volume":
                 return self._make(
                     slots,
@@ -198,6 +193,12 @@ class _Group:
                     hints=["mount only volumes that are on one node"],
                     since_ms=since_ms,
                 )
+            case "on_partition":
+                summary = waiting.detail
+                if waiting.until_ms:
+                    summary = f"{count} lost, replaced in {left} at the latest: {waiting.detail}"
+                reason = Reason("on_partition", summary, have=left if waiting.until_ms else "")
+                return self._make(slots, "waiting", summary, reasons=[reason], since_ms=since_ms)
             case "returning":
                 summary = f"{count} lost with a node that is back; it has {left} to say more"
                 reason = Reason("returning", summary, have=left)

@@ -23,6 +23,7 @@ from cube.services.state_feed import StateFeed
 
 TICK_MS = 250  # node liveness is looked at this often; plans also follow every change of state
 COALESCE_MS = 5  # reports and submissions of a burst make one plan
+LEASE_MS = 800  # of a barrier, and the plan before it: less than a heartbeat waits for its answer
 REFUSED_PAUSE_MS = 100  # a plan that was refused whole is not made again at once
 
 
@@ -64,6 +65,7 @@ class LeaderLoop:
         self._make_liveness = liveness
         self._liveness: Liveness | None = None
         self._status_changed = asyncio.Event()
+        self._planning = asyncio.Lock()  # held from what a plan was made of until it is in the log
         self.brake: str | None = None  # why node failures are not acted on, for /v1/status
 
     def on_log_status(self, _status: LogStatus) -> None:
@@ -76,6 +78,28 @@ class LeaderLoop:
             return False
         self._liveness.on_heartbeat(node_id, self._clock.monotonic_ms())
         return True
+
+    async def lease(self, node_id: NodeId) -> int | None:
+        """See ports.cluster.Peers. A heartbeat of the node was noted before, so no plan that is made
+        from now on takes it for gone. One that was made before is in the log before the barrier, and
+        so in the state that is returned; and a leader that a later one has followed gets no barrier
+        of its own term."""
+        before = self._log.status()
+        liveness = self._liveness
+        if liveness is None or before.role is not Role.LEADER:
+            return None
+        liveness.on_heartbeat(node_id, self._clock.monotonic_ms())
+        try:
+            async with asyncio.timeout(LEASE_MS / 1000):
+                async with self._planning:
+                    pass
+                await self._log.barrier(LEASE_MS)
+        except (TimeoutError, Unavailable):
+            return None
+        after = self._log.status()
+        if after.role is not Role.LEADER or after.term != before.term:
+            return None
+        return self._feed.state.index
 
     async def run(self) -> None:
         while True:
@@ -148,10 +172,12 @@ class LeaderLoop:
         if state.jobs and self._warm_up is not None:
             warm_up, self._warm_up = self._warm_up, None
             await warm_up()
-        plan = scheduler.plan(state, self._leader_clock.now_ms(), term, self._new_seed())
-        if plan.command is None:
-            return False, plan.wake_at_ms
-        proposed = await self._try(plan.command)
+        async with self._planning:
+            now_ms = self._leader_clock.now_ms()
+            plan = scheduler.plan(state, now_ms, term, self._new_seed(), self._silent_ms(state))
+            if plan.command is None:
+                return False, plan.wake_at_ms
+            proposed = await self._try(plan.command)
         if proposed is None:
             return False, plan.wake_at_ms
         match proposed.outcome:
@@ -165,6 +191,10 @@ class LeaderLoop:
             case _:
                 pass
         return plan.more, plan.wake_at_ms
+
+    def _silent_ms(self, state: ClusterState) -> dict[NodeId, int]:
+        assert self._liveness is not None
+        return self._liveness.silent_ms(state.nodes, self._clock.monotonic_ms())
 
     async def _try(self, body: Body) -> Proposed | None:
         """None when it is not known to have happened: the next pass looks at the state again."""

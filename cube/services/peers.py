@@ -109,6 +109,9 @@ class PeerDesk:
             self.voter_loop.note(node_id, log_index)
         return True
 
+    async def lease(self, node_id: NodeId) -> int | None:
+        return None if self.leader_loop is None else await self.leader_loop.lease(node_id)
+
     async def log(self, request: LogRequest) -> bytes:
         log = self._cluster.parts.log
         state = self._cluster.state()

@@ -82,6 +82,11 @@ class WorkerLoop:
         self._is_caught_up = is_caught_up
         self._propose = propose
         self._port_free = port_free
+        # Called when a first task needs a lease: on_leased() should follow soon.
+        self.on_lease_wanted: Callable[[], None] = lambda: None
+        self.wants_lease = False
+        self._lease: tuple[int, int] | None = None  # (sent, index) that waits for its state
+        self._told: tuple[list[Task], bool] | None = None
         # Bounded by what can be in it: one answer for each instruction under way (one per task, one
         # per check), one view of the state, and HINTS_MAX hints.
         self._inputs: asyncio.Queue[i.Input] = asyncio.Queue()
@@ -125,6 +130,7 @@ class WorkerLoop:
                     self.recent.append((now_ms, inputs))
                     for instruction in self._worker.step(inputs, now_ms):
                         self._carry_out(instruction)
+                    self._look_at_lease()
         finally:
             for name in sorted(self._opened):
                 await self._drivers[name].close()
@@ -156,22 +162,45 @@ class WorkerLoop:
 
     async def _watch(self) -> None:
         """The machine is told of this node's tasks whenever they change."""
-        told: tuple[list[Task], bool] | None = None
         while True:
-            is_caught_up = self._is_caught_up()
             state = self._states.state
-            tasks = state.tasks_of_node(self._node_id)
-            if told is None or is_caught_up != told[1] or not _are_same(tasks, told[0]):
-                told = (tasks, is_caught_up)
-                is_waiting = self._newest is not None
-                self._newest = wanted_of(state, tasks, self._node_id, is_caught_up)
-                if not is_waiting:
-                    self._inputs.put_nowait(self._newest)
+            is_caught_up = self._tell(state)
             try:
                 async with asyncio.timeout(None if is_caught_up else CATCH_UP_POLL_MS / 1000):
                     await self._states.changed(state.index)
             except TimeoutError:
                 continue
+
+    def _tell(self, state: ClusterState) -> bool:
+        """The machine knows, or will before anything that is put into its queue from now on, what
+        `state` has of this node. Whether that is to be relied on."""
+        is_caught_up = self._is_caught_up()
+        tasks = state.tasks_of_node(self._node_id)
+        told = self._told
+        if told is None or is_caught_up != told[1] or not _are_same(tasks, told[0]):
+            self._told = (tasks, is_caught_up)
+            is_waiting = self._newest is not None
+            self._newest = wanted_of(state, tasks, self._node_id, is_caught_up)
+            if not is_waiting:
+                self._inputs.put_nowait(self._newest)
+        lease = self._lease
+        if lease is not None and state.index >= lease[1]:
+            self._lease = None
+            self._inputs.put_nowait(i.Leased(lease[0]))
+        return is_caught_up
+
+    # Leases
+
+    def on_leased(self, sent_ms: int, index: int) -> None:
+        """A leader has acknowledged a heartbeat that was sent at `sent_ms` (monotonic). It counts once
+        the machine knows the state of `index`, in which the leader had seen it."""
+        self._lease = (sent_ms, index)
+        self._tell(self._states.state)
+
+    def _look_at_lease(self) -> None:
+        wanted, self.wants_lease = self.wants_lease, self._worker.wants_lease
+        if self.wants_lease and not wanted:
+            self.on_lease_wanted()
 
     # Instructions
 

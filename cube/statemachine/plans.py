@@ -7,7 +7,7 @@ import msgspec
 from cube.model import commands as c
 from cube.model.cluster import HistoryEntry, Job, Task
 from cube.model.ids import NodeId, TaskId, task_id
-from cube.model.lifecycle import Desired, Health, TaskState
+from cube.model.lifecycle import PARTITIONED, Desired, Health, TaskState
 from cube.model.outcome import (
     REFUSED_MAX,
     Outcome,
@@ -209,4 +209,5 @@ def _reschedules(before: list[Task]) -> int:
     if not ended:
         return 0
     newest = max(ended, key=lambda task: (task.created_at_ms, task.id))
-    return newest.reschedules + 1 if newest.state is TaskState.FAILED else 0
+    has_failed = newest.state is TaskState.FAILED and newest.reason != PARTITIONED
+    return newest.reschedules + 1 if has_failed else 0

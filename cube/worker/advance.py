@@ -7,12 +7,14 @@ import functools
 
 from cube.model.lifecycle import TaskState
 from cube.model.spec import CheckType
-from cube.worker.endings import end_as_asked, finish, shutdown_delay_ms
+from cube.worker.endings import end_as_asked, finish, lose_lease, shutdown_delay_ms
 from cube.worker.health import CheckState
 from cube.worker.instructions import Cancel, Inspect, Kill, Prepare, Probe, Remove, Start, Stop
 from cube.worker.launch import LaunchRefused, build_launch
 from cube.worker.local_task import BEFORE_ENDING, LocalTask, Phase, first_health
 from cube.worker.step import Step
+
+NO_LEASE = "no_lease"  # Task.reason while one that needs a lease is not started for want of it
 
 
 def advance(local: LocalTask, step: Step) -> None:
@@ -37,13 +39,18 @@ def _go_on(local: LocalTask, step: Step) -> bool:
     if not local.leftovers and not local.is_wanted and local.phase in BEFORE_ENDING:
         end_as_asked(local, step)
         return True
-    if local.phase is Phase.WITHDRAWING and not shutdown_delay_ms(local):
-        local.due_ms = None  # it was to be removed meanwhile
+    if step.lease.must_stop(local, step.now_ms):
+        lose_lease(local)
+        return True
+    if local.phase is Phase.WITHDRAWING and (
+        not shutdown_delay_ms(local) or step.lease.is_over(local, step.now_ms)
+    ):
+        local.due_ms = None  # it was to be removed meanwhile, or there is no time left for it
     if local.due_ms is not None and step.now_ms < local.due_ms:
         return False
     local.due_ms = None
     if local.leftovers:
-        step.give(local, functools.partial(_stop, local, local.leftovers[0]))
+        step.give(local, functools.partial(_stop, local, local.leftovers[0], step))
         return False
     return _do(local, step)
 
@@ -68,7 +75,7 @@ def _do(local: LocalTask, step: Step) -> bool:
             local.enter(Phase.STOPPING)
             return True
         case Phase.FAILING | Phase.STOPPING:
-            step.give(local, functools.partial(_stop, local, local.attempt))
+            step.give(local, functools.partial(_stop, local, local.attempt, step))
         case Phase.REMOVING if _is_evidence(local):
             pass  # the state's showing its end brings us here again
         case Phase.REMOVING:
@@ -109,7 +116,11 @@ def _launch(local: LocalTask, step: Step) -> bool:
     if not local.has_template:
         finish(local, TaskState.FAILED, "template_missing", "its job's version is forgotten")
         return True
-    launch = build_launch(task, local.group, local.attempt, step.node)
+    if local.phase is Phase.STARTING and not step.lease.may_begin(local, step.now_ms):
+        if local.view.reason != NO_LEASE:
+            local.say(reason=NO_LEASE, message="waits until a leader acknowledges this node")
+        return False
+    launch = build_launch(task, local.group, local.attempt, step.node, step.lease.from_ms)
     if isinstance(launch, LaunchRefused):
         finish(local, TaskState.FAILED, launch.code, launch.message)
         return True
@@ -127,11 +138,11 @@ def _launch(local: LocalTask, step: Step) -> bool:
     return False
 
 
-def _stop(local: LocalTask, attempt: int, token: int) -> Stop | Kill:
+def _stop(local: LocalTask, attempt: int, step: Step, token: int) -> Stop | Kill:
     if local.kill:
         return Kill(token, local.driver, local.id, attempt)
-    group = local.group
-    return Stop(token, local.driver, local.id, attempt, group.stop_signal, group.stop_timeout_ms)
+    timeout_ms = step.lease.stop_timeout_ms(local, step.now_ms)
+    return Stop(token, local.driver, local.id, attempt, local.group.stop_signal, timeout_ms)
 
 
 def _probe(local: LocalTask, check: CheckState, step: Step) -> None:

@@ -39,12 +39,17 @@ def on_done(local: LocalTask, seen: Observation | None, step: Step) -> None:
             assert seen is not None
             assert local.cause is not None
             local.may_run = local.kill = False
-            why = local.cause
-            conclude(local, Cause(why.reason, why.message, seen.exit_code, seen.oom_killed), step)
+            cause = local.cause
+            ended = Cause(cause.reason, cause.message, seen.exit_code, seen.oom_killed)
+            conclude(local, ended, step)
         case Phase.STOPPING:
             assert seen is not None
             local.may_run = local.kill = False
+            why = local.view.message
             _note_exit(local, seen)
+            if local.is_wanted and local.end is not None and local.view.state not in ENDED:
+                # It was stopped for want of a lease: what is left of it stays until the state knows.
+                local.say(local.end, reason=local.view.reason, message=why)
             local.enter(Phase.REMOVING)
         case Phase.REMOVING:
             local.is_removed = True

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from cube.model.launch import Observation, RunState
-from cube.model.lifecycle import TaskState
+from cube.model.lifecycle import PARTITIONED, TaskState
+from cube.model.units import format_duration
 from cube.worker.local_task import Cause, LocalTask, Phase, first_health
 from cube.worker.restart import Final, after_end
 from cube.worker.step import Step
@@ -37,6 +38,21 @@ def end_as_asked(local: LocalTask, step: Step) -> None:
         local.enter(Phase.STOPPING)
     if local.task is not None and not local.is_stopping_quietly:
         local.say(TaskState.STOPPING, reason=local.task.desired_reason)
+
+
+def lose_lease(local: LocalTask) -> None:
+    """No leader has acknowledged this node for so long that another task may soon take its place: it
+    is stopped, and has failed once it has ended."""
+    local.end = TaskState.FAILED
+    local.cause = None
+    local.is_hinted = local.kill = False
+    local.enter(Phase.STOPPING)
+    silence = format_duration(local.group.lost_after_ms)
+    local.say(
+        TaskState.STOPPING,
+        reason=PARTITIONED,
+        message=f"no leader acknowledged its node for {silence}",
+    )
 
 
 def finish(

@@ -82,6 +82,13 @@ class ReportFailed(msgspec.Struct, frozen=True):
     message: str
 
 
+class Leased(msgspec.Struct, frozen=True):
+    """A leader has acknowledged this node, by a heartbeat that was sent at `sent_ms` (monotonic). The
+    newest Wanted before this input has whatever was committed when the leader heard it."""
+
+    sent_ms: int
+
+
 CANCELLED = "cancelled"
 
 Input = (
@@ -93,4 +100,5 @@ Input = (
     | ProbeResult
     | Reported
     | ReportFailed
+    | Leased
 )

@@ -6,7 +6,7 @@ import msgspec
 
 from cube.model.cluster import Task
 from cube.model.ids import ClusterId, NodeId
-from cube.model.launch import Launch, LaunchPort
+from cube.model.launch import Launch, LaunchLease, LaunchPort
 from cube.model.spec import DriverName, GroupSpec, SecretRef
 
 
@@ -25,7 +25,11 @@ class NodeIdentity(msgspec.Struct, frozen=True):
 
 
 def build_launch(
-    task: Task, group: GroupSpec, attempt: int, node: NodeIdentity
+    task: Task,
+    group: GroupSpec,
+    attempt: int,
+    node: NodeIdentity,
+    leased_from_ms: int | None = None,
 ) -> Launch | LaunchRefused:
     """What this attempt of the task is started with. CUBE_* wins over the group's own env."""
     env: dict[str, str] = {}
@@ -51,6 +55,7 @@ def build_launch(
         working_dir=group.working_dir,
         stop_signal=group.stop_signal,
         stop_timeout_ms=group.stop_timeout_ms,
+        lease=_lease(group, leased_from_ms),
         cpu_milli=group.resources.cpu_milli,
         cpu_max_milli=group.cpu_max_milli,
         memory_bytes=group.resources.memory_bytes,
@@ -60,6 +65,12 @@ def build_launch(
         mounts=group.mounts,
         docker=group.docker,
     )
+
+
+def _lease(group: GroupSpec, leased_from_ms: int | None) -> LaunchLease | None:
+    if not group.is_leased or leased_from_ms is None:
+        return None
+    return LaunchLease(leased_from_ms, group.lost_after_ms)
 
 
 def launch_ports(task: Task, advertise: str) -> tuple[LaunchPort, ...]:

@@ -130,7 +130,7 @@ class LocalTask:
             **changes,
         )
 
-    def next_due_ms(self) -> int | None:
+    def next_due_ms(self, lease_due_ms: int | None = None) -> int | None:
         """When this task wants to be looked at, if nothing happens before."""
         due = [
             check.due_ms
@@ -139,6 +139,8 @@ class LocalTask:
         ]
         if self.due_ms is not None and not self.operation:
             due.append(self.due_ms)
+        if lease_due_ms is not None:
+            due.append(lease_due_ms)
         return min(due, default=None)
 
 

@@ -48,10 +48,13 @@ class Worker:
         node_id: NodeId,
         advertise: str,
         drivers: Sequence[str],
+        leased_from_ms: int | None = None,
     ) -> None:
-        """`drivers`: names of those this node has. Their order is that of the first Recovers."""
+        """`drivers`: names of those this node has. Their order is that of the first Recovers.
+        `leased_from_ms`: the last of i.Leased that an earlier process of this node was given."""
         self._settings = settings
-        self._context = Step(settings, NodeIdentity(cluster_id, node_id, "", advertise))
+        node = NodeIdentity(cluster_id, node_id, "", advertise)
+        self._context = Step(settings, node, leased_from_ms)
         self._drivers = {name: _DriverRecord() for name in drivers}
         self._tasks: dict[TaskId, LocalTask] = {}
         self._outbox = Outbox(settings)
@@ -67,6 +70,8 @@ class Worker:
         context = self._context
         assert now_ms >= context.now_ms, "monotonic time went back"
         context.now_ms = now_ms
+        if context.lease.boot_ms is None:
+            context.lease.boot_ms = now_ms
         context.instructions = []
         if self._wake_at_ms is not None and now_ms >= self._wake_at_ms:
             self._wake_at_ms = None  # the alarm has rung
@@ -83,6 +88,14 @@ class Worker:
             context.instructions.append(report)
         self._set_alarm()
         return context.instructions
+
+    @property
+    def wants_lease(self) -> bool:
+        """There is a task here that runs only while leaders acknowledge this node."""
+        return any(
+            local.group.is_leased and local.phase is not Phase.DONE
+            for local in self._tasks.values()
+        )
 
     @property
     def tasks(self) -> dict[TaskId, LocalTask]:
@@ -110,6 +123,16 @@ class Worker:
                 self._outbox.on_reported(self._tasks, item.token, item.index, now_ms)
             case i.ReportFailed():
                 self._outbox.on_failed(item.token, self._context.now_ms)
+            case i.Leased():
+                self._on_leased(item.sent_ms)
+
+    def _on_leased(self, sent_ms: int) -> None:
+        lease = self._context.lease
+        is_first = lease.from_ms is None  # until now adopted tasks were counted from the boot
+        lease.extend(sent_ms)
+        for local in self._tasks.values():
+            if local.group.is_leased and (is_first or local.phase is Phase.STARTING):
+                self._touch(local.id)  # it may have waited for this
 
     # The state's word
 
@@ -272,7 +295,7 @@ class Worker:
             del self._tasks[task_id]
             return
         self._outbox.mark(task_id)
-        due_ms = local.next_due_ms()
+        due_ms = local.next_due_ms(self._context.lease.due_ms(local))
         if due_ms is not None and (local.armed_ms is None or due_ms < local.armed_ms):
             local.armed_ms = due_ms
             heapq.heappush(self._timers, (due_ms, task_id))

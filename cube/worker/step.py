@@ -8,6 +8,7 @@ from cube.model.ids import TaskId
 from cube.worker.health import CheckState
 from cube.worker.instructions import DriverInstruction, Instruction, Probe, Recover
 from cube.worker.launch import NodeIdentity
+from cube.worker.lease import Lease
 from cube.worker.local_task import LocalTask
 from cube.worker.settings import WorkerSettings
 
@@ -16,9 +17,12 @@ class Step:
     """What the functions of this package share while one Worker.step runs, and between the steps
     the tokens under way. Tokens count up and are never used twice."""
 
-    def __init__(self, settings: WorkerSettings, node: NodeIdentity) -> None:
+    def __init__(
+        self, settings: WorkerSettings, node: NodeIdentity, leased_from_ms: int | None = None
+    ) -> None:
         self.settings = settings
         self.node = node
+        self.lease = Lease(leased_from_ms)
         self.now_ms = 0
         self.instructions: list[Instruction] = []
         self.operations: dict[int, TaskId] = {}

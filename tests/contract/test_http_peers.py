@@ -97,14 +97,19 @@ async def test_what_is_asked_and_answered(peers: HttpPeers, server: Server) -> N
     server.says(200, GRANT)
     assert await peers.join(server.address, REQUEST) == GRANT
     await peers.remove_vote(server.address, NodeId("n"))
-    await peers.heartbeat(server.address, NodeId("n"), 7)
+    assert await peers.heartbeat(server.address, NodeId("n"), 7) is None
+    for lease in (41, None):
+        server.says(200, {"noted": True, "index": 1, "lease_index": lease})
+        assert await peers.heartbeat(server.address, NodeId("n"), 7, wants_lease=True) == lease
     server.says(200, VIEW)
     assert await peers.bootstrap(server.address) == VIEW
     request = msgspec.json.encode(REQUEST)
+    leased = b'{"node_id":"n","log_index":7,"wants_lease":true}'
     assert server.seen == [
         ("POST", "/v1/internal/join", request),
         ("POST", "/v1/internal/remove_vote", b'{"node_id":"n"}'),
         ("POST", "/v1/internal/heartbeat", b'{"node_id":"n","log_index":7}'),
+        *[("POST", "/v1/internal/heartbeat", leased)] * 2,
         ("GET", "/v1/internal/bootstrap", b""),
     ]
 

@@ -520,5 +520,8 @@ def test_a_supervisor_imports_next_to_nothing() -> None:
     assert modules & heavy == set()
     assert {name for name in modules if name.startswith("cube.adapters.")} == {
         "cube.adapters.process",
-        *(f"cube.adapters.process.{name}" for name in ("supervisor", "host", "output", "wire")),
+        *(
+            f"cube.adapters.process.{name}"
+            for name in ("supervisor", "host", "lease", "output", "wire")
+        ),
     }

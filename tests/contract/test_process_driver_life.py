@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
@@ -15,12 +16,14 @@ import msgspec
 import pytest
 
 from cube.adapters.process.host import boot_id, start_time, stat_of
+from cube.adapters.process.lease import FILE as LEASE_FILE
+from cube.adapters.process.lease import read_lease, write_lease
 from cube.adapters.process.processes import is_process
 from cube.adapters.process.records import Claim
 from cube.adapters.process.wire import pack, unpack
 from cube.model.errors import DriverFailed
 from cube.model.ids import TaskId
-from cube.model.launch import Launch, Observation, RunState
+from cube.model.launch import Launch, LaunchLease, Observation, RunState
 from tests.contract.driver_cases import NEVER_MS, ended, new_task_id, read, text, until
 from tests.contract.process_rig import ProcessRig, pids_of, process_rig, settings_for
 
@@ -517,3 +520,74 @@ def test_an_order_is_read_as_it_was_written() -> None:
     assert unpack(pack(fields)) == {"argv": [b"a=b", b""], "env": [b"X=\n\xff="]}
     assert unpack(b"") == {}
     assert len(boot_id()) == 36
+
+
+# -- leases: nobody but the supervisor is there to end the task ------------------------------------
+
+
+LOST_AFTER_MS, STOP_TIMEOUT_MS = 400, 400
+
+
+def lease_file(rig: ProcessRig) -> str:
+    return str(rig.directory / LEASE_FILE)
+
+
+def monotonic_ms() -> int:
+    return time.monotonic_ns() // 1_000_000
+
+
+def leased(rig: ProcessRig, launch: Launch, lost_after_ms: int = LOST_AFTER_MS) -> Launch:
+    lease = LaunchLease(monotonic_ms(), lost_after_ms)
+    return msgspec.structs.replace(launch, lease=lease, stop_timeout_ms=STOP_TIMEOUT_MS)
+
+
+@pytest.mark.parametrize("stubborn", [False, True])
+async def test_without_a_lease_a_task_ends_though_its_agent_is_dead(
+    rig: ProcessRig, stubborn: bool
+) -> None:
+    launch = rig.launch(new_task_id())
+    launch = leased(rig, rig.ignores_sigterm(launch) if stubborn else launch)
+    await rig.driver.start(launch)
+    await rig.kill_agent()
+
+    async def is_gone() -> bool:
+        return not pids_of(launch.task_id)
+
+    await until(is_gone, rig.patience_s)
+    assert launch.lease is not None
+    assert monotonic_ms() >= launch.lease.from_ms + LOST_AFTER_MS, "before its time"
+    await rig.open()
+    assert (await ended(rig, launch.task_id)).exit_code == (137 if stubborn else 143)
+
+
+async def test_a_lease_that_is_renewed_keeps_the_task(plain_rig: ProcessRig) -> None:
+    rig = plain_rig
+    launch = leased(rig, rig.launch(new_task_id()))
+    other = leased(rig, rig.launch(new_task_id()))
+    write_lease(lease_file(rig), monotonic_ms() + 3_600_000)
+    for each in (launch, other):
+        await rig.driver.start(each)
+    # When the time of the first lease is over, the file is asked.
+    await asyncio.sleep(2 * (LOST_AFTER_MS + STOP_TIMEOUT_MS) / 1000)
+    assert pids_of(launch.task_id)
+    assert (await rig.driver.inspect(other.task_id, 1)).state is RunState.RUNNING
+
+
+async def test_a_lease_of_another_boot_is_none(plain_rig: ProcessRig) -> None:
+    rig = plain_rig
+    path = Path(lease_file(rig))
+    for content in (
+        f"{'0' * len(boot_id())} {10**19:020d}\n",
+        f"{boot_id()} soon\n",
+        f"{boot_id()} 123\n",
+        "",
+        "\udcff" * 60,
+    ):
+        path.write_text(content, errors="surrogateescape")
+        assert read_lease(str(path)) is None
+    launch = leased(rig, rig.launch(new_task_id()))
+    await rig.driver.start(launch)
+    assert (await ended(rig, launch.task_id)).exit_code == 143
+    write_lease(str(path), 41)
+    write_lease(str(path), 42)
+    assert read_lease(str(path)) == 42

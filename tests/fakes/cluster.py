@@ -346,6 +346,7 @@ class FakePeers:
         self.leads = leads
         self.transfers: list[NodeId | None] = []
         self.heartbeats: list[tuple[NodeId, int | None]] = []
+        self.leases: list[NodeId] = []
         self.asked: list[LogRequest] = []
         self.answer: bytes | Exception = b"entries"
         self.votes_removed: list[NodeId] = []
@@ -383,6 +384,10 @@ class FakePeers:
         if self.leads:
             self.heartbeats.append((node_id, log_index))
         return self.leads
+
+    async def lease(self, node_id: NodeId) -> int | None:
+        self.leases.append(node_id)
+        return 41
 
     async def log(self, request: LogRequest) -> bytes:
         self.asked.append(request)

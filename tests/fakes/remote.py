@@ -17,6 +17,7 @@ class FakeRemote:
     def __init__(self) -> None:
         self.joins: dict[str, Callable[[JoinRequest], JoinGrant]] = {}
         self.beats: dict[str, Callable[[NodeId], None]] = {}
+        self.leases: dict[str, int] = {}  # the index that goes with one
         self.log_index_told: int | None = None  # by the last heartbeat
         self.logs: dict[str, Callable[[LogRequest], Awaitable[bytes]]] = {}
         self.views: dict[str, Callable[[], BootstrapView]] = {}
@@ -47,12 +48,15 @@ class FakeRemote:
             raise Unavailable(f"cannot reach {address}")
         return self.progresses[address]()
 
-    async def heartbeat(self, address: str, node_id: NodeId, log_index: int) -> None:
+    async def heartbeat(
+        self, address: str, node_id: NodeId, log_index: int, *, wants_lease: bool = False
+    ) -> int | None:
         self.log_index_told = log_index
         self.asked.append(("heartbeat", address))
         if address not in self.beats:
             raise Unavailable(f"cannot reach {address}")
         self.beats[address](node_id)
+        return self.leases.get(address) if wants_lease else None
 
     async def log(self, address: str, request: LogRequest) -> bytes:
         self.asked.append(("log", address))

@@ -22,6 +22,7 @@ from typing import Protocol
 _CLONE_NEWNET = 0x40000000
 _NAMESPACES = Path("/run/netns")
 _PREFIX = "cubefault"
+_CLIENTS = "10.99.0.250"
 _CHAIN = "add table inet cube; add chain inet cube in { type filter hook input priority 0; }"
 
 
@@ -98,7 +99,7 @@ class Hosts:
         _ip("netns", "add", switch)
         _ip("-n", switch, "link", "add", "br0", "type", "bridge")
         _ip("-n", switch, "link", "set", "br0", "up")
-        self._plug(self._namespace("clients"), "10.99.0.250", "clients")
+        self._plug(self._namespace("clients"), _CLIENTS, "clients")
         for number in range(1, self.count + 1):
             self._plug(self._namespace(number), self.address(number), f"port{number}")
             self._nft(number, _CHAIN)
@@ -140,6 +141,13 @@ class Hosts:
             made.close()
             raise
         return made
+
+    def witness(self) -> tuple[socket.socket, str]:
+        """A datagram socket where every host reaches it, whatever is cut between them; and where."""
+        with _inside(self._namespace("clients")):
+            made = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        made.bind((_CLIENTS, 0))
+        return made, f"{_CLIENTS}:{made.getsockname()[1]}"
 
     # What is wrong with the network; all of it until heal()
 

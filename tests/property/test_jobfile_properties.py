@@ -19,6 +19,7 @@ from cube.model.spec import (
     JobType,
     MountType,
     OnCheckFailure,
+    OnPartition,
     OnUpdateFailure,
     Operator,
     Overlap,
@@ -151,6 +152,9 @@ def groups(
     if job_type != "system":
         tree["count"] = draw(st.integers(0, 9))
         tree["at_most_one"] = tree["count"] < 2 and draw(st.booleans())
+    tree["on_partition"] = "stop" if tree.get("at_most_one") else draw(words(OnPartition))
+    if tree["on_partition"] == "stop":
+        tree["lost_after"] = draw(st.sampled_from(["2s", 30, "1h"]))
     more = draw(
         optional(
             env=st.dictionaries(

@@ -25,18 +25,21 @@ from cube.model.spec import (
     CheckType,
     DriverName,
     JobType,
+    OnPartition,
     RestartCondition,
     RestartPolicy,
 )
 from cube.services.worker_loop import wanted_of
 from cube.worker import inputs as i
 from cube.worker import instructions as do
+from cube.worker.local_task import Phase
 from cube.worker.machine import Worker
 from cube.worker.settings import WorkerSettings
 from tests import builders
 
 NODE = NodeId("id-a")
 TASKS_MAX = 4
+LOST_AFTER_MS, STOP_TIMEOUT_MS = 3_000, 1_000
 
 
 @dataclass
@@ -80,7 +83,8 @@ class World:
     def __init__(self) -> None:
         self.leader = builders.Machine("a", "b")
         self.host = Host()
-        self.now_ms = 0
+        self.now_ms = 10_000
+        self.leased_from_ms: int | None = None  # as in the lease file
         self.jobs = 0
         self.told: dict[TaskId, Task] = {}  # what the worker was last told
         self.is_told = False  # of the newest state
@@ -89,7 +93,12 @@ class World:
 
     def boot(self) -> None:
         self.worker = Worker(
-            WorkerSettings(), ClusterId("cluster"), NODE, "host-a", ["fake", "process"]
+            WorkerSettings(),
+            ClusterId("cluster"),
+            NODE,
+            "host-a",
+            ["fake", "process"],
+            self.leased_from_ms,
         )
         self.under_way: list[do.Instruction] = []
         self.old_answers = []
@@ -109,6 +118,7 @@ class World:
                 self.wake_at_ms = instruction.at_ms
             elif not isinstance(instruction, do.Cancel):
                 self.under_way.append(instruction)
+        self.check_stopped()
 
     def check(self, instruction: do.Instruction) -> None:
         match instruction:
@@ -116,6 +126,12 @@ class World:
                 task = self.told.get(instruction.launch.task_id)
                 assert task is not None, "never told of it"
                 assert task.desired is Desired.RUN, "it is not wanted"
+                if isinstance(instruction, do.Start):
+                    self.check_lease(task)
+            case do.Stop() if self.lease_end_ms(self.told.get(instruction.task_id)) is not None:
+                end_ms = self.lease_end_ms(self.told[instruction.task_id]) or 0
+                kill_ms = self.now_ms + instruction.timeout_ms
+                assert kill_ms <= max(self.now_ms, end_ms + STOP_TIMEOUT_MS), "killed too late"
             case do.Report(_, reports):
                 assert reports
                 assert len({report.task_id for report in reports}) == len(reports)
@@ -131,6 +147,34 @@ class World:
             assert not mine, "two things are done to one task at a time"
             assert self.is_any_told, "before the state was known"
 
+    def lease_end_ms(self, task: Task | None) -> int | None:
+        group = None if task is None else self.leader.state.group_of(task)
+        if group is None or not group.is_leased or self.leased_from_ms is None:
+            return None
+        return self.leased_from_ms + group.lost_after_ms
+
+    def check_lease(self, task: Task) -> None:
+        group = self.leader.state.group_of(task)
+        if group is not None and group.is_leased:
+            assert self.now_ms < (self.lease_end_ms(task) or 0), "started without a lease"
+
+    def check_stopped(self) -> None:
+        """Whatever needs a lease and has none is being ended, or something is under way for it."""
+        busy = {id_of(one) for one in self.under_way if isinstance(one, do.DriverInstruction)}
+        for task in self.told.values():
+            end_ms = self.lease_end_ms(task)
+            local = self.worker.tasks.get(task.id)
+            if local is None or end_ms is None or self.now_ms < end_ms or local.due_ms is not None:
+                continue
+            assert local.phase is not Phase.RUNNING or task.id in busy, "it runs without a lease"
+
+    def lease(self, age_ms: int) -> None:
+        """A heartbeat of a while ago is acknowledged now, and the state of now is known."""
+        self.tell()
+        sent_ms = self.now_ms - age_ms
+        self.leased_from_ms = max(sent_ms, self.leased_from_ms or sent_ms)
+        self.step(i.Leased(sent_ms))
+
     def place(self, restart: RestartPolicy, job_type: JobType) -> None:
         if len(self.leader.state.tasks) >= TASKS_MAX:
             return
@@ -141,6 +185,9 @@ class World:
             driver=DriverName.FAKE,
             restart=restart,
             shutdown_delay_ms=2000,
+            stop_timeout_ms=STOP_TIMEOUT_MS,
+            on_partition=OnPartition.KEEP if self.jobs % 3 else OnPartition.STOP,
+            lost_after_ms=LOST_AFTER_MS,
             checks=(check,) if self.jobs % 2 else (),
         )
         self.leader.submit(builders.job(name, {"g": group}, type=job_type))
@@ -264,8 +311,9 @@ class World:
             if self.under_way:
                 self.answer(0, "done")
                 continue
+            self.lease(0)
             wake_at_ms = self.wake_at_ms or 0
-            self.pass_ms(max(1, min(wake_at_ms - self.now_ms, 60_000)))
+            self.pass_ms(max(1, min(wake_at_ms - self.now_ms, LOST_AFTER_MS // 2)))
 
     def check_settled(self) -> None:
         state = self.leader.state
@@ -314,6 +362,7 @@ ACTIONS = st.one_of(
         st.just("end"), PICK, st.sampled_from([0, 1, 137]), st.sampled_from(["none", "one", "two"])
     ),
     st.tuples(st.just("pass"), st.sampled_from([1, 20, 500, 2_000, 30_000])),
+    st.tuples(st.just("lease"), st.sampled_from([0, 0, 900, 5_000])),
     st.tuples(st.just("boot")),
     st.tuples(st.just("again"), PICK),
     st.tuples(st.just("calm")),
@@ -334,11 +383,14 @@ def act(world: World, action: tuple) -> None:  # type: ignore[type-arg]
             world.end_one(pick, exit_code, hint)
         case ("pass", ms):
             world.pass_ms(ms)
+        case ("lease", age_ms):
+            world.lease(age_ms)
         case ("boot",):
             world.boot()
         case ("again", pick) if world.old_answers:
             world.step(world.old_answers[pick % len(world.old_answers)])
         case ("calm",):
+            world.lease(0)
             for _ in range(30):
                 if not world.is_told:
                     world.tell()
@@ -363,7 +415,8 @@ def test_promises_hold_in_any_order_and_all_settles(actions: list) -> None:  # t
 def random_action(dice: random.Random) -> tuple:  # type: ignore[type-arg]
     pick = dice.randrange(8)
     kind = dice.choice(
-        ["place", "lead", "tell", "tell", "end", "pass", "again", "boot"] + ["answer"] * 12
+        ["place", "lead", "tell", "tell", "end", "pass", "again", "boot", "lease", "lease"]
+        + ["answer"] * 12
     )
     match kind:
         case "place":
@@ -381,6 +434,8 @@ def random_action(dice: random.Random) -> tuple:  # type: ignore[type-arg]
             return kind, pick, dice.choice([0, 1, 137]), dice.choice(["none", "one", "two"])
         case "pass":
             return kind, dice.choice([1, 20, 500, 2_000, 30_000])
+        case "lease":
+            return kind, dice.choice([0, 0, 900, 5_000])
         case "again":
             return kind, pick
         case _:

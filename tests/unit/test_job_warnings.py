@@ -30,7 +30,8 @@ def test_defaults_do_not_warn(name: str) -> None:
     [
         ("priority = 60\n" + GROUP, ["priority"]),
         (GROUP.replace("service", "cron") + '[cron]\nschedule = "* * * * *"', []),
-        (GROUP + "at_most_one = true", ["groups.g.at_most_one"]),
+        (GROUP + "at_most_one = true", ["groups.g.on_partition"]),
+        (GROUP + 'on_partition = "stop"', ["groups.g.on_partition"]),
         (GROUP + "update.canaries = 1", ["groups.g.update.canaries"]),
         (GROUP + 'update.order = "start-first"', ["groups.g.update.order"]),
         (GROUP + "update.min_healthy = 1", ["groups.g.update.min_healthy"]),

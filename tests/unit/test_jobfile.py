@@ -145,6 +145,7 @@ def test_a_max_delay_that_is_not_given_follows_a_long_delay() -> None:
 ROOT = 'type = "service"\n[groups.g]\nimage = "i"\n'
 GROUP = 'name = "j"\ntype = "service"\n[groups.g]\nimage = "i"\n'
 PORT = GROUP + "ports.http.target = 80\n"
+LEASED = GROUP + 'on_partition = "stop"\n'
 CHECK = PORT + "[[groups.g.checks]]\n"
 MOUNT = GROUP + "[[groups.g.mounts]]\n"
 PLACE = GROUP + "[groups.g.placement]\n"
@@ -270,6 +271,25 @@ ONE_ERROR = [
     (GROUP + "at_most_one = true\ncount = 2", "groups.g.at_most_one", "requires count = 1"),
     (GROUP + 'at_most_one = true\nupdate.order = "start-first"', "groups.g.at_most_one", "odds"),
     (GROUP.replace("service", "system") + "at_most_one = true", "groups.g.at_most_one", "every"),
+    (
+        GROUP + 'at_most_one = true\non_partition = "keep"',
+        "groups.g.on_partition",
+        "odds with at_most_one",
+    ),
+    (GROUP + 'on_partition = "halt"', "groups.g.on_partition", "keep"),
+    (GROUP + "on_partition = true", "groups.g.on_partition", "text"),
+    (GROUP + 'lost_after = "30s"', "groups.g.lost_after", 'without on_partition = "stop"'),
+    (
+        GROUP + 'on_partition = "keep"\nlost_after = "30s"',
+        "groups.g.lost_after",
+        'without on_partition = "stop"',
+    ),
+    (LEASED + 'lost_after = "1s"', "groups.g.lost_after", "at least 2s"),
+    (LEASED + 'lost_after = "0s"', "groups.g.lost_after", "at least 2s"),
+    (LEASED + 'lost_after = "2h"', "groups.g.lost_after", "at most 1h"),
+    (LEASED + 'lost_after = "soon"', "groups.g.lost_after", "is not a duration"),
+    (LEASED + "lost_after = nan", "groups.g.lost_after", "finite"),
+    (LEASED + 'lost_aftr = "5s"', "groups.g.lost_aftr", "`lost_after`"),
     # -- resources
     (GROUP + "resources.cpu = -1", "groups.g.resources.cpu", "between 0"),
     (GROUP + "resources.cpu = nan", "groups.g.resources.cpu", "between 0"),

@@ -16,6 +16,7 @@ from cube.adapters.process import cgroups, orders
 from cube.adapters.process.attempts import Attempts, Identity, group_name
 from cube.adapters.process.beside import run_beside
 from cube.adapters.process.failures import host_errors, lasting, passing, patience, refused
+from cube.adapters.process.lease import FILE as LEASE_FILE
 from cube.adapters.process.log_files import LogReader
 from cube.adapters.process.processes import Watch, open_pidfd, read_pipe, signal_session
 from cube.adapters.process.records import SAFE_ID
@@ -61,11 +62,15 @@ class ProcessDriver:
         directory: Path,
         clock: Clock,
         settings: ProcessSettings | None = None,
+        lease_file: Path | None = None,
     ) -> None:
+        """`lease_file`: where the agent writes leases, for tasks that need one; by default beside
+        `directory`."""
         assert SAFE_ID.fullmatch(node_id), node_id
         self._mark = (cluster_id, node_id)
         self._directory = directory.absolute()
         self._settings = settings or ProcessSettings()
+        self._lease_file = (lease_file or self._directory.parent / LEASE_FILE).absolute()
         self._attempts = Attempts(
             cluster_id, node_id, self._directory, clock, cgroups.none("not opened")
         )
@@ -248,7 +253,13 @@ class ProcessDriver:
         settings = self._settings
         return pack(
             orders.order_fields(
-                launch, paths, cgroup, settings.log_segment_bytes, settings.log_segments
+                launch,
+                paths,
+                cgroup,
+                settings.log_segment_bytes,
+                settings.log_segments,
+                self._lease_file,
+                signal_number(launch.stop_signal) if launch.lease is not None else 0,
             )
         )
 

@@ -87,7 +87,13 @@ def environment(launch: Launch, user: User | None) -> dict[str, str]:
 
 
 def order_fields(
-    launch: Launch, paths: TaskPaths, cgroup: Sequence[str], segment_bytes: int, segments: int
+    launch: Launch,
+    paths: TaskPaths,
+    cgroup: Sequence[str],
+    segment_bytes: int,
+    segments: int,
+    lease_file: Path,
+    stop_signal: int,
 ) -> Fields:
     """What the supervisor is told. `become_fields` of it serve execute() again."""
     user = user_of(launch)
@@ -103,6 +109,14 @@ def order_fields(
         ("segments", str(segments).encode()),
         ("cwd", os.fsencode(_absolute(launch.working_dir) or paths.work)),
     ]
+    if launch.lease is not None:
+        fields += [
+            ("lease_file", os.fsencode(lease_file)),
+            ("leased_from_ms", str(launch.lease.from_ms).encode()),
+            ("lost_after_ms", str(launch.lease.lost_after_ms).encode()),
+            ("stop_signal", str(stop_signal).encode()),
+            ("stop_timeout_ms", str(launch.stop_timeout_ms).encode()),
+        ]
     fields += [("argv", os.fsencode(word)) for word in launch.entrypoint + launch.command]
     env = environment(launch, user)
     fields += [("env", os.fsencode(f"{name}={value}")) for name, value in env.items()]

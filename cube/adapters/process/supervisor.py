@@ -25,6 +25,7 @@ import select
 import time
 
 from cube.adapters.process.host import (
+    all_stats,
     boot_id,
     cgroup_pids,
     kill_marked,
@@ -34,6 +35,7 @@ from cube.adapters.process.host import (
     start_time,
     task_pids,
 )
+from cube.adapters.process.lease import LeaseWatch
 from cube.adapters.process.output import StreamFiles
 from cube.adapters.process.wire import (
     READ_BYTES,
@@ -73,6 +75,7 @@ class Supervisor:
         self._pid = 0
         self._streams: dict[int, StreamFiles] = {}
         self._wake_fd = -1
+        self._lease = LeaseWatch(order) if "lease_file" in order else None
 
     def run(self) -> None:
         prctl(PR_SET_CHILD_SUBREAPER, 1)
@@ -207,11 +210,34 @@ class Supervisor:
             status = self._bury()
             if status is not None:
                 return status
-            for fd, _ in poll.poll():
+            self._keep_lease()
+            for fd, _ in poll.poll(self._until_look_ms()):
                 if fd == self._wake_fd:
                     self._forget_wake_ups()
                 elif not self._copy(fd):
                     poll.unregister(fd)
+
+    def _until_look_ms(self) -> int | None:
+        return None if self._lease is None else self._lease.due_ms(monotonic_ms())
+
+    def _keep_lease(self) -> None:
+        """A task that needs a lease ends when there is none: with or without an agent."""
+        if self._lease is None:
+            return
+        what = self._lease.look(monotonic_ms())
+        if what == "stop":
+            stop_signal = int(first(self._order, "stop_signal"))
+            groups = {self._pid}
+            for pid, stat in all_stats().items():
+                if stat[2] == self._pid:
+                    with ignoring(ProcessLookupError):
+                        groups.add(os.getpgid(pid))
+            for group in groups:
+                for number in (stop_signal, signal.SIGCONT):
+                    with ignoring(ProcessLookupError, PermissionError):
+                        os.killpg(group, number)
+        elif what == "kill":
+            kill_round(task_pids(os.getpid(), self._pid, self._cgroups), self._cgroups)
 
     def _bury(self) -> int | None:
         """Buries who has died. The command's exit code once it was among them."""
@@ -295,6 +321,10 @@ class Supervisor:
         with ignoring(BrokenPipeError):
             os.write(1, word)
         os.dup2(2, 1)
+
+
+def monotonic_ms() -> int:
+    return time.monotonic_ns() // 1_000_000
 
 
 def prctl(option: int, value: int) -> None:

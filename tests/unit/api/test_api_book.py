@@ -121,6 +121,12 @@ async def test_a_node_joins_through_the_leader() -> None:
             async with api.client.post("/v1/internal/heartbeat", json=body) as response:
                 await read(response)
         assert api.peers.heartbeats == [("n9", None), ("n9", 7)]
+        assert api.peers.leases == []
+        body = {"node_id": "n9", "log_index": 7, "wants_lease": True}
+        async with api.client.post("/v1/internal/heartbeat", json=body) as response:
+            noted: Json = await read(response)
+        assert noted["lease_index"] == 41
+        assert api.peers.leases == ["n9"]
         bootstrap: Json = await api.get("/v1/internal/bootstrap")
         assert bootstrap["cluster_id"] == "cluster-1"
         await api.problem("POST", "/v1/internal/join", 422, json={"node_id": "n9"})

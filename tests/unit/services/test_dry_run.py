@@ -91,15 +91,14 @@ def test_what_fails_already_is_not_supposed_to_mend() -> None:
     assert effect.groups == {"g": GroupEffect(unplaced=1)}
 
 
-def test_one_on_a_lost_node_must_wait_for_its_word() -> None:
+def test_one_on_a_lost_node_is_replaced_once_it_has_surely_ended() -> None:
     cluster = Cluster("a", "b")
     cluster.submit(job("one", one(at_most_one=True)))
     cluster.settle()
     where = cluster.live("one")[0].node_id
     loss = c.SetNodeStatus(0, where, NodeStatus.DOWN, "as if")
     effect = own(foresee(cluster.state, cluster.now_ms, loss))
-    assert (effect.groups, effect.displaced) == ({"g": GroupEffect(unplaced=1)}, 1)
-    assert effect.explanations[0].reasons[0].code == "at_most_one"
+    assert (effect.groups, effect.displaced) == ({"g": GroupEffect(replace=1)}, 0)
 
 
 def test_a_drain_takes_batch_tasks_at_its_deadline_and_system_tasks_for_good() -> None:

@@ -276,3 +276,115 @@ def test_the_brake_is_shown_while_most_nodes_are_silent() -> None:
         await until(lambda: leader.loop.brake is None)
 
     leading(test)
+
+
+# Leases
+
+
+def test_a_lease_goes_with_all_that_was_committed_when_it_was_asked_for() -> None:
+    async def test(leader: Leader) -> None:
+        await leader.with_job()
+        await until(lambda: bool(leader.feed.state.tasks))
+        assert await leader.loop.lease(ME) == leader.feed.state.index
+
+    leading(test)
+
+
+def test_who_does_not_lead_any_more_leases_nothing() -> None:
+    async def main() -> None:
+        cluster = FakeLogCluster()
+        other = FakeLog("n0:7701", cluster, StateFeed(), members=("n1:7701",))
+        await other.start()
+        leader = Leader(cluster)
+        await leader.log.start()
+        running = asyncio.create_task(leader.loop.run())
+        assert await leader.loop.lease(ME) is None
+        cluster.elect("n1:7701")
+        cluster.settle()
+        await leader.with_job()
+        await until(lambda: bool(leader.feed.state.tasks))
+        assert await leader.loop.lease(ME) is not None
+        # Deposed, and elected again, while the barrier was on its way: what the other one has
+        # decided meanwhile is not known.
+        barrier = leader.log.barrier
+
+        async def late(timeout_ms: int) -> int:
+            index = await barrier(timeout_ms)
+            cluster.elect("n0:7701")
+            cluster.elect("n1:7701")
+            cluster.settle()
+            return index
+
+        leader.log.barrier = late  # type: ignore[method-assign]
+        assert await leader.loop.lease(ME) is None
+
+        async def deaf(timeout_ms: int) -> int:
+            await asyncio.sleep(1_000)
+            raise AssertionError
+
+        leader.log.barrier = deaf  # type: ignore[method-assign]
+        assert await leader.loop.lease(ME) is None
+        running.cancel()
+
+    run_virtual(main())
+
+
+def test_a_lease_waits_for_the_plan_that_was_made_without_knowing_of_it() -> None:
+    async def test(leader: Leader) -> None:
+        propose = leader.loop._propose
+        order: list[str] = []
+
+        async def late(body: c.Body, *, actor: str = "") -> Proposed:
+            if isinstance(body, c.ApplyPlan):
+                order.append("plan")
+                await asyncio.sleep(0.5)
+            done = await propose(body, actor=actor)
+            order.append("applied")
+            return done
+
+        leader.loop._propose = late
+        await leader.with_job()
+        await until(lambda: order == ["plan"])
+        index = await leader.loop.lease(ME)
+        assert order[:2] == ["plan", "applied"]
+        assert index is not None
+        assert leader.feed.state.tasks
+
+    leading(test)
+
+
+def test_a_lost_singleton_is_replaced_when_its_lease_has_surely_run_out() -> None:
+    async def test(leader: Leader) -> None:
+        n2 = NodeId("id-n2")
+        await leader.with_job(count=0, nodes=("n1", "n2", "n3"))
+        spec = group(at_most_one=True, lost_after_ms=30_000, stop_timeout_ms=10_000)
+        await leader.do(c.SetEligibility(ME, False))
+        await leader.do(c.SetEligibility(NodeId("id-n3"), False))
+        await leader.do(c.SubmitJob(job("one", {"g": spec}), JobId("one")))
+
+        async def beat(seconds: int, *nodes: str) -> None:
+            for _ in range(seconds):
+                for name in nodes:
+                    leader.loop.heartbeat(NodeId(f"id-{name}"))
+                await asyncio.sleep(1)
+
+        await beat(3, "n2", "n3")
+        [first] = leader.feed.state.tasks.values()
+        assert first.node_id == n2
+        await leader.do(c.SetEligibility(NodeId("id-n3"), True))
+        leader.gossip[n2] = "dead"
+        last_ms = leader.clock.monotonic_ms()
+        assert leader.loop.heartbeat(n2)
+        await beat(20, "n3")
+        assert leader.feed.state.tasks[first.id].state is TaskState.LOST
+        # It was heard once more, by a heartbeat that does not make the node ready yet.
+        last_ms = leader.clock.monotonic_ms()
+        assert await leader.loop.lease(n2) is not None
+        while len(leader.feed.state.tasks) == 1:
+            await beat(1, "n3")
+        waited_ms = leader.clock.monotonic_ms() - last_ms
+        assert 42_000 <= waited_ms <= 44_000
+        [second] = [task for task in leader.feed.state.tasks.values() if task.live]
+        assert second.fence > first.fence
+
+    leading(test)

@@ -29,8 +29,9 @@ from cube.ports.cluster import (
 from cube.ports.log import Ask, Role
 from cube.ports.remote import Redirected
 from cube.services.cluster_view import ClusterView, Parts, strangers
-from cube.services.heartbeats import HEARTBEAT_S, Heartbeats
+from cube.services.heartbeats import HEARTBEAT_S, Heartbeats, Leases
 from cube.services.leader_clock import LeaderClock
+from cube.services.lease_keeper import LeaseKeeper
 from cube.services.peers import PeerDesk
 from cube.services.proposer import Proposer
 from cube.services.registration import RETRY_MAX_S, Registration
@@ -154,9 +155,12 @@ def test_a_slow_leader_does_not_stretch_the_interval() -> None:
     at_s: list[float] = []
 
     class Slow(FakeRemote):
-        async def heartbeat(self, address: str, node_id: NodeId, log_index: int) -> None:
+        async def heartbeat(
+            self, address: str, node_id: NodeId, log_index: int, *, wants_lease: bool = False
+        ) -> int | None:
             at_s.append(asyncio.get_running_loop().time())
             await asyncio.sleep(0.8 * HEARTBEAT_S)
+            return None
 
     async def main() -> None:
         running = asyncio.create_task(Heartbeats(ME, Slow(), lambda: "one", lambda: 1).run())
@@ -165,6 +169,110 @@ def test_a_slow_leader_does_not_stretch_the_interval() -> None:
 
     run_virtual(main())
     assert len(at_s) == 10
+
+
+def leases(wanted: list[bool], given: list[tuple[int, int]], here: int | None = None) -> Leases:
+    async def ask_here() -> int | None:
+        return here
+
+    return Leases(
+        VirtualClock(), lambda: wanted[0], ask_here, lambda sent, index: given.append((sent, index))
+    )
+
+
+def test_a_lease_counts_from_the_sending_of_its_heartbeat() -> None:
+    given: list[tuple[int, int]] = []
+    wanted = [False]
+
+    class Slow(FakeRemote):
+        async def heartbeat(
+            self, address: str, node_id: NodeId, log_index: int, *, wants_lease: bool = False
+        ) -> int | None:
+            await asyncio.sleep(0.6)
+            if len(given) == 2:
+                raise Unavailable("too late")
+            return 41 if wants_lease else None
+
+    async def main() -> None:
+        beats = Heartbeats(ME, Slow(), lambda: "one", lambda: 1, leases(wanted, given))
+        running = asyncio.create_task(beats.run())
+        await asyncio.sleep(0)
+        start_ms = VirtualClock().monotonic_ms()
+        await asyncio.sleep(0.9)
+        assert given == []
+        wanted[0] = True
+        await asyncio.sleep(4)
+        assert given == [(start_ms + 1_000, 41), (start_ms + 2_000, 41)]
+        running.cancel()
+
+    run_virtual(main())
+
+
+def test_who_waits_for_a_lease_does_not_wait_for_the_next_second() -> None:
+    given: list[tuple[int, int]] = []
+    wanted = [False]
+
+    async def main() -> None:
+        remote = FakeRemote()
+        remote.beats["one"] = lambda _: None
+        remote.leases["one"] = 7
+        beats = Heartbeats(ME, remote, lambda: "one", lambda: 1, leases(wanted, given))
+        running = asyncio.create_task(beats.run())
+        await asyncio.sleep(0.25)
+        wanted[0] = True
+        beats.hurry()
+        await asyncio.sleep(0.01)
+        assert [index for _, index in given] == [7]
+        running.cancel()
+
+    run_virtual(main())
+
+
+@pytest.mark.parametrize("here", [9, None])
+def test_a_leader_leases_to_itself_what_it_can_confirm(here: int | None) -> None:
+    given: list[tuple[int, int]] = []
+
+    async def main() -> None:
+        made = leases([True], given, here)
+        running = asyncio.create_task(
+            Heartbeats(ME, FakeRemote(), lambda: None, lambda: 1, made).run()
+        )
+        await asyncio.sleep(2.5)
+        assert [index for _, index in given] == ([9] * 3 if here else [])
+        running.cancel()
+
+    run_virtual(main())
+
+
+async def test_a_lease_is_on_disk_before_it_is_used_and_a_full_disk_costs_supervised_tasks_only(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    order: list[object] = []
+    is_full = False
+
+    def write(sent_ms: int) -> None:
+        if is_full:
+            raise OSError(28, "No space left on device")
+        order.append(sent_ms)
+
+    keeper = LeaseKeeper(write, lambda sent_ms, index: order.append((sent_ms, index)))
+    running = asyncio.create_task(keeper.run())
+    keeper.put(1, 10)
+    keeper.put(2, 11)  # the newest counts
+
+    async def told(last: object) -> None:
+        async with asyncio.timeout(30):
+            while order[-1:] != [last]:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+
+    await told((2, 11))
+    assert order == [2, (2, 11)]
+    is_full = True
+    for sent_ms in (3, 4):
+        keeper.put(sent_ms, 12)
+        await told((sent_ms, 12))
+    assert [record.getMessage().split()[0] for record in caplog.records] == ["lease_not_written"]
+    running.cancel()
 
 
 # Roll call
