@@ -43,12 +43,13 @@ def explain(state: ClusterState, now_ms: int, job_name: str) -> list[Explanation
     if job.spec.type is JobType.CRON:
         return [
             cron.explain_schedule(job, now_ms),
-            *(one for run in state.runs_of(job) for one in _of_job(state, now_ms, run)),
+            *(one for run in state.runs_of(job) for one in explain_job(state, now_ms, run)),
         ]
-    return _of_job(state, now_ms, job)
+    return explain_job(state, now_ms, job)
 
 
-def _of_job(state: ClusterState, now_ms: int, job: Job) -> list[Explanation]:
+def explain_job(state: ClusterState, now_ms: int, job: Job) -> list[Explanation]:
+    """Of a job that has tasks of its own: also of one run of a cron job."""
     if job.stopped:  # a run that is over, or on its way there
         return []
     work = reconcile(state, job, now_ms)

@@ -14,7 +14,7 @@ from cube.model.explain import Explanation
 from cube.model.ids import JobId
 from cube.model.outcome import JobAccepted, Rejected
 from cube.scheduler.restart import completed_by_itself
-from cube.scheduler.why import explain
+from cube.scheduler.why import explain, explain_job
 from cube.services.simulation import Simulation
 
 NEW_JOB = JobId("dry-run")  # an id that no job has: they are UUIDs
@@ -58,7 +58,7 @@ def effects(
 
 
 def _effect(before: ClusterState, fork: Simulation, job: Job) -> JobEffect:
-    explanations = tuple(explain(fork.state, fork.now_ms, job.name)) if not job.deleted else ()
+    explanations = _explanations(fork, job)
     was, is_ = _slots(before, job.id), _slots(fork.state, job.id)
     placeless = _placeless(explanations, is_)
     counts: dict[str, dict[str, int]] = {}
@@ -73,11 +73,19 @@ def _effect(before: ClusterState, fork: Simulation, job: Job) -> JobEffect:
         counted = counts.setdefault(group, {})
         counted[kind] = counted.get(kind, 0) + 1
         displaced += kind == "unplaced" and old is not None and new is None
-        if kind != "update_in_place":
+        if kind != "update_in_place" and (new is None or new is not old):
             to = new if kind in ("create", "replace") else None
             moves.append(Move(group, slot, _where(before, old), _where(fork.state, to)))
     groups = {group: GroupEffect(**counted) for group, counted in sorted(counts.items())}
     return JobEffect(job.name, groups, tuple(moves), explanations, displaced)
+
+
+def _explanations(fork: Simulation, job: Job) -> tuple[Explanation, ...]:
+    if job.deleted:
+        return ()
+    if job.parent:  # a run of a cron job: its name is the cron job's
+        return tuple(explain_job(fork.state, fork.now_ms, job))
+    return tuple(explain(fork.state, fork.now_ms, job.name))
 
 
 def _kind(before: ClusterState, old: Task | None, new: Task | None, placeless: bool) -> str | None:

@@ -14,7 +14,7 @@ from cube.model.outcome import Rejected
 from cube.scheduler.reconcile import reconcile
 from cube.scheduler.suggest import LET, Remedy, candidates
 from cube.scheduler.want import Want
-from cube.scheduler.why import explain
+from cube.scheduler.why import explain, explain_job
 from cube.services.simulation import Simulation
 
 SUGGESTIONS_MAX = 5  # told of each explanation: more is no help
@@ -37,8 +37,19 @@ def why(state: ClusterState, now_ms: int, job_name: str) -> list[Explanation]:
     job = state.job_named(job_name)
     if job is None or not any(one.kind in ("unplaced", "waiting") for one in found):
         return found
-    wants = {(want.group, want.slots): want for want in reconcile(state, job, now_ms).wants}
     base = Simulation(state, now_ms)
+    if job.cron is None:
+        return _with_hints(base, job, found)
+    told = found[:1]  # of the schedule; the others are of its runs
+    for run in state.runs_of(job):
+        told.extend(_with_hints(base, run, explain_job(state, now_ms, run)))
+    return told
+
+
+def _with_hints(base: Simulation, job: Job, found: Sequence[Explanation]) -> list[Explanation]:
+    wants = {
+        (want.group, want.slots): want for want in reconcile(base.state, job, base.now_ms).wants
+    }
     told: list[Explanation] = []
     left = EXPLAINED_MAX
     for one in found:

@@ -46,6 +46,7 @@ class Simulation:
         self._ends_at_ms = self.now_ms + TIME_MAX_MS
         self._number = 0
         self._placed = 0
+        self._wake_at_ms: int | None = None  # the scheduler's, of its last plan
         self._restless = _on_their_way(state)  # tasks that their nodes may have to do with
 
     def fork(self) -> Simulation:
@@ -105,6 +106,7 @@ class Simulation:
         """The scheduler's next plan is applied. False: it has nothing to do now."""
         seed = f"dry-run/{self._number}"
         plan = self._scheduler.plan(self.state, self.now_ms, self.state.term, seed)
+        self._wake_at_ms = plan.wake_at_ms
         if plan.command is None:
             return False
         # What does not come up is what was asked for; that it is taken back is another story.
@@ -134,7 +136,7 @@ class Simulation:
             node = None if task is None else nodes.get(task.node_id)
             if task is None or node is None or node.status in (NodeStatus.DOWN, NodeStatus.LEFT):
                 continue
-            report = _report_of(task)
+            report = _report_of(task) or self._completed_run(task)
             if report is not None:
                 reports.setdefault(node.id, []).append(report)
         self._restless.clear()
@@ -144,8 +146,16 @@ class Simulation:
                 self.do(c.ReportTasks(node_id, part))
         return bool(reports)
 
+    def _completed_run(self, task: Task) -> c.TaskReport | None:
+        """Runs of cron jobs are over as soon as they run: else each due time would take more room."""
+        job = self.state.jobs.get(task.job_id)
+        if job is None or not job.parent or not task.live or not task.serving:
+            return None
+        return _ended(task, TaskState.COMPLETED, 0)
+
     def _next_wake_ms(self, about: list[JobId]) -> int | None:
-        """When something may change for those of the jobs that are not as they should be."""
+        """When time goes on to, while some of the jobs are not as they should be and that may change
+        by itself: others' turns come in between, and may take room or give it."""
         draining = draining_nodes(self.state)
         wakes: list[int] = []
         for job_id in about:
@@ -157,7 +167,9 @@ class Simulation:
                 continue
             if work.wants or work.waiting or self._has_old_tasks(job_id, draining):
                 wakes.append(work.wake_at_ms)
-        return min(wakes, default=None)
+        if not wakes:
+            return None
+        return min(wakes) if self._wake_at_ms is None else min(*wakes, self._wake_at_ms)
 
     def _has_old_tasks(self, job_id: JobId, draining: frozenset[NodeId]) -> bool:
         job = self.state.jobs[job_id]

@@ -16,7 +16,7 @@ from cube.model.ids import JobId, NodeId
 from cube.model.lifecycle import NodeStatus
 from cube.model.outcome import JobAccepted, Rejected, RejectReason
 from cube.model.resources import Resources
-from cube.model.spec import JobSpec, JobType
+from cube.model.spec import CronSpec, JobSpec, JobType, Overlap
 from cube.services import cluster_view, simulation
 from cube.services.dry_run import foresee
 from cube.services.state_feed import StateFeed
@@ -109,6 +109,22 @@ def test_a_drain_takes_batch_tasks_at_its_deadline_and_system_tasks_for_good() -
     drained = c.SetDrain(cluster.node("a"), 7 * 3_600_000)
     found = {e.job: e.groups for e in foresee(cluster.state, cluster.now_ms, drained).jobs}
     assert found == {"each": {"g": GroupEffect(stop=1)}, "work": {"g": GroupEffect(replace=1)}}
+
+
+def test_runs_of_a_cron_job_do_not_pile_up_in_the_time_that_passes() -> None:
+    """A batch waits an hour for the drain's deadline; a job runs each minute meanwhile, and needs
+    half a node."""
+    cluster = Cluster("a", "b")
+    half = one(resources=Resources(2000, 1, 0))
+    each_minute = CronSpec("* * * * *", overlap=Overlap.ALLOW)
+    cluster.submit(job("work", one(resources=Resources(1500, 1, 0)), type=JobType.BATCH))
+    cluster.settle()
+    cluster.submit(job("each-minute", half, type=JobType.CRON, cron=each_minute))
+    where = cluster.live("work")[0].node_id
+    found = foresee(cluster.state, cluster.now_ms, c.SetDrain(where, 3_600_000))
+    effects = {e.job: e for e in found.jobs}
+    assert effects["work"].groups == {"g": GroupEffect(replace=1)}
+    assert found.cut == ""
 
 
 def test_others_that_get_the_room_are_told() -> None:

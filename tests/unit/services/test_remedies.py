@@ -15,6 +15,7 @@ from cube.model.lifecycle import NodeStatus
 from cube.model.resources import Resources
 from cube.model.spec import (
     Constraint,
+    CronSpec,
     DriverName,
     GroupSpec,
     JobType,
@@ -223,6 +224,17 @@ def test_a_stopped_job_that_is_waited_for() -> None:
     cluster.settle()
     [found] = why(cluster.state, cluster.now_ms, "web")
     assert found.suggestions == ("cube start db",)
+
+
+def test_a_run_of_a_cron_job() -> None:
+    cluster = Cluster("a")
+    schedule = CronSpec("* * * * *")
+    cluster.submit(job("nightly", one(), type=JobType.CRON, cron=schedule))
+    cluster.do(c.SetEligibility(cluster.node("a"), False))
+    cluster.now_ms += 60_000
+    cluster.settle()
+    found = why(cluster.state, cluster.now_ms, "nightly")
+    assert [one.suggestions[:1] for one in found] == [(), ("cube node uncordon a",)]
 
 
 def test_no_nodes_and_another_driver() -> None:
