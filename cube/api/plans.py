@@ -60,6 +60,7 @@ async def plan_job(call: Call) -> web.Response:
         explanations=tuple(render.explanation_view(one) for one in own.explanations),
         others=tuple(_effect(effect) for effect in found.jobs if effect is not own),
         warnings=tuple(warnings(spec)),
+        fails=own.fails,
         cut=found.cut,
         index=found.index,
     )
@@ -134,4 +135,5 @@ def _effect(effect: JobEffect) -> JobEffectView:
         moves=_moves(effect.moves),
         explanations=tuple(render.explanation_view(one) for one in effect.explanations),
         displaced=effect.displaced,
+        fails=effect.fails,
     )

@@ -82,6 +82,8 @@ def _plan_job(settings: Settings, file: str, format_: str | None) -> int:
         _print_groups(style, found.groups)
     _print_moves(style, found.moves, "")
     _print_rest(found.explanations, found.cut)
+    if found.fails:
+        out(f"so it would end: {clean(found.fails)}")
     for other in found.others:
         out()
         out(f"also changed: {other.job}")

@@ -39,13 +39,15 @@ class Move(msgspec.Struct, frozen=True):
 
 class JobEffect(msgspec.Struct, frozen=True):
     """Groups in which something changes or that have slots without a place, by name; moves by group
-    and slot. `displaced`: slots that had a task and end without a place."""
+    and slot. `displaced`: slots that had a task and end without a place. `fails`: why its rollout
+    would fail in the end, if so; that it is taken back then is not in the rest."""
 
     job: str
     groups: dict[str, GroupEffect]
     moves: tuple[Move, ...] = ()
     explanations: tuple[Explanation, ...] = ()
     displaced: int = 0
+    fails: str = ""
 
 
 class DryRun(msgspec.Struct, frozen=True):

@@ -44,18 +44,21 @@ class MoveView(msgspec.Struct, frozen=True):
 
 
 class JobEffectView(msgspec.Struct, frozen=True, kw_only=True):
-    """What becomes of one job. `displaced`: slots that lose their task and find no place."""
+    """What becomes of one job. `displaced`: slots that lose their task and find no place. `fails`:
+    why its rollout would fail in the end; "": it would not."""
 
     job: str
     groups: dict[str, GroupEffectView]
     moves: tuple[MoveView, ...]
     explanations: tuple[ExplanationView, ...]
     displaced: int
+    fails: str
 
 
 class JobPlanView(msgspec.Struct, frozen=True, kw_only=True):
     """`version`: what the job is at now, 0: there is none. `changed`: submitting it would make a new
-    version, or start a stopped job. `others`: jobs that would be changed, too. `cut`: why what comes
+    version, or start a stopped job. `others`: jobs that would be changed, too. `fails`: why the
+    rollout would fail in the end, and what becomes of it then; "": it would not. `cut`: why what comes
     later is not foreseen; empty: it is."""
 
     name: str
@@ -68,6 +71,7 @@ class JobPlanView(msgspec.Struct, frozen=True, kw_only=True):
     explanations: tuple[ExplanationView, ...]
     others: tuple[JobEffectView, ...]
     warnings: tuple[str, ...]
+    fails: str
     cut: str
     index: int
 

@@ -77,7 +77,8 @@ def _effect(before: ClusterState, fork: Simulation, job: Job) -> JobEffect:
             to = new if kind in ("create", "replace") else None
             moves.append(Move(group, slot, _where(before, old), _where(fork.state, to)))
     groups = {group: GroupEffect(**counted) for group, counted in sorted(counts.items())}
-    return JobEffect(job.name, groups, tuple(moves), explanations, displaced)
+    fails = fork.halted.get(job.id, "")
+    return JobEffect(job.name, groups, tuple(moves), explanations, displaced, fails)
 
 
 def _explanations(fork: Simulation, job: Job) -> tuple[Explanation, ...]:

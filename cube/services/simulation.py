@@ -12,11 +12,11 @@ import msgspec
 
 from cube.model import commands as c
 from cube.model.cluster import ClusterState, Task
-from cube.model.deployment import DeploymentStatus
+from cube.model.deployment import DeploymentAction, DeploymentStatus
 from cube.model.events import TaskEvent
 from cube.model.ids import CommandId, JobId, NodeId, TaskId
 from cube.model.lifecycle import Desired, Health, NodeStatus, TaskState
-from cube.model.outcome import Outcome, PlanApplied
+from cube.model.outcome import Done, Outcome, PlanApplied
 from cube.model.spec import JobType
 from cube.scheduler.plan import Scheduler
 from cube.scheduler.reconcile import draining_nodes, reconcile
@@ -31,8 +31,9 @@ _ON_THEIR_WAY = (TaskState.SCHEDULED, TaskState.PREPARING, TaskState.STARTING)
 
 
 class Simulation:
-    """`state` and `now_ms` are the fork's. `touched`: jobs whose tasks it has changed. `cut`: why
-    `run` ended before everything was at rest."""
+    """`state` and `now_ms` are the fork's. `touched`: jobs whose tasks it has changed. `halted`:
+    jobs whose rollouts would fail, and of what. `cut`: why `run` ended before everything was at
+    rest."""
 
     def __init__(
         self, state: ClusterState, now_ms: int, scheduler: Scheduler | None = None
@@ -41,6 +42,7 @@ class Simulation:
         self.state = state
         self.now_ms = max(now_ms, state.now_ms)
         self.touched: set[JobId] = set()
+        self.halted: dict[JobId, str] = {}
         self.cut = ""
         self._scheduler = Scheduler() if scheduler is None else scheduler
         self._ends_at_ms = self.now_ms + TIME_MAX_MS
@@ -54,6 +56,7 @@ class Simulation:
         other = Simulation.__new__(Simulation)
         other.__dict__.update(self.__dict__)
         other.touched, other._restless = set(self.touched), set(self._restless)
+        other.halted = dict(self.halted)
         return other
 
     def do(self, body: c.Body) -> Outcome:
@@ -79,8 +82,9 @@ class Simulation:
         steps: int | None = None,
     ) -> None:
         """These jobs are at rest: nothing is to be done for them now, nor later by itself. Or
-        `until` is true; or a bound was hit, which `cut` says. `to_completion`: where groups of a
-        batch wait for others to complete, these do."""
+        `until` is true; or a bound was hit, which `cut` says. `to_completion`: canaries that
+        wait for a person are promoted, and where groups of a batch wait for others to complete,
+        these do."""
         about = sorted(jobs)
         steps = STEPS_MAX if steps is None else steps
         for _ in range(steps):
@@ -93,7 +97,7 @@ class Simulation:
                 continue
             wake_at_ms = self._next_wake_ms(about)
             if wake_at_ms is None:
-                if to_completion and self._complete_batch(about):
+                if to_completion and (self._promote(about) or self._complete_batch(about)):
                     continue
                 return
             if wake_at_ms > self._ends_at_ms:
@@ -109,14 +113,8 @@ class Simulation:
         self._wake_at_ms = plan.wake_at_ms
         if plan.command is None:
             return False
-        # What does not come up is what was asked for; that it is taken back is another story.
-        kept = tuple(
-            verdict
-            for verdict in plan.command.deployments
-            if verdict.status is DeploymentStatus.SUCCESSFUL
-        )
-        command = msgspec.structs.replace(plan.command, deployments=kept)
-        if not any((command.placements, command.stops, command.updates, command.reaps, kept)):
+        command = self._without_failures(plan.command)
+        if command is None:
             return False
         outcome = self.do(command)
         if not isinstance(outcome, PlanApplied) or (outcome.refused_count and not outcome.placed):
@@ -126,6 +124,31 @@ class Simulation:
         if self._placed > TASKS_MAX:
             self.cut = f"more than {TASKS_MAX} tasks are placed; the others are not foreseen"
         return True
+
+    def _without_failures(self, plan: c.ApplyPlan) -> c.ApplyPlan | None:
+        """The plan without its verdicts on rollouts that fail: how what was asked for comes out is
+        the question, and that it is taken back then would hide it. None: nothing else is in it."""
+        kept = []
+        for verdict in plan.deployments:
+            if verdict.status is DeploymentStatus.SUCCESSFUL:
+                kept.append(verdict)
+            else:
+                self.halted[JobId(verdict.job_id)] = verdict.message
+        if len(kept) == len(plan.deployments):
+            return plan
+        rest = msgspec.structs.replace(plan, deployments=tuple(kept))
+        nothing = c.ApplyPlan(plan.term, plan.seed, plan.nodes)
+        return None if rest == nothing else rest
+
+    def _promote(self, about: list[JobId]) -> bool:
+        """Canaries that are up and wait for a person are promoted."""
+        promoted = False
+        for job_id in about:
+            job = self.state.jobs.get(job_id)
+            if job is not None and any(job.is_gated(group) for group in job.spec.groups):
+                steer = c.SteerDeployment(job.name, job.version, DeploymentAction.PROMOTE)
+                promoted = self.do(steer) == Done() or promoted
+        return promoted
 
     def _obey(self) -> bool:
         """Every node that is there does at once what is wanted of its tasks."""

@@ -11,12 +11,12 @@ import pytest
 
 from cube.model import commands as c
 from cube.model.cluster import ClusterState, Task
-from cube.model.deployment import DeploymentStatus
+from cube.model.deployment import DeploymentAction, DeploymentStatus
 from cube.model.dryrun import DryRun
 from cube.model.ids import JobId
 from cube.model.launch import DriverInfo
 from cube.model.lifecycle import Desired, Health, NodeStatus, TaskState
-from cube.model.outcome import JobAccepted, PlanApplied
+from cube.model.outcome import Done, JobAccepted, PlanApplied
 from cube.model.resources import Resources
 from cube.model.spec import (
     Affinity,
@@ -32,6 +32,7 @@ from cube.model.spec import (
     Placement,
     PlacementPolicy,
     PortSpec,
+    UpdateOrder,
     UpdatePolicy,
 )
 from cube.scheduler.plan import Scheduler
@@ -143,7 +144,12 @@ def some_group(dice: random.Random, depends_on: tuple[str, ...] = ()) -> GroupSp
         resources=Resources(
             dice.choice((0, 10, 100, 333, 1500)), dice.choice((1, 8, 64, 300)) * MIB, 0
         ),
-        update=UpdatePolicy(parallelism=dice.choice((1, 2, 5)), min_healthy_ms=dice.choice((0, 9))),
+        update=UpdatePolicy(
+            parallelism=dice.choice((1, 2, 5)),
+            min_healthy_ms=dice.choice((0, 9, 10_000)),
+            order=dice.choice(list(UpdateOrder)),
+            canaries=dice.choice((0, 0, 1, 2)),
+        ),
         placement=Placement(
             policy=dice.choice([None, *PlacementPolicy]),
             spread_over=dice.choice(((), (), (zone,), (zone, rack))),
@@ -291,6 +297,8 @@ def test_a_job_goes_where_the_plan_said(seed: int) -> None:
     assert isinstance(said.outcome, JobAccepted)
     assert (said.outcome.version, said.outcome.changed) == (outcome.version, outcome.changed)
     run.settle(DAY_MS)
+    while run.do(c.SteerDeployment(spec.name, outcome.version, DeploymentAction.PROMOTE)) == Done():
+        run.settle(DAY_MS)
     while spec.type is JobType.BATCH and waits_only_for_itself(run, spec.name):
         for task in sorted(run.state.tasks.values(), key=lambda task: task.id):
             if task.job == spec.name and task.live and task.serving:

@@ -16,7 +16,7 @@ from cube.model.ids import JobId, NodeId
 from cube.model.lifecycle import NodeStatus
 from cube.model.outcome import JobAccepted, Rejected, RejectReason
 from cube.model.resources import Resources
-from cube.model.spec import CronSpec, JobSpec, JobType, Overlap
+from cube.model.spec import CronSpec, JobSpec, JobType, Overlap, UpdateOrder, UpdatePolicy
 from cube.services import cluster_view, simulation
 from cube.services.dry_run import foresee
 from cube.services.state_feed import StateFeed
@@ -56,6 +56,38 @@ def test_an_update_that_halts_says_where() -> None:
     assert effect.displaced == 1
     assert [move.node for move in effect.moves] == [""]
     assert {one.kind for one in effect.explanations} == {"unplaced", "waiting"}
+
+
+def test_a_rollout_that_would_fail_says_how_it_ends() -> None:
+    """It is not taken back in what is told: that would hide what does not fit."""
+    cluster = Cluster("a", "b")
+    cluster.submit(web(3))
+    cluster.roll()
+    large = web(3, resources=Resources(5000, 1, 0))
+    effect = own(plan(cluster, large))
+    assert effect.groups == {"g": GroupEffect(unplaced=1)}
+    assert "nothing has come up for 5m" in effect.fails
+    assert effect.fails.endswith("back to version 1")
+    assert own(plan(cluster, web(3, command=("two",)))).fails == ""
+
+
+def test_start_first_keeps_the_old_task_where_the_new_one_has_no_place() -> None:
+    cluster = Cluster("a")
+    first = UpdatePolicy(order=UpdateOrder.START_FIRST)
+    cluster.submit(web(1, update=first))
+    cluster.roll()
+    effect = own(plan(cluster, web(1, update=first, resources=Resources(5000, 1, 0))))
+    assert (effect.groups, effect.moves) == ({"g": GroupEffect(unplaced=1)}, ())
+    assert effect.displaced == 0
+
+
+def test_canaries_are_supposed_to_be_promoted() -> None:
+    cluster = Cluster("a", "b")
+    policy = UpdatePolicy(canaries=1)
+    cluster.submit(web(4, update=policy))
+    cluster.roll()
+    effect = own(plan(cluster, web(4, update=policy, command=("two",))))
+    assert effect.groups == {"g": GroupEffect(replace=4)}
 
 
 def test_groups_start_after_those_they_depend_on() -> None:
