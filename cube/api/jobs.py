@@ -22,6 +22,7 @@ from cube.model.treetext import TEXT_BYTES_MAX, json_tree, toml_tree
 from cube.model.views import JobChanged, JobValid, Page, WhyView
 from cube.model.warnings import warnings
 from cube.ports.cluster import Proposed
+from cube.scheduler import dependencies
 
 TOML = "application/toml"
 _YAML = ("application/yaml", "application/x-yaml", "text/yaml", "text/x-yaml")
@@ -60,14 +61,25 @@ async def submit_job(call: Call) -> web.Response:
     expected = call.expected_version()
     spec, data = await read_job(call)
     body = commands.SubmitJob(spec, JobId(call.api.new_id()), expected)
-    return _changed(call, spec.name, await call.propose(body, data), tuple(warnings(spec)))
+    proposed = await call.propose(body, data)
+    return _changed(call, spec.name, proposed, all_warnings(call, spec))
 
 
 async def validate_job(call: Call) -> web.Response:
     spec, _ = await read_job(call)
     return call.json(
-        JobValid(valid=True, name=spec.name, spec=render_spec(spec), warnings=tuple(warnings(spec)))
+        JobValid(
+            valid=True,
+            name=spec.name,
+            spec=render_spec(spec),
+            warnings=all_warnings(call, spec),
+        )
     )
+
+
+def all_warnings(call: Call, spec: JobSpec) -> tuple[str, ...]:
+    """What the spec asks for in vain, in this version of Cube and in this cluster."""
+    return (*warnings(spec), *dependencies.warnings(call.state, spec))
 
 
 async def read_job(call: Call) -> tuple[JobSpec, bytes]:

@@ -9,7 +9,7 @@ from cube.api import render
 from cube.api.bodies import read_json
 from cube.api.call import Call
 from cube.api.errors import Problem, refused
-from cube.api.jobs import find_job_version, read_job
+from cube.api.jobs import all_warnings, find_job_version, read_job
 from cube.api.lookup import find_node
 from cube.model import commands
 from cube.model.dryrun import DryRun, GroupEffect, JobEffect, Move
@@ -28,7 +28,6 @@ from cube.model.planviews import (
 )
 from cube.model.units import parse_duration_ms
 from cube.model.views import ProblemError
-from cube.model.warnings import warnings
 
 ACTIONS = ("drain", "lose")
 DRAIN_DEADLINE = "5m"  # what `cube node drain` gives
@@ -59,7 +58,7 @@ async def plan_job(call: Call) -> web.Response:
         moves=_moves(own.moves),
         explanations=tuple(render.explanation_view(one) for one in own.explanations),
         others=tuple(_effect(effect) for effect in found.jobs if effect is not own),
-        warnings=tuple(warnings(spec)),
+        warnings=all_warnings(call, spec),
         fails=own.fails,
         cut=found.cut,
         index=found.index,

@@ -199,11 +199,13 @@ def _dependencies(groups: dict[str, GroupSpec], tables: dict[str, Table], job: s
                 tables[name].error("depends_on", "names the group itself")
             elif target not in groups:
                 hint = f"groups of this job: {', '.join(groups)}"
+                if near := difflib.get_close_matches(target, list(groups), n=1):
+                    hint = f"did you mean `{near[0]}`?"
                 tables[name].error("depends_on", f"the job has no group called {target}", hint)
             else:
                 edges[name].append(target)
     if cycle := _cycle(edges):
-        tables[cycle[0]].error("depends_on", f"is a cycle: {' -> '.join(cycle)}")
+        tables[cycle[0]].error("depends_on", f"is a cycle: {' → '.join(cycle)}")
 
 
 def _cycle(edges: dict[str, list[str]]) -> list[str]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
+
 from cube.model.cluster import ClusterState, Job, Task
-from cube.model.spec import GroupSpec, JobType
+from cube.model.spec import GroupSpec, JobSpec, JobType
 from cube.scheduler.restart import completed_by_itself, up_to_date
 
 
@@ -45,6 +47,35 @@ def _problem(state: ClusterState, job: Job, name: str) -> str | None:
         case JobType.SERVICE:
             slots = {task.slot for task in tasks if task.live and task.serving}
             return _short("healthy", sum(slot < spec.count for slot in slots), spec.count)
+
+
+def warnings(state: ClusterState, spec: JobSpec) -> list[str]:
+    """`path: sentence` for each group of another job that is not there or will never be up: allowed,
+    since it may come later. What is waiting for it, `cube why` says."""
+    found = []
+    for name, group in spec.groups.items():
+        for dependency in group.depends_on:
+            job_name, slash, group_name = dependency.rpartition("/")
+            if slash and job_name != spec.name:
+                problem = _missing(state, job_name, group_name)
+                if problem:
+                    found.append(f"groups.{name}.depends_on: {problem}")
+    return found
+
+
+def _missing(state: ClusterState, job_name: str, group_name: str) -> str:
+    other = state.job_named(job_name)
+    if other is None:
+        return f"there is no job {job_name} yet; the group waits until it comes"
+    if group_name not in other.spec.groups:
+        near = difflib.get_close_matches(group_name, list(other.spec.groups), n=1)
+        meant = f" (did you mean `{job_name}/{near[0]}`?)" if near else ""
+        return f"job {job_name} has no group {group_name}{meant}; the group waits until it has"
+    if other.spec.type is JobType.CRON:
+        return f"job {job_name} runs by schedule and is never up; the group waits for ever"
+    if other.stopped:
+        return f"job {job_name} is stopped; the group waits until it is started"
+    return ""
 
 
 def _short(word: str, have: int, want: int) -> str | None:

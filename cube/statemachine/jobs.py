@@ -9,7 +9,7 @@ from cube.model.cluster import JOBS_MAX, Job, JobVersion
 from cube.model.lifecycle import Desired
 from cube.model.outcome import Done, JobAccepted, Outcome, Rejected, RejectReason
 from cube.model.spec import COUNT_MAX, JobSpec, JobType
-from cube.statemachine import deployments, runs
+from cube.statemachine import cycles, deployments, runs
 from cube.statemachine.draft import Draft
 from cube.statemachine.tasks import want
 from cube.statemachine.volumes import forget_unused
@@ -26,6 +26,9 @@ def submit(draft: Draft, body: c.SubmitJob, actor: str) -> Outcome:
             return Rejected(RejectReason.LIMIT, f"the cluster has {JOBS_MAX} jobs, its limit")
         if draft.job(body.new_id) is not None:
             return Rejected(RejectReason.INVALID, f"job id {body.new_id} is in use")
+        cycle = cycles.refusal(draft, body.spec)
+        if cycle is not None:
+            return cycle
         job = Job(
             id=body.new_id,
             name=body.spec.name,
@@ -49,6 +52,9 @@ def _new_version(
     draft: Draft, job: Job, spec: JobSpec, actor: str, kind: str, generation: int | None = None
 ) -> Outcome:
     """`generation` None: that of the newest version."""
+    cycle = cycles.refusal(draft, spec)
+    if cycle is not None:
+        return cycle
     newest, before = job.versions[-1], job
     generation = newest.generation if generation is None else generation
     if spec != job.spec or generation != newest.generation:

@@ -267,6 +267,11 @@ ONE_ERROR = [
     (GROUP + 'depends_on = ["g"]', "groups.g.depends_on", "the group itself"),
     (GROUP + 'depends_on = ["j/g"]', "groups.g.depends_on", "the group itself"),
     (GROUP + 'depends_on = ["nope"]', "groups.g.depends_on", "no group called nope"),
+    (
+        GROUP + 'depends_on = ["cahce"]\n[groups.cache]\nimage = "i"',
+        "groups.g.depends_on",
+        "no group called cahce did you mean `cache`?",
+    ),
     (GROUP + 'depends_on = ["o/x", "o/x"]', "groups.g.depends_on", "more than once"),
     (GROUP + "at_most_one = true\ncount = 2", "groups.g.at_most_one", "requires count = 1"),
     (GROUP + 'at_most_one = true\nupdate.order = "start-first"', "groups.g.at_most_one", "odds"),
@@ -474,7 +479,7 @@ def test_a_cycle_is_shown_as_a_path() -> None:
     text = 'name = "j"\ntype = "service"\n'
     for name, target in [("x", "a"), ("a", "b"), ("b", "j/c"), ("c", "a")]:
         text += f'[groups.{name}]\nimage = "i"\ndepends_on = ["{target}"]\n'
-    assert errors_of(text) == [("groups.a.depends_on", "is a cycle: a -> b -> c -> a", "")]
+    assert errors_of(text) == [("groups.a.depends_on", "is a cycle: a → b → c → a", "")]
 
 
 def test_static_ports_may_differ_in_protocol_and_are_one_per_job() -> None:

@@ -413,3 +413,19 @@ async def test_request_ids_are_taken_over_when_they_are_sane() -> None:
                 body = await response.json()
                 assert (response.headers["X-Request-Id"] == given) is kept
                 assert body["request_id"] == response.headers["X-Request-Id"]
+
+
+async def test_depends_on_other_jobs_is_warned_about_and_refused_in_a_circle() -> None:
+    async with served() as api:
+        waits = (
+            b'name = "%s"\ntype = "service"\n[groups.g]\ndriver = "process"\ncommand = ["true"]\n'
+        )
+        waits += b'depends_on = ["%s/g"]\n'
+        answer = await submit(api, 201, waits % (b"a", b"b"))
+        assert answer["warnings"] == [
+            "groups.g.depends_on: there is no job b yet; the group waits until it comes"
+        ]
+        problem = await submit(api, 409, waits % (b"b", b"a"))
+        assert problem["code"] == "refused"
+        assert problem["detail"] == "depends_on would be a cycle: b/g → a/g → b/g"
+        assert api.world.state.job_named("b") is None

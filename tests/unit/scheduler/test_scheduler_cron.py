@@ -19,7 +19,7 @@ from cube.model.spec import (
     Overlap,
     ReschedulePolicy,
 )
-from cube.scheduler import cron
+from cube.scheduler import cron, dependencies
 from cube.scheduler.plan import Scheduler
 from cube.scheduler.why import explain
 from cube.statemachine import snapshot
@@ -539,3 +539,19 @@ def test_the_volumes_of_a_cron_job_are_those_of_all_its_runs() -> None:
     assert len(where) == 1
     cluster.do(c.DeleteJob("nightly"))
     assert len(cluster.state.volumes) == 0
+
+
+def test_what_waits_for_other_jobs_in_vain_is_warned_about() -> None:
+    cluster = Crontab()
+    cluster.submit(nightly())
+    cluster.submit(job("seed", {"load": group()}))
+    names = ("nightly/g", "seed/laod", "seed/load", "later/x", "web/other")
+    spec = job("web", {"g": group(depends_on=names), "other": group()})
+    assert dependencies.warnings(cluster.state, spec) == [
+        "groups.g.depends_on: job nightly runs by schedule and is never up; the group waits for ever",
+        "groups.g.depends_on: job seed has no group laod (did you mean `seed/load`?); "
+        "the group waits until it has",
+        "groups.g.depends_on: there is no job later yet; the group waits until it comes",
+    ]
+    cluster.do(c.StopJob("seed"))
+    assert "job seed is stopped" in dependencies.warnings(cluster.state, spec)[2]
