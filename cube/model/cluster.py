@@ -24,6 +24,7 @@ HISTORY_MAX = 20  # entries kept per task: a crash loop must not grow the state
 OUTCOMES_MAX = 10_000  # remembered commands: more than any client can have in flight
 MESSAGE_CHARS_MAX = 500  # of a reason shown to people
 JOBS_MAX = 10_000  # per cluster
+PREEMPTED = "preempted by "  # then `job.group`: the desired_reason of a task that makes room
 
 
 class ClusterSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -155,6 +156,13 @@ class Task(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     def live(self) -> bool:
         """It counts for its slot: not ended, and meant to run."""
         return self.state not in ENDED and self.desired is Desired.RUN
+
+    @property
+    def preempted_by(self) -> str:
+        """`job.group` of those it makes room for; empty when it does not."""
+        if self.desired is Desired.RUN or not self.desired_reason.startswith(PREEMPTED):
+            return ""
+        return self.desired_reason.removeprefix(PREEMPTED)
 
     @property
     def serving(self) -> bool:
@@ -298,6 +306,7 @@ class ClusterState(msgspec.Struct, frozen=True, kw_only=True):
     tasks_by_job: immutables.Map[JobId, immutables.Map[TaskId, None]] = immutables.Map()
     tasks_by_node: immutables.Map[NodeId, immutables.Map[TaskId, None]] = immutables.Map()
     tasks_by_state: immutables.Map[TaskState, immutables.Map[TaskId, None]] = immutables.Map()
+    preempted: immutables.Map[TaskId, None] = immutables.Map()  # and not released yet
     reserved: immutables.Map[NodeId, Resources] = immutables.Map()
     ports: immutables.Map[str, immutables.Map[int, TaskId]] = immutables.Map()
     outcome_order: immutables.Map[int, CommandId] = immutables.Map()

@@ -18,18 +18,11 @@ from cube.model.spec import (
 from cube.model.treeread import join
 
 _UPDATE = UpdatePolicy()
-_PRIORITY = 50
 
 _JobRow = tuple[str, Callable[[JobSpec], bool], str]
 _GroupRow = tuple[str, Callable[[GroupSpec], bool], str]
 
-_JOB: tuple[_JobRow, ...] = (
-    (
-        "priority",
-        lambda j: j.priority != _PRIORITY,
-        "no running task makes room for a more important one yet",
-    ),
-)
+_JOB: tuple[_JobRow, ...] = ()
 
 _GROUP: tuple[_GroupRow, ...] = (
     (

@@ -17,7 +17,7 @@ import msgspec
 import numpy as np
 
 from cube.model.ids import JobId, NodeId
-from cube.model.resources import Resources
+from cube.model.resources import NOTHING, Resources
 from cube.model.spec import PlacementPolicy
 from cube.scheduler import score
 from cube.scheduler.candidates import candidates_for
@@ -93,6 +93,14 @@ class Placer:
         self._take(want, rows)
         return Picks(want.slots[: len(rows)], rows, given)
 
+    def free(self, node_id: NodeId) -> Resources:
+        """What the plan so far leaves of the node."""
+        row = self._mirror.row(node_id)
+        if row is None:
+            return NOTHING
+        left = self._mirror.capacity[:, row] - self._mirror.used[:, row]
+        return Resources(*left.tolist())
+
     @property
     def node_ids(self) -> list[NodeId]:
         """By row."""
@@ -110,7 +118,7 @@ class Placer:
             row = self._mirror.row(node_id)
             if len(rows) >= most or row is None or scan.cost[row] == NO_PLACE:
                 continue
-            if limit and there.get(node_id, 0) >= limit:
+            if node_id in want.avoid or (limit and there.get(node_id, 0) >= limit):
                 continue
             if not self._has_room(row, want.spec.resources, taken.get(row, 0) + 1):
                 continue

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 import msgspec
 
-from cube.model.cluster import ClusterState, Job
+from cube.model.cluster import PREEMPTED, ClusterState, Job
 from cube.model.commands import (
     PLACEMENTS_MAX,
     ApplyPlan,
@@ -21,6 +22,7 @@ from cube.model.events import DeploymentEvent, Event, JobEvent, NodeEvent, TaskE
 from cube.model.explain import Explanation
 from cube.model.ids import JobId, NodeId, TaskId
 from cube.model.spec import JobType
+from cube.scheduler.preempt import Preemption, fenced
 from cube.scheduler.reconcile import at_rest, draining_nodes, reconcile
 from cube.scheduler.slots import JobWork
 from cube.scheduler.want import Want
@@ -100,6 +102,7 @@ class Scheduler:
         jobs = self._catch_up(state)
         draft = _PlanDraft(term, seed)
         placer: Placer | None = None
+        preemption: Preemption | None = None
         draining = draining_nodes(state)
         for job in jobs:
             if self._idle.get(job.id) is job:
@@ -119,8 +122,10 @@ class Scheduler:
             draft.add(job, work)
             for want in work.wants:
                 if not draft.full:
-                    placer = self._placer(state, seed) if placer is None else placer
-                    self._place(placer, draft, want)
+                    if placer is None:
+                        placer = self._placer(state, seed)
+                        preemption = self._preemption(state, now_ms, placer, seed)
+                    self._place(placer, draft, want, preemption)
             if draft.full:  # what is left is for the next plan, which is wanted at once
                 break
         return draft.done()
@@ -136,6 +141,17 @@ class Scheduler:
             self._parked.clear()
             self._mirror.grew = False
         return Placer(self._mirror, state.settings.policy, seed)
+
+    def _preemption(
+        self, state: ClusterState, now_ms: int, placer: Placer, seed: str
+    ) -> Preemption | None:
+        """None: nobody preempts, and nothing is held for anybody."""
+        if not (state.settings.preemption or state.preempted):
+            return None
+        ids = placer.node_ids
+        first = int.from_bytes(hashlib.blake2b(seed.encode(), digest_size=4).digest(), "big")
+        first %= max(1, len(ids))
+        return Preemption(state, now_ms, placer.free, [*ids[first:], *ids[:first]])
 
     # What may have changed
 
@@ -191,20 +207,42 @@ class Scheduler:
 
     # Placing
 
-    def _place(self, placer: Placer, draft: _PlanDraft, want: Want) -> None:
+    def _place(
+        self, placer: Placer, draft: _PlanDraft, want: Want, preemption: Preemption | None
+    ) -> None:
+        """What fits is placed; for what does not, others may have to go."""
+        if preemption is None:
+            self._fit(placer, draft, want)
+            return
+        left = self._fit(placer, draft, fenced(want, preemption.held))
+        if left is None or draft.full or not preemption.enabled:
+            return
+        for task in preemption.make_room(left, len(left.slots)):
+            draft.stop(task.id, f"{PREEMPTED}{want.job.name}.{want.group}")
+        if preemption.incomplete:
+            draft.wake(preemption.retry_at_ms)
+
+    def _fit(self, placer: Placer, draft: _PlanDraft, want: Want) -> Want | None:
+        """Returns what fits nowhere; None: nothing is left, or the plan is full."""
         if want.only_on:
             picks = placer.place_only_on(want, draft.room_for(want))
             draft.place(want, picks, placer.node_ids)
             if len(picks.slots) < len(want.slots) and not draft.full:
                 placed = set(picks.slots)
-                left_out = tuple(slot for slot in want.slots if slot not in placed)
-                draft.unplaced(want, left_out, placer.why_not(want))
-            return
+                left_out = [at for at, slot in enumerate(want.slots) if slot not in placed]
+                left = msgspec.structs.replace(
+                    want,
+                    slots=tuple(want.slots[at] for at in left_out),
+                    only_on=tuple(want.only_on[at] for at in left_out),
+                )
+                draft.unplaced(want, left.slots, placer.why_not(want))
+                return left
+            return None
         ask = placer.ask_of(want)
         parkable = not (want.avoid or want.spec.ports or want.spec.placement.max_per_node)
         if parkable and ask in self._parked:
             draft.unplaced(want, want.slots, draft.reasons(ask, placer, want))
-            return
+            return want
         left = want
         while left.slots and not draft.full:
             most = draft.room_for(left)
@@ -218,10 +256,16 @@ class Scheduler:
                 else:
                     reasons = placer.why_not(left)
                 draft.unplaced(left, left.slots[count:], reasons)
-                return
+                return msgspec.structs.replace(
+                    left,
+                    slots=left.slots[count:],
+                    replaces=left.replaces[count:],
+                    on_node=placer.on_node(left),
+                )
             left = msgspec.structs.replace(
                 left, slots=left.slots[count:], replaces=left.replaces[count:]
             )
+        return None
 
 
 def _by_importance(job: Job) -> tuple[int, int, str, str]:
@@ -261,8 +305,7 @@ class _PlanDraft:
     def add(self, job: Job, work: JobWork) -> None:
         """The job's stops, updates and reaps, and what it waits for."""
         for task_id, reason in work.stops:
-            if self._spend(2 * _ID_BYTES + len(task_id) + len(reason.encode())):
-                self._stops.append(PlannedStop(task_id, reason))
+            self.stop(task_id, reason)
         for task_id, version in work.updates:
             if self._spend(_ID_BYTES + len(task_id) + _UPDATE_BYTES):
                 self._updates.append((task_id, version))
@@ -292,6 +335,10 @@ class _PlanDraft:
                 self._run_steps.append(step)
         if work.wake_at_ms is not None:
             self.wake(work.wake_at_ms)
+
+    def stop(self, task_id: TaskId, reason: str) -> None:
+        if self._spend(2 * _ID_BYTES + len(task_id) + len(reason.encode())):
+            self._stops.append(PlannedStop(task_id, reason))
 
     def wake(self, at_ms: int) -> None:
         known = self._wake_at_ms

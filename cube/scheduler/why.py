@@ -6,18 +6,20 @@ because it asks them. What would help is found by trying (cube.services.remedies
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import msgspec
 
 from cube.model.cluster import ClusterState, Job, Task
 from cube.model.explain import Explanation, NodeExplanation, Reason
+from cube.model.ids import NodeId
 from cube.model.lifecycle import Health, TaskState
 from cube.model.spec import GroupSpec, JobType
 from cube.model.units import format_duration
 from cube.scheduler import cron, filters
 from cube.scheduler.flapping import flaps
 from cube.scheduler.homes import homes_of, sentence
+from cube.scheduler.preempt import Held, held_nodes
 from cube.scheduler.reconcile import reconcile
 from cube.scheduler.restart import up_to_date
 from cube.scheduler.slots import JobWork, Slot, Waiting, slots_of
@@ -140,10 +142,20 @@ class _Group:
         if want.only_on:
             only = set(want.only_on)
             nodes = [node for node in nodes if node.id in only]
+        held = held_nodes(self.state)
         explained = [
-            NodeExplanation(node.id, node.name, tuple(filters.reasons(context, node)))
+            NodeExplanation(
+                node.id, node.name, (*filters.reasons(context, node), *_held(want, held, node.id))
+            )
             for node in nodes
         ]
+        if making := self._making_room():
+            detail = f"{', '.join(making)} being stopped to make room"
+            return self._make(
+                want.slots, "waiting", f"{_tasks(len(want.slots))} about to be placed: {detail}",
+                reasons=[Reason("preemption", detail)], nodes=explained,
+                since_ms=self._since_ms(want.slots),
+            )  # fmt: skip
         past = self._failures(want.slots, _TROUBLE)
         past += [Reason("volume", one) for one in self._homes(want)]
         since_ms = self._since_ms(want.slots)
@@ -168,6 +180,16 @@ class _Group:
             nodes=explained,
             since_ms=since_ms,
         )
+
+    def _making_room(self) -> list[str]:
+        """`batch.g.3 on n2`: tasks that were told to go for this group."""
+        mine = f"{self.job.name}.{self.name}"
+        tasks = [self.state.tasks[task_id] for task_id in sorted(self.state.preempted)]
+        return [
+            f"{task.name} on {self.state.nodes[task.node_id].name}"
+            for task in tasks
+            if task.preempted_by == mine and task.node_id in self.state.nodes
+        ]
 
     def _homes(self, want: Want) -> list[str]:
         """Where the slots' volumes are: `its volume shop-data is on n2, which is down`."""
@@ -356,6 +378,13 @@ class _Group:
 
 
 _NO_SLOT = Slot()
+
+
+def _held(want: Want, held: Mapping[NodeId, Held], node_id: NodeId) -> list[Reason]:
+    one = held.get(node_id)
+    if one is None or not one.bars(want):
+        return []
+    return [Reason("held", f"its room is held for {one.name}, which preempted tasks there")]
 
 
 def _tasks(count: int) -> str:

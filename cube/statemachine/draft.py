@@ -133,6 +133,7 @@ class Draft:
         self._jobs = Table(state.jobs)
         self._job_names = Table(state.job_names)
         self._tasks = Table(state.tasks)
+        self._preempted = Table(state.preempted)
         self._reserved = Table(state.reserved)
         self._by_job: Nested[JobId, TaskId, None] = Nested(state.tasks_by_job)
         self._by_node: Nested[NodeId, TaskId, None] = Nested(state.tasks_by_node)
@@ -246,6 +247,10 @@ class Draft:
             if task.released and not old.released:
                 self._let_go(task)
             assert task.released or not old.released, "a released task cannot hold again"
+        if task.preempted_by and not task.released:
+            self._preempted[task.id] = None
+        elif old is not None and old.preempted_by:
+            self._preempted.discard(task.id)
         self._announce_task(task, kind)
         if task.released:
             job = self._jobs.get(task.job_id)
@@ -257,6 +262,7 @@ class Draft:
         if not task.released:
             self._let_go(task)
         self._tasks.discard(task.id)
+        self._preempted.discard(task.id)
         self._by_job.discard(task.job_id, task.id)
         self._by_node.discard(task.node_id, task.id)
         self._by_state.discard(task.state, task.id)
@@ -337,6 +343,7 @@ class Draft:
             jobs=self._jobs.finish(),
             job_names=self._job_names.finish(),
             tasks=self._tasks.finish(),
+            preempted=self._preempted.finish(),
             reserved=self._reserved.finish(),
             tasks_by_job=self._by_job.finish(),
             tasks_by_node=self._by_node.finish(),

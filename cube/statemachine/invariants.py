@@ -73,6 +73,10 @@ def _indexes(state: ClusterState) -> list[str]:
         found.append("tasks_by_node differs from the tasks")
     if {key: set(ids) for key, ids in state.tasks_by_state.items()} != by_state:
         found.append("tasks_by_state differs from the tasks")
+    making_room = {task.id for task in state.tasks.values() if task.preempted_by}
+    unreleased = {task.id for task in state.tasks.values() if not task.released}
+    if set(state.preempted) != making_room & unreleased:
+        found.append("preempted differs from the tasks")
     return found
 
 

@@ -164,6 +164,9 @@ def _with_indexes(state: ClusterState, tasks: list[Task]) -> ClusterState:
         tasks_by_job=_map_of_sets(by_job),
         tasks_by_node=_map_of_sets(by_node),
         tasks_by_state=_map_of_sets(by_state),
+        preempted=immutables.Map(
+            (task.id, None) for task in tasks if task.preempted_by and not task.released
+        ),
         reserved=immutables.Map((key, sum_) for key, sum_ in reserved.items() if sum_ != NOTHING),
         ports=immutables.Map((key, immutables.Map(inner)) for key, inner in ports.items()),
     )

@@ -20,7 +20,8 @@ def shutdown_delay_ms(local: LocalTask) -> int:
     """Between leaving discovery (state `stopping`) and the signal."""
     if local.task is None or local.is_stopping_quietly:
         return 0
-    return local.group.shutdown_delay_ms if local.task.desired_reason in DELAYED_REASONS else 0
+    is_planned = local.task.desired_reason in DELAYED_REASONS or bool(local.task.preempted_by)
+    return local.group.shutdown_delay_ms if is_planned else 0
 
 
 def end_as_asked(local: LocalTask, step: Step) -> None:

@@ -188,7 +188,7 @@ def bodies() -> st.SearchStrategy[c.Body]:
             f"s{seed}",
             tuple(NodeId(f"id-n{i}") for i in range(4)),
             tuple(placing),
-            tuple(c.PlannedStop(id_, "why") for id_ in stops),
+            tuple(c.PlannedStop(id_, "why" if id_ < "8" else "preempted by a.g") for id_ in stops),
             tuple(updates),
             tuple(reaps),
             tuple(ends),

@@ -28,7 +28,7 @@ def test_defaults_do_not_warn(name: str) -> None:
 @pytest.mark.parametrize(
     ("text", "paths"),
     [
-        ("priority = 60\n" + GROUP, ["priority"]),
+        ("priority = 60\n" + GROUP, []),
         (GROUP.replace("service", "cron") + '[cron]\nschedule = "* * * * *"', []),
         (GROUP + "at_most_one = true", ["groups.g.on_partition"]),
         (GROUP + 'on_partition = "stop"', ["groups.g.on_partition"]),
