@@ -17,7 +17,7 @@ from cube.model.ids import JobId, NodeId, TaskId, task_name
 from cube.model.lifecycle import Desired, Health, TaskState
 from cube.model.spec import GroupSpec, JobType
 from cube.model.views import GroupCounts
-from cube.scheduler import filters
+from cube.scheduler import dependencies, filters
 from cube.scheduler.restart import past_of, up_to_date
 
 JOBS_REMEMBERED_MAX = 256  # whose slots are kept between requests: more are not watched at once
@@ -64,8 +64,8 @@ def place_of(task: Task) -> Place:
 
 
 class Tally(msgspec.Struct, frozen=True):
-    """Of one group. `given_up`: failed slots that are not tried again. `troubled`: slots in which
-    something went wrong. `active`: tasks that have not ended, wanted or not."""
+    """Of one group. `given_up`: slots that are not tried again, or never will be. `troubled`: slots in
+    which something went wrong. `active`: tasks that have not ended, wanted or not."""
 
     counts: GroupCounts
     given_up: int = 0
@@ -129,6 +129,12 @@ def slots_of_job(state: ClusterState, job: Job) -> JobSlots:
         tallies[group], unplaced = tally_group(state, job, group, mine)
         rows.extend((row.place, row) for row in unplaced)
     rows.sort(key=lambda row: row[0])
+    given_up = [group for group, tally in tallies.items() if tally.given_up]
+    if job.spec.type is JobType.BATCH and given_up:
+        started = {task.group for task in tasks}
+        for group in dependencies.never_met(job.spec, given_up) - started:
+            tally = tallies[group]
+            tallies[group] = msgspec.structs.replace(tally, given_up=tally.counts.pending)
     orphans = sum(task.group not in job.spec.groups and not task.ended for task in tasks)
     return JobSlots(
         groups={group: tally.counts for group, tally in tallies.items()},

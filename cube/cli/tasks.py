@@ -10,7 +10,7 @@ from cube.cli.context import Settings, command, group
 from cube.cli.output import Style, age, answer, clean, note, out, raw, table
 from cube.cli.rollout import ENDED
 from cube.model.addresses import join_address
-from cube.model.views import TaskView
+from cube.model.views import JobView, TaskView
 
 
 @command("ps")
@@ -21,8 +21,7 @@ from cube.model.views import TaskView
 def ps(settings: Settings, job: str | None, all_: bool, node: str, state: str) -> None:
     """Tasks: those that run or should, and the newest of each slot that does not."""
     client = settings.client
-    if job:
-        client.job(job)  # a job that does not exist is an error, not an empty list
+    found = client.job(job) if job else None  # that it does not exist is an error, no empty list
     if settings.output == "json":
         given = {"job": job or "", "node": node, "state": state, "limit": "1000"}
         raw(client.read_raw("/v1/tasks", **{key: value for key, value in given.items() if value}))
@@ -34,8 +33,18 @@ def ps(settings: Settings, job: str | None, all_: bool, node: str, state: str) -
             out(task.name)
         return
     print_tasks(settings, shown)
-    if not shown:
+    if found is not None and found.type in ("batch", "cron"):
+        note(_tally(found))
+    elif not shown:
         note("no tasks. next: cube run FILE" if not job else f"no tasks. next: cube why {job}")
+
+
+def _tally(job: JobView) -> str:
+    """Of a job that ends: what became of its slots, and where the ended tasks are."""
+    groups = job.groups.values()
+    count, completed = sum(g.count for g in groups), sum(g.completed for g in groups)
+    failed = sum(g.failed for g in groups)
+    return f"{completed} of {count} completed, {failed} failed. next: cube ps -a {job.name}"
 
 
 def present(tasks: Sequence[TaskView]) -> list[TaskView]:

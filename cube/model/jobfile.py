@@ -54,6 +54,12 @@ def parse_tree(tree: object) -> JobSpec:
     meta = _meta(root.table("meta"))
     cron = _cron(root, type_)
     groups = _groups(root, type_, name)
+    for group_name, group in groups.items():
+        if cron is not None and cron.overlap is Overlap.ALLOW and group.at_most_one:
+            errors.add(
+                f"groups.{group_name}.at_most_one",
+                'is at odds with cron.overlap = "allow", which runs two tasks for a while',
+            )
     root.close(_SYNONYMS)
     errors.raise_if_any()
     spec = JobSpec(name=name, type=type_, groups=groups, priority=priority, meta=meta, cron=cron)

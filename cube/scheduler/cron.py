@@ -22,6 +22,7 @@ from cube.model.explain import Explanation, Reason
 from cube.model.lifecycle import TaskState
 from cube.model.spec import CronSpec, Overlap
 from cube.model.units import format_duration
+from cube.scheduler import dependencies
 from cube.scheduler.restart import past_of
 
 FAILED_NAMED_MAX = 5  # tasks whose exit codes a failed run's record tells
@@ -200,6 +201,19 @@ def waits_for(state: ClusterState, run: Job) -> str:
     return ""
 
 
+def earlier_tasks(state: ClusterState, run: Job, group: str) -> list[Task]:
+    """Those of the group in the runs before this one: a singleton is one in all of them."""
+    parent = state.jobs.get(run.parent)
+    runs = [] if parent is None else state.runs_of(parent)
+    return [
+        task
+        for earlier in runs
+        if earlier.run < run.run
+        for task in state.tasks_of_job(earlier.id)
+        if task.group == group
+    ]
+
+
 def end_of(state: ClusterState, run: Job, tasks: Sequence[Task], now_ms: int) -> RunEnd | None:
     """What is to be written down of a run of which nothing is left to do; None: something is, or it
     has been. `tasks`: all of the run."""
@@ -212,6 +226,8 @@ def end_of(state: ClusterState, run: Job, tasks: Sequence[Task], now_ms: int) ->
         return None
     completed = failed = 0
     lines: list[str] = []
+    given_up: set[str] = set()
+    left: set[str] = set()
     for name, group in sorted(run.spec.groups.items()):
         slots: dict[int, list[Task]] = {}
         for task in tasks:
@@ -219,15 +235,21 @@ def end_of(state: ClusterState, run: Job, tasks: Sequence[Task], now_ms: int) ->
                 slots.setdefault(task.slot, []).append(task)
         for slot in range(group.count):
             past = past_of(run, group, slots.get(slot, ()), state.nodes, now_ms)
-            completed += past.verdict == "done"
-            if past.verdict == "over":
+            if past.verdict == "done":
+                completed += 1
+            elif past.verdict == "over":
                 failed += 1
+                given_up.add(name)
                 if past.last is not None:
                     lines.append(_how(past.last))
-            elif past.verdict != "done" and not run.stopped:
-                return None
+            else:
+                left.add(name)
+    started = {task.group for task in tasks}
+    if not run.stopped and left - (dependencies.never_met(run.spec, given_up) - started):
+        return None
     more = len(lines) - FAILED_NAMED_MAX
     told = lines[:FAILED_NAMED_MAX] + ([f"and {more} more"] if more > 0 else [])
+    told += [f"{name}: never began" for name in sorted(left - started) if given_up]
     status = RunStatus.FAILED if failed else RunStatus.COMPLETED
     return RunEnd(run.id, status, completed, failed, ", ".join(told))
 

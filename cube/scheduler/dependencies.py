@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Collection
 
 from cube.model.cluster import ClusterState, Job, Task
 from cube.model.spec import GroupSpec, JobSpec, JobType
@@ -47,6 +48,28 @@ def _problem(state: ClusterState, job: Job, name: str) -> str | None:
         case JobType.SERVICE:
             slots = {task.slot for task in tasks if task.live and task.serving}
             return _short("healthy", sum(slot < spec.count for slot in slots), spec.count)
+
+
+def never_met(spec: JobSpec, given_up: Collection[str]) -> set[str]:
+    """Groups of a batch job that wait for one of `given_up`, directly or not: those that have not
+    started never will."""
+    found: set[str] = set()
+    while True:
+        stuck = found.union(given_up)
+        more = {
+            name
+            for name, group in spec.groups.items()
+            if name not in stuck and any(_own(spec, one) in stuck for one in group.depends_on)
+        }
+        if not more:
+            return found
+        found |= more
+
+
+def _own(spec: JobSpec, dependency: str) -> str:
+    """The group of this job that is meant; empty: it is another job's."""
+    job_name, slash, group_name = dependency.rpartition("/")
+    return group_name if not slash or job_name == spec.name else ""
 
 
 def warnings(state: ClusterState, spec: JobSpec) -> list[str]:

@@ -352,6 +352,8 @@ class GroupPass:
         if draft.job.parent and (detail := cron.waits_for(draft.state, draft.job)):
             draft.waiting.append(Waiting(self.name, numbers, "run", 0, detail))
             return False
+        if draft.job.parent and self.group.at_most_one:
+            tasks = [*cron.earlier_tasks(draft.state, draft.job, self.name), *tasks]
         held = singleton.held(
             draft.state, draft.job, self.group, tasks, numbers, draft.now_ms, draft.silent_ms
         )

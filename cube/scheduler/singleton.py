@@ -110,7 +110,7 @@ def _held_by(
     unsaid = f"{where} has not said that {task.name} ({task.id}) is gone"
     if node is None or node.status not in _GONE:
         return Held(0, unsaid)
-    needed_ms = wait_ms(job, task)
+    needed_ms = wait_ms(state.jobs.get(task.job_id, job), task)  # of an earlier run: another job
     if needed_ms is None:
         return Held(0, f"{unsaid}, and it was placed without a lease: it may run on")
     left_ms = needed_ms - _silence_ms(node, now_ms, silent_ms)

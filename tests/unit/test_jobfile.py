@@ -220,6 +220,13 @@ ONE_ERROR = [
         "allow, forbid, replace",
     ),
     (
+        'cron = { schedule = "* * * * *", overlap = "allow" }\n'
+        + GROUP.replace("service", "cron")
+        + "at_most_one = true",
+        "groups.g.at_most_one",
+        'at odds with cron.overlap = "allow"',
+    ),
+    (
         'cron = { schedule = "* * * * *", time_zone = "UTC" }\n' + GROUP.replace("service", "cron"),
         "cron.time_zone",
         "did you mean `timezone`?",

@@ -16,6 +16,7 @@ from cube.model.spec import (
     JobType,
     MountSpec,
     MountType,
+    OnPartition,
     Overlap,
     ReschedulePolicy,
 )
@@ -555,3 +556,52 @@ def test_what_waits_for_other_jobs_in_vain_is_warned_about() -> None:
     ]
     cluster.do(c.StopJob("seed"))
     assert "job seed is stopped" in dependencies.warnings(cluster.state, spec)[2]
+
+
+def test_a_singleton_is_one_in_all_runs() -> None:
+    """A run that replaces one whose node is out of reach waits as its own replacement would."""
+    cluster = Crontab("a", "b")
+    cluster.submit(
+        nightly(overlap=Overlap.REPLACE, at_most_one=True, on_partition=OnPartition.STOP)
+    )
+    cluster.after(MINUTE_MS)
+    cluster.settle()
+    (old,) = cluster.state.tasks_under(cluster.job)
+    cluster.now_ms += MINUTE_MS - 1
+    cluster.down(cluster.state.nodes[old.node_id].name)
+    cluster.now_ms += 1
+    cluster.plan()
+    cluster.plan()
+    assert cluster.told() == [(1, "stopped", 1), (2, "running", 1)]
+    assert len(cluster.state.tasks) == 1
+    (waiting,) = cluster.plan().explanations
+    assert "has not said that nightly.g.0" in waiting.summary
+    cluster.now_ms += MINUTE_MS  # longer than its lease
+    cluster.scheduler = Scheduler()
+    cluster.settle()
+    assert len({task.node_id for task in cluster.state.tasks.values()}) == 2
+
+
+def test_what_waits_for_a_group_that_was_given_up_ends_the_run_with_it() -> None:
+    """Else a job with overlap = forbid would never run again."""
+    cluster = Crontab()
+    groups = {
+        "a": group(reschedule=ReschedulePolicy(attempts=1)),
+        "b": group(depends_on=("a",)),
+        "c": group(depends_on=("nightly/b",)),
+        "d": group(),
+    }
+    cluster.submit(job("nightly", groups, type=JobType.CRON, cron=CronSpec("0 * * * *")))
+    cluster.after(HOUR_MS)
+    cluster.settle()
+    for _ in range(2):
+        task = next(one for one in cluster.state.tasks.values() if one.group == "a" and one.live)
+        cluster.fail(task, exit_code=7)
+        cluster.now_ms += 6_000
+        cluster.settle()
+    assert cluster.told() == [(1, "running", 1)]  # d is left
+    cluster.finish(1)
+    assert cluster.told() == [(1, "failed", 1)]
+    run = cluster.runs[0]
+    assert (run.completed, run.failed) == (1, 1)
+    assert run.message == "nightly.a.0: exit code 7, b: never began, c: never began"
