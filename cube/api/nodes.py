@@ -16,7 +16,6 @@ from cube.model import commands
 from cube.model.cluster import Node
 from cube.model.commands import Body
 from cube.model.ids import NodeId
-from cube.model.lifecycle import NodeStatus
 from cube.model.outcome import Done
 from cube.model.units import parse_duration_ms
 from cube.model.views import NodeChanged, Page, ProblemError
@@ -64,10 +63,9 @@ async def remove_node(call: Call) -> web.Response:
             raise
         # Perhaps the first try removed it: its outcome is remembered by the key.
         return await _change(call, word, word, commands.RemoveNode(NodeId(word)), data)
-    # Its vote first: a node that is no member any more must not count.
+    # Its vote first: a node that is no member any more must not count. Of others apply refuses it.
     voters = {voter.address for voter in call.api.cluster.log_status().voters}
-    is_gone = node.status in (NodeStatus.DOWN, NodeStatus.LEFT)  # else apply refuses
-    if is_gone and node.facts.raft_address in voters:
+    if node.may_be_removed and node.facts.raft_address in voters:
         await call.api.cluster.remove_vote(node.id)
     return await _change(call, node.id, node.name, commands.RemoveNode(node.id), data)
 

@@ -13,7 +13,7 @@ from cube.model.cronrun import CronState
 from cube.model.deployment import Deployment
 from cube.model.ids import ClusterId, CommandId, JobId, NodeId, TaskId, task_name
 from cube.model.launch import DriverInfo
-from cube.model.lifecycle import ENDED, Desired, Health, NodeStatus, TaskState
+from cube.model.lifecycle import BRAKED, ENDED, Desired, Health, NodeStatus, TaskState
 from cube.model.outcome import Outcome
 from cube.model.resources import NOTHING, Resources
 from cube.model.spec import GroupSpec, JobSpec, JobType, PlacementPolicy, Protocol, same_container
@@ -77,6 +77,12 @@ class Node(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
 
     def all_labels(self) -> dict[str, str]:
         return {**self.facts.labels, **self.labels}
+
+    @property
+    def may_be_removed(self) -> bool:
+        """It is down, or would be were it not for the brake: then a person may know better."""
+        is_down = self.status in (NodeStatus.DOWN, NodeStatus.LEFT)
+        return is_down or self.status_reason == BRAKED
 
     @property
     def accepts_tasks(self) -> bool:

@@ -42,6 +42,11 @@ class Desired(enum.StrEnum):
 PARTITIONED = "partitioned"
 
 
+# Node.status_reason of one that would be declared down, were not too many at once: in the state, so that
+# every node can tell.
+BRAKED = "looks down, and so do too many others at once: its tasks are not replaced"
+
+
 class Health(enum.StrEnum):
     """Written by the task's node. NONE: the group has no checks."""
 

@@ -22,18 +22,42 @@ import msgspec
 
 from cube.model.cluster import Node
 from cube.model.ids import NodeId
-from cube.model.lifecycle import NodeStatus
+from cube.model.lifecycle import BRAKED, NodeStatus
 from cube.model.units import format_duration
 
 HEARTBEATS_MISSING_MAX = 2  # then it is suspect
 GOSSIP_LAG_MS = (
     10_000  # of heartbeats without a gap that outweigh gossip which does not see the node
 )
+BRAKE_WINDOW_MS = 60_000
+NAMES_TOLD_MAX = 5
 BRAKE_NODES_MIN = 2  # one node may always go down: with two nodes, one is half of them
 
 
+def braked(nodes: Mapping[NodeId, Node]) -> list[Node]:
+    """Those whom the brake keeps from being declared down, by name."""
+    found = [node for node in nodes.values() if node.status_reason == BRAKED]
+    return sorted(found, key=lambda node: (node.name, node.id))
+
+
+def brake_of(nodes: Mapping[NodeId, Node]) -> str | None:
+    """What is to be said of the brake, by whoever has the state."""
+    held = braked(nodes)
+    if not held:
+        return None
+    names = ", ".join(node.name for node in held[:NAMES_TOLD_MAX])
+    more = f" and {len(held) - NAMES_TOLD_MAX} more" if len(held) > NAMES_TOLD_MAX else ""
+    return (
+        f"{len(held)} of {len(nodes)} nodes look down and are not declared so ({names}{more}): more than "
+        f"half would be down within {format_duration(BRAKE_WINDOW_MS)}, which looks like the network or "
+        "the leader. Their tasks are not replaced until half of the nodes are back, or `cube node rm` "
+        "has taken out what is gone for good"
+    )
+
+
 class Verdict(msgspec.Struct, frozen=True):
-    """`changes`: statuses that differ from the state's, by node id. `brake`: why nodes that look dead
+    """`changes`: statuses that differ from the state's, or whose reason has to do with the brake and
+    does, by node id. `brake`: why nodes that look dead
     are not declared down, or None."""
 
     changes: tuple[tuple[NodeId, NodeStatus, str], ...]
@@ -44,7 +68,10 @@ class Liveness:
     """One leadership's memory of heartbeats."""
 
     def __init__(
-        self, node_grace_ms: int = 5000, heartbeat_ms: int = 1000, brake_window_ms: int = 60_000
+        self,
+        node_grace_ms: int = 5000,
+        heartbeat_ms: int = 1000,
+        brake_window_ms: int = BRAKE_WINDOW_MS,
     ) -> None:
         self._grace_ms = node_grace_ms
         self._heartbeat_ms = heartbeat_ms
@@ -106,7 +133,9 @@ class Liveness:
         for node_id in sorted(nodes):
             node = nodes[node_id]
             status, reason = self._judge(node, gossip.get(node_id, ""), mono_ms)
-            if status is not node.status:
+            # A new leader takes its predecessor's word until it has a view of its own.
+            knows = node_id in self._last_ms or mono_ms - self._since_ms >= self._grace_ms
+            if status is not node.status or (node.status_reason == BRAKED and knows):
                 wanted.append((node_id, status, reason))
         return self._braked(nodes, wanted, mono_ms)
 
@@ -160,10 +189,16 @@ class Liveness:
                 "this node, so their tasks are not replaced; it goes on when half are back"
             )
             wanted = [
-                (node_id, NodeStatus.SUSPECT if status is NodeStatus.DOWN else status, reason)
+                (node_id, NodeStatus.SUSPECT, BRAKED)
+                if status is NodeStatus.DOWN
+                else (node_id, status, reason)
                 for node_id, status, reason in wanted
             ]
-            wanted = [change for change in wanted if nodes[change[0]].status is not change[1]]
+        wanted = [
+            (node_id, status, reason)
+            for node_id, status, reason in wanted
+            if (status, reason) != (nodes[node_id].status, nodes[node_id].status_reason)
+        ]
         for node_id, status, _ in wanted:
             if status is NodeStatus.DOWN:
                 self._downed_ms[node_id] = mono_ms

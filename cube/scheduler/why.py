@@ -20,6 +20,7 @@ from cube.scheduler import cron, filters
 from cube.scheduler.flapping import flaps
 from cube.scheduler.homes import homes_of, sentence
 from cube.scheduler.preempt import Held, held_nodes
+from cube.scheduler.liveness import brake_of, braked
 from cube.scheduler.reconcile import reconcile
 from cube.scheduler.restart import up_to_date
 from cube.scheduler.slots import JobWork, Slot, Waiting, slots_of
@@ -104,6 +105,7 @@ class _Group:
         for waiting in work.waiting:
             if waiting.group == self.name:
                 yield self._waiting(waiting)
+        yield from self._braked()
         yield from self._ending()
         yield from self._not_serving()
         yield from self._flapping()
@@ -253,6 +255,29 @@ class _Group:
                     hints=[f"cube logs {self._task_name(slots)}"],
                     since_ms=since_ms,
                 )
+
+    def _braked(self) -> Iterator[Explanation]:
+        """Slots whose node looks down, and is not declared so."""
+        brake = brake_of(self.state.nodes)
+        if brake is None:
+            return
+        held = {node.id: node for node in braked(self.state.nodes)}
+        tasks = [
+            task
+            for number, slot in sorted(self.slots.items())
+            if self._is_wanted(number)
+            for task in slot.live
+            if task.node_id in held
+        ]
+        if tasks:
+            names = ", ".join(sorted({held[task.node_id].name for task in tasks}))
+            yield self._make(
+                [task.slot for task in tasks],
+                "waiting",
+                f"{_tasks(len(tasks))} on nodes that look down and are not declared so ({names})",
+                reasons=[Reason("brake", brake)],
+                since_ms=min(held[task.node_id].status_at_ms for task in tasks),
+            )
 
     def _ending(self) -> Iterator[Explanation]:
         """Slots whose old task has not ended yet."""

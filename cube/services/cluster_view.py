@@ -15,6 +15,7 @@ from cube.model.explain import Explanation
 from cube.model.ids import CommandId, NodeId
 from cube.ports.cluster import MemberView, Proposed, Published
 from cube.ports.log import Log, LogStatus, Progress
+from cube.scheduler.liveness import brake_of
 from cube.scheduler.voters import ONE_VOTER
 from cube.scheduler.why import explain
 from cube.services.dry_run import Foreseeable, foresee
@@ -119,6 +120,9 @@ class ClusterView:
             found.append(self._parts.voter_loop.why)
         elif len(status.voters) == 1:  # only the leader knows more; this everybody can see
             found.append(ONE_VOTER)
+        brake = brake_of(self._feed.state.nodes)
+        if brake is not None:
+            found.append(brake)
         found += strangers(status.lineage, self._parts.members())
         return tuple(found)
 

@@ -160,7 +160,7 @@ class VoterLoop:
         node = self._feed.state.nodes.get(node_id)
         if node is None or node.facts.raft_address not in self._voters():
             return
-        if node.status not in (NodeStatus.DOWN, NodeStatus.LEFT):
+        if not node.may_be_removed:
             raise Unavailable(
                 f"{node.name} is {node.status}: only a node that is down loses its vote"
             )

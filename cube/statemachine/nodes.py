@@ -62,7 +62,10 @@ def set_status(draft: Draft, body: c.SetNodeStatus) -> Outcome:
     if node is None:
         return _missing(body.node_id)
     if node.status is body.status:
-        return Done(changed=False)
+        if node.status_reason == body.reason:
+            return Done(changed=False)
+        draft.put_node(msgspec.structs.replace(node, status_reason=body.reason), "status")
+        return Done()
     draft.put_node(
         msgspec.structs.replace(
             node, status=body.status, status_reason=body.reason, status_at_ms=draft.now_ms
@@ -120,7 +123,7 @@ def remove(draft: Draft, body: c.RemoveNode) -> Outcome:
     node = draft.node(body.node_id)
     if node is None:
         return _missing(body.node_id)
-    if node.status not in (NodeStatus.DOWN, NodeStatus.LEFT):
+    if not node.may_be_removed:
         return Rejected(
             RejectReason.REFUSED,
             f"node {node.name} is {node.status}; only a node that is down can be removed",

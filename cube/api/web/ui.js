@@ -157,6 +157,8 @@ function show(status, nodes, tasks, jobs) {
   byId("summary").textContent =
     `${leader} · term ${status.term} · index ${status.applied_index} · ${status.voters.length} voters · answered by ${status.node.name}`;
   trouble(status.quorum ? "" : "There is no quorum: reads go on, changes wait.");
+  byId("warnings").hidden = status.warnings.length === 0;
+  byId("warnings").replaceChildren(...status.warnings.map((text) => element("li", "", text)));
   byId("nodes").replaceChildren(
     ...nodes.map((node) => nodeCard(node, tasks.filter((task) => task.node_id === node.id))),
   );

@@ -8,8 +8,8 @@ import pytest
 
 from cube.model.cluster import Node
 from cube.model.ids import NodeId
-from cube.model.lifecycle import NodeStatus
-from cube.scheduler.liveness import GOSSIP_LAG_MS, Liveness, Verdict
+from cube.model.lifecycle import BRAKED, NodeStatus
+from cube.scheduler.liveness import GOSSIP_LAG_MS, Liveness, Verdict, brake_of
 from tests.builders import facts
 
 READY, SUSPECT, DOWN = NodeStatus.READY, NodeStatus.SUSPECT, NodeStatus.DOWN
@@ -31,18 +31,20 @@ class World:
         self.beating = set(self.nodes)
         self.brakes: list[str] = []
 
-    def set(self, number: int, status: NodeStatus) -> None:
+    def set(self, number: int, status: NodeStatus, reason: str = "") -> None:
         node = self.nodes[NodeId(f"id-n{number}")]
-        self.nodes[node.id] = msgspec.structs.replace(node, status=status)
+        self.nodes[node.id] = msgspec.structs.replace(node, status=status, status_reason=reason)
 
     def status(self, number: int) -> NodeStatus:
         return self.nodes[NodeId(f"id-n{number}")].status
 
     def decide(self) -> Verdict:
         verdict = self.liveness.decide(immutables.Map(self.nodes), self.gossip, self.now_ms)
-        for node_id, status, _ in verdict.changes:
-            assert self.nodes[node_id].status is not status
-            self.set(int(node_id.removeprefix("id-n")), status)
+        for node_id, status, reason in verdict.changes:
+            before = self.nodes[node_id]
+            assert (before.status, before.status_reason) != (status, reason)
+            assert before.status is not status or BRAKED in (before.status_reason, reason)
+            self.set(int(node_id.removeprefix("id-n")), status, reason)
         if verdict.brake:
             self.brakes.append(verdict.brake)
         return verdict
@@ -197,6 +199,9 @@ def test_the_brake(nodes: int, dead: int, braked: bool) -> None:
     assert bool(world.brakes) is braked
     if braked:
         assert f"{dead} of {nodes} nodes" in world.brakes[-1]
+        assert (brake_of(world.nodes) or "").startswith(f"{dead} of {nodes} nodes look down")
+    else:
+        assert brake_of(world.nodes) is None
 
 
 def test_the_brake_counts_what_went_down_within_the_window() -> None:
@@ -223,3 +228,23 @@ def test_the_brake_lets_go_when_enough_are_back() -> None:
     world.beating.add(NodeId("id-n3"))
     world.run(2_000)
     assert [world.status(n) for n in (1, 2, 3)] == [DOWN, DOWN, READY]
+    assert brake_of(world.nodes) is None
+
+
+def test_a_new_leader_keeps_the_brake_on_until_it_knows_better() -> None:
+    world = World(5)
+    world.run(10_000)
+    world.kill(1, 2, 3)
+    world.run(20_000)
+    assert brake_of(world.nodes)
+    world.liveness = Liveness()
+    world.liveness.leader_since(world.now_ms, LEADER)
+    world.run(4_000)
+    assert brake_of(world.nodes)
+    world.run(20_000)
+    assert [world.status(n) for n in (1, 2, 3)] == [SUSPECT] * 3
+    world.beating |= {NodeId("id-n1"), NodeId("id-n2"), NodeId("id-n3")}
+    world.gossip = dict.fromkeys(world.nodes, "alive")
+    world.run(5_000)
+    assert brake_of(world.nodes) is None
+    assert [world.status(n) for n in range(5)] == [READY] * 5

@@ -16,7 +16,8 @@ from cube.model.lifecycle import NodeStatus, TaskState
 from cube.model.outcome import PlanApplied
 from cube.ports.cluster import Proposed
 from cube.ports.log import LogStatus
-from cube.scheduler.liveness import Liveness
+from cube.scheduler.liveness import Liveness, brake_of
+from cube.scheduler.why import explain
 from cube.services.leader_clock import LeaderClock
 from cube.services.leader_loop import TICK_MS, LeaderLoop
 from cube.services.proposer import Proposer
@@ -268,12 +269,21 @@ def test_the_brake_is_shown_while_most_nodes_are_silent() -> None:
         await until(lambda: leader.loop.brake is not None)
         assert leader.loop.brake is not None
         assert "2 of 3" in leader.loop.brake
+        # In the state, so that followers tell it too, and `why` of what runs there.
+        await until(lambda: "2 of 3" in (brake_of(leader.feed.state.nodes) or ""))
+        told = explain(leader.feed.state, leader.clock.now_ms(), "web")
+        assert [one.reasons[0].code for one in told if "(n2, n3)" in one.summary] == ["brake"]
+        told_of = len([one for one in leader.proposed if isinstance(one, c.SetNodeStatus)])
+        await asyncio.sleep(600)
+        now = len([one for one in leader.proposed if isinstance(one, c.SetNodeStatus)])
+        assert now == told_of, "it goes on telling"
         statuses = {node.status for node in leader.feed.state.nodes.values()}
         assert NodeStatus.DOWN not in statuses
         for name in ("n2", "n3"):
             leader.gossip[NodeId(f"id-{name}")] = "alive"
             leader.loop.heartbeat(NodeId(f"id-{name}"))
         await until(lambda: leader.loop.brake is None)
+        await until(lambda: brake_of(leader.feed.state.nodes) is None)
 
     leading(test)
 

@@ -16,7 +16,7 @@ from cube.model import commands as c
 from cube.model.cluster import NodeFacts
 from cube.model.errors import OutcomeUnknown, Unavailable
 from cube.model.ids import ClusterId, CommandId, NodeId
-from cube.model.lifecycle import NodeStatus
+from cube.model.lifecycle import BRAKED, NodeStatus
 from cube.model.outcome import NodeRegistered, Outcome, Rejected, RejectReason
 from cube.ports.cluster import (
     BootstrapView,
@@ -561,5 +561,14 @@ def test_what_an_operator_should_know_is_a_warning() -> None:
         [disk, still_alone] = node.view.warnings()
         assert disk == "this node cannot write its log: disk: No space left on device"
         assert still_alone == alone
+        node.log.status = lambda: whole  # type: ignore[method-assign]
+        for name in ("n1", "n2", "n3"):
+            await node.proposer.propose(c.RegisterNode(facts(name)))
+        for name in ("n2", "n3"):
+            body = c.SetNodeStatus(whole.term, NodeId(f"id-{name}"), NodeStatus.SUSPECT, BRAKED)
+            await node.proposer.propose(body)
+        brake = node.view.warnings()[-1]
+        assert brake.startswith("2 of 3 nodes look down and are not declared so (n2, n3)")
+        assert "cube node rm" in brake
 
     run_virtual(main())

@@ -6,7 +6,7 @@ import pytest
 
 from cube.model import commands as c
 from cube.model.ids import NodeId
-from cube.model.lifecycle import NodeStatus
+from cube.model.lifecycle import BRAKED, NodeStatus
 from cube.model.outcome import Done, NodeRegistered, Rejected, RejectReason
 from cube.model.resources import Resources
 from cube.statemachine import nodes as nodes_module
@@ -131,6 +131,23 @@ def test_a_drain_has_a_deadline_by_the_leaders_clock_and_an_end() -> None:
     assert isinstance(machine.do(c.SetDrain(N1, -1)), Rejected)
     assert machine.do(c.SetDrain(N1, None)) == Done(changed=True)
     assert machine.state.nodes[N1].accepts_tasks
+
+
+def test_a_new_reason_for_the_same_status_is_told_and_its_time_stays() -> None:
+    machine = Machine("n1")
+    machine.do(c.SetNodeStatus(1, N1, NodeStatus.SUSPECT, "gossip says dead"))
+    at_ms = machine.state.nodes[N1].status_at_ms
+    machine.now_ms += 1_000
+    assert machine.do(c.SetNodeStatus(1, N1, NodeStatus.SUSPECT, BRAKED)) == Done()
+    node = machine.state.nodes[N1]
+    assert (node.status_reason, node.status_at_ms) == (BRAKED, at_ms)
+
+
+def test_a_node_that_only_the_brake_keeps_from_being_down_may_be_removed() -> None:
+    machine = Machine("n1", "n2")
+    machine.do(c.SetNodeStatus(1, N1, NodeStatus.SUSPECT, BRAKED))
+    assert machine.do(c.RemoveNode(N1)) == Done()
+    assert N1 not in machine.state.nodes
 
 
 @pytest.mark.parametrize(
