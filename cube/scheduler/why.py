@@ -19,8 +19,8 @@ from cube.model.units import format_duration
 from cube.scheduler import cron, filters
 from cube.scheduler.flapping import flaps
 from cube.scheduler.homes import homes_of, sentence
-from cube.scheduler.preempt import Held, held_nodes
 from cube.scheduler.liveness import brake_of, braked
+from cube.scheduler.preempt import Held, held_nodes
 from cube.scheduler.reconcile import reconcile
 from cube.scheduler.restart import up_to_date
 from cube.scheduler.slots import JobWork, Slot, Waiting, slots_of
