@@ -41,6 +41,8 @@ class Watch:
         self._best = -1
         self._best_at = self._began
         self._placeless_at: float | None = None  # since when some task has had no place
+        self._asked_at = self._began  # when `why` was last asked
+        self._told_placeless = 0  # slots that it said have no place
         self._explained = False
         self._told_failing = False
 
@@ -86,7 +88,9 @@ class Watch:
 
     def _check_time(self, job: JobView, tasks: Sequence[TaskView]) -> None:
         now = time.monotonic()
-        unplaced = [task for task in tasks if task.node_id is None]
+        unplaced = sum(task.node_id is None for task in tasks) or self._ask_for_placeless(
+            tasks, now
+        )
         if not self._told_failing and any(task.state == "failed" for task in tasks):
             self._told_failing = True
             self._shown.pause()
@@ -95,11 +99,11 @@ class Watch:
         if not unplaced:
             self._placeless_at = None
         elif self._placeless_at is None:
-            self._placeless_at = now
+            self._placeless_at = self._asked_at if self._told_placeless else now
         elif not self._explained and now - self._placeless_at > WHY_AFTER_S:
             self._explained = True
             self._shown.pause()
-            note(f"{plural(len(unplaced), 'task')} of {self._job} cannot be placed yet:")
+            note(f"{plural(unplaced, 'task')} of {self._job} cannot be placed yet:")
             print_explanations(self._client.why(self._job).explanations, note)
             note("still trying; Ctrl-C leaves it running")
         if self._timeout_s is not None and now - self._began > self._timeout_s:
@@ -109,7 +113,7 @@ class Watch:
                     print_explanations(self._client.why(self._job).explanations, note)
                 raise CommandError(
                     UNPLACED,
-                    f"{plural(len(unplaced), 'task')} of {self._job} could not be placed in time",
+                    f"{plural(unplaced, 'task')} of {self._job} could not be placed in time",
                     hint=f"cube why {self._job}",
                 )
             raise CommandError(
@@ -119,6 +123,17 @@ class Watch:
         if now - self._best_at > NO_PROGRESS_S and not unplaced:  # room may come at any time
             self._shown.close()
             raise self._failed(f"{self._job} v{job.version} makes no progress", tasks)
+
+    def _ask_for_placeless(self, tasks: Sequence[TaskView], now: float) -> int:
+        """Slots whose new task has no place while the old one serves on (start-first): only `why`
+        tells of those."""
+        if not any(serves(task) and task.version < self._version for task in tasks):
+            self._told_placeless = 0
+        elif now - self._asked_at > WHY_AFTER_S / 2:
+            found = self._client.why(self._job).explanations
+            self._told_placeless = sum(len(one.slots) for one in found if one.kind == "unplaced")
+            self._asked_at = now
+        return self._told_placeless
 
     def _failed(self, what: str, tasks: Sequence[TaskView]) -> CommandError:
         return CommandError(

@@ -199,6 +199,24 @@ def test_a_moment_without_a_place_is_not_explained(
     assert "cannot be placed" not in capsys.readouterr().err
 
 
+def test_a_place_that_only_the_new_task_lacks_is_explained_too(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Start-first: the old task runs on, and nothing that is listed lacks a place."""
+
+    class OldStays(Placeless):
+        def tasks(self, _job: str) -> list[TaskView]:
+            return [msgspec.structs.replace(task(slot), version=0) for slot in (0, 1)]
+
+    clock = Clock()
+    monkeypatch.setattr(rollout, "time", clock)
+    watch = Watch(OldStays(clock, 0, 0), "j", 1, 30.0)  # type: ignore[arg-type]
+    with pytest.raises(CommandError, match="could not be placed in time") as caught:
+        watch.until_done()
+    assert caught.value.code == 3
+    assert capsys.readouterr().err.count("1 task of j cannot be placed yet") == 1
+
+
 @pytest.mark.parametrize("timeout_s", [1.0, 20.0, 1_000.0])
 def test_a_timeout_without_a_place_is_exit_3_with_the_reasons(
     timeout_s: float, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
