@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from cube.scheduler.vector import Ask
 
 PLAN_BYTES_MAX = 256 * 1024  # of an encoded ApplyPlan: one log entry (performance.md)
+SCHEDULES_MAX = 500  # read in one plan, at 70 µs: a new leader reads those of all cron jobs
 EXPLANATIONS_MAX = 1_000  # in one plan: for logs and metrics; `explain` has no such bound
 _HEAD_BYTES = 512  # term, seed, the structure itself
 _GROUP_BYTES = 64  # of a GroupPlacement besides its slots and texts
@@ -56,7 +57,8 @@ class Plan(msgspec.Struct, frozen=True):
 
 class Scheduler:
     """Caches between plans: a mirror of the nodes, and the jobs that had nothing to do. A plan
-    depends on its arguments only; two schedulers with different pasts give the same one."""
+    depends on its arguments only; two schedulers with different pasts give the same one, but for cron
+    jobs beyond SCHEDULES_MAX that are due together: one may come to them a plan later."""
 
     def __init__(self) -> None:
         self._mirror: Mirror | None = None
@@ -104,6 +106,7 @@ class Scheduler:
         placer: Placer | None = None
         preemption: Preemption | None = None
         draining = draining_nodes(state)
+        schedules = 0
         for job in jobs:
             if self._idle.get(job.id) is job:
                 continue
@@ -111,6 +114,11 @@ class Scheduler:
             if asleep is not None and asleep[0] is job and now_ms < asleep[1]:
                 draft.wake(asleep[1])
                 continue
+            if job.cron is not None:
+                if schedules == SCHEDULES_MAX:
+                    draft.wake(now_ms)  # the next plan, at once
+                    continue
+                schedules += 1
             work = (
                 None if at_rest(state, job, draining) else reconcile(state, job, now_ms, silent_ms)
             )

@@ -605,3 +605,25 @@ def test_what_waits_for_a_group_that_was_given_up_ends_the_run_with_it() -> None
     run = cluster.runs[0]
     assert (run.completed, run.failed) == (1, 1)
     assert run.message == "nightly.a.0: exit code 7, b: never began, c: never began"
+
+
+def test_many_schedules_are_read_a_part_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cube.scheduler.plan.SCHEDULES_MAX", 2)
+    cluster = Crontab()
+    for number in range(5):
+        spec = CronSpec("* * * * *")
+        cluster.submit(job(f"j{number}", one(count=0), type=JobType.CRON, cron=spec))
+    for left in (True, True, False):
+        plan = cluster.plan()
+        assert plan.command is None
+        assert plan.wake_at_ms == cluster.now_ms + (0 if left else MINUTE_MS)
+    cluster.now_ms += MINUTE_MS
+    begun = 0
+    for _ in range(12):  # what has begun and ended is read once more, each time
+        before, begun = begun, 0
+        cluster.plan()
+        begun = sum(bool(one.parent) for one in cluster.state.jobs.values())
+        assert begun - before <= 2
+    assert begun == 5
+    cluster.plan()
+    assert cluster.plan().wake_at_ms == cluster.now_ms + MINUTE_MS
