@@ -248,3 +248,17 @@ def test_a_new_leader_keeps_the_brake_on_until_it_knows_better() -> None:
     world.run(5_000)
     assert brake_of(world.nodes) is None
     assert [world.status(n) for n in range(5)] == [READY] * 5
+
+
+def test_a_node_that_is_heard_again_is_not_held_by_the_brake_whatever_gossip_says() -> None:
+    world = World(5)
+    world.run(10_000)
+    world.kill(1, 2, 3)
+    world.run(20_000)
+    node_id = NodeId("id-n1")
+    world.beating.add(node_id)
+    world.gossip[node_id] = "suspect"
+    world.run(3_000)
+    node = world.nodes[node_id]
+    assert (node.status, node.status_reason) == (SUSPECT, "gossip says suspect")
+    assert [world.status(n) for n in (2, 3)] == [DOWN, DOWN]

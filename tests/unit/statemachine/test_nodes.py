@@ -10,6 +10,7 @@ from cube.model.lifecycle import BRAKED, NodeStatus
 from cube.model.outcome import Done, NodeRegistered, Rejected, RejectReason
 from cube.model.resources import Resources
 from cube.statemachine import nodes as nodes_module
+from cube.statemachine import snapshot
 from cube.statemachine.invariants import violations
 from tests.builders import Machine, facts, group, job
 
@@ -81,6 +82,24 @@ def test_new_facts_keep_what_others_wrote() -> None:
     machine.do(c.RegisterNode(node.facts))
     assert machine.state.nodes == before
     assert machine.steps[-1].events == ()
+
+
+def test_cordon_drain_and_labels_outlive_the_node_its_leader_and_the_log() -> None:
+    machine = Machine("n1")
+    machine.do(c.SetEligibility(N1, False))
+    machine.do(c.SetDrain(N1, 60_000))
+    machine.do(c.SetLabels(N1, {"zone": "a"}))
+    told = machine.state.nodes[N1]
+    machine.do(c.SetNodeStatus(1, N1, NodeStatus.DOWN, "silent"))
+    machine.term = 2  # another leader; and the node starts again, as it is configured now
+    machine.do(c.RegisterNode(facts("n1", labels={"zone": "b", "disk": "ssd"})))
+    machine.do(c.SetNodeStatus(2, N1, NodeStatus.READY))
+    for state in (machine.state, snapshot.load(snapshot.dump(machine.state))):
+        node = state.nodes[N1]
+        assert (node.eligible, node.drain_deadline_ms) == (False, told.drain_deadline_ms)
+        assert node.all_labels() == {"zone": "a", "disk": "ssd"}
+        assert node.status is NodeStatus.READY
+        assert not node.accepts_tasks
 
 
 @pytest.mark.parametrize(
