@@ -272,7 +272,8 @@ def test_a_failing_job_says_so_and_exits_1(cluster: TestCluster) -> None:
         b'[groups.g.restart]\nattempts=1\ndelay="100ms"\n[groups.g.reschedule]\nattempts=1\ndelay="100ms"\n',
     )  # fmt: skip
     assert done.returncode == 1, done.stderr
-    assert "bad" in done.stderr
+    assert "bad v1 failed" in done.stderr
+    assert "bad.g.0: failed, exited with code 1" in done.stderr
 
 
 def test_batch_runs_to_completion(cluster: TestCluster) -> None:
@@ -281,6 +282,11 @@ def test_batch_runs_to_completion(cluster: TestCluster) -> None:
     assert "complete" in done.stderr
     job = cluster.cube_json("status", "primes")
     assert job["status"] == "completed"
+    counts = job["groups"].values()
+    assert sum(group["completed"] for group in counts) == sum(group["count"] for group in counts)
+    assert "completed, 0 failed" in cluster.cube("ps", "primes").stderr
+    again = cluster.cube("run", str(EXAMPLES / "batch.toml"))
+    assert "nothing has changed" in again.stderr
 
 
 def test_a_taken_port_and_a_held_directory_are_said_clearly(cluster: TestCluster) -> None:
