@@ -8,10 +8,12 @@ from aiohttp import web
 from cube.api import query, render
 from cube.api.bodies import check_media_type, read_body, read_json, read_nothing
 from cube.api.call import JSON, Call
+from cube.api.deployments import read_roll_back
 from cube.api.errors import Problem, job_problem
 from cube.api.lookup import find_job, shown
 from cube.api.slots import JobStatus
 from cube.model import commands
+from cube.model.deployment import deployment_id
 from cube.model.errors import BadConfig
 from cube.model.ids import JobId
 from cube.model.jobfile import parse_tree
@@ -118,6 +120,23 @@ async def scale_job(call: Call) -> web.Response:
     return _changed(call, name, await call.propose(command, data))
 
 
+async def restart_job(call: Call) -> web.Response:
+    name = call.path("job")
+    expected = call.expected_version()
+    data = await read_nothing(call)
+    return _changed(call, name, await call.propose(commands.RestartJob(name, expected), data))
+
+
+async def roll_back_job(call: Call) -> web.Response:
+    name = call.path("job")
+    expected = call.expected_version()
+    body, data = await read_roll_back(call)
+    if body.version is not None and body.version < 1:
+        raise Problem("invalid", "version: must be 1 or more")
+    command = commands.RollBackJob(name, body.version, expected)
+    return _changed(call, name, await call.propose(command, data))
+
+
 async def stop_job(call: Call) -> web.Response:
     name = call.path("job")
     data = await read_nothing(call)
@@ -161,10 +180,20 @@ def _changed(
         name=name,
         version=outcome.version,
         changed=outcome.changed,
+        deployment_id=_deployment_id(call, name, outcome.version),
         index=proposed.index,
         warnings=found_warnings,
     )
     return call.json(view, status=201 if outcome.created else 200)
+
+
+def _deployment_id(call: Call, name: str, version: int) -> str | None:
+    """Of the version, while it is the job's newest; None: jobs of this type have none."""
+    job = call.state.job_named(name)
+    deployment = None if job is None else job.deployment
+    if deployment is None or deployment.version != version:
+        return None
+    return deployment_id(name, version)
 
 
 def _done(
@@ -172,5 +201,11 @@ def _done(
 ) -> web.Response:
     outcome = proposed.outcome
     assert isinstance(outcome, Done), outcome
-    view = JobChanged(name=name, version=version, changed=outcome.changed, index=proposed.index)
+    view = JobChanged(
+        name=name,
+        version=version,
+        changed=outcome.changed,
+        deployment_id=_deployment_id(call, name, version),
+        index=proposed.index,
+    )
     return call.json(view, status=status)

@@ -13,6 +13,7 @@ from aiohttp import web
 from cube.api import (
     book,
     cluster,
+    deployments,
     endpoints,
     internal,
     jobs,
@@ -31,6 +32,7 @@ from cube.api import (
 from cube.api.auth import Role
 from cube.api.call import Call, Kind, Route
 from cube.api.errors import Problem
+from cube.model.deployment import DeploymentAction
 
 Answer = Callable[[Call], Awaitable[web.StreamResponse]]
 
@@ -80,6 +82,10 @@ _JOBS = (
     _route("GET", "/v1/jobs/{job}", _VIEWER, _READ, jobs.show_job),
     _route("DELETE", "/v1/jobs/{job}", _DEPLOYER, _WRITE, jobs.delete_job),
     _route("POST", "/v1/jobs/{job}/scale", _DEPLOYER, _WRITE, jobs.scale_job, versioned=True),
+    _route("POST", "/v1/jobs/{job}/restart", _DEPLOYER, _WRITE, jobs.restart_job, versioned=True),
+    _route(
+        "POST", "/v1/jobs/{job}/rollback", _DEPLOYER, _WRITE, jobs.roll_back_job, versioned=True
+    ),
     _route("POST", "/v1/jobs/{job}/stop", _DEPLOYER, _WRITE, jobs.stop_job),
     _route("POST", "/v1/jobs/{job}/start", _DEPLOYER, _WRITE, jobs.start_job),
     _route("GET", "/v1/jobs/{job}/runs", _VIEWER, _READ, runs.list_runs),
@@ -87,6 +93,18 @@ _JOBS = (
     _route("GET", "/v1/jobs/{job}/versions", _VIEWER, _READ, jobs.list_versions),
     _route("GET", "/v1/jobs/{job}/why", _VIEWER, _READ, jobs.explain_job),
 )
+
+_DEPLOYMENTS = (
+    _route("GET", "/v1/deployments", _VIEWER, _PAGE, deployments.list_deployments, "job"),
+    _route("GET", "/v1/deployments/{deployment}", _VIEWER, _READ, deployments.show_deployment),
+    *(
+        _route(
+            "POST", f"/v1/deployments/{{deployment}}/{action.value}", _DEPLOYER, _WRITE,
+            deployments.steer(action),
+        )
+        for action in DeploymentAction
+    ),
+)  # fmt: skip
 
 _TASKS = (
     _route("GET", "/v1/tasks", _VIEWER, _PAGE, tasks.list_tasks, "job", "group", "node", "state"),
@@ -149,21 +167,12 @@ _DASHBOARD = (
     _route("GET", "/ui/{file}", _OPEN, _PLAIN, web_files.show_file),
 )
 
-_ROLLOUTS = "rolling updates and deployments come with a later version"
 _SECRETS = "secrets come with a later version"
 _LATER = (
-    _later("POST", "/v1/jobs/{job}/restart", _DEPLOYER, _ROLLOUTS),
-    _later("POST", "/v1/jobs/{job}/rollback", _DEPLOYER, _ROLLOUTS),
     _later("GET", "/v1/tasks/{task}/stats", _VIEWER, "statistics of a task come later"),
     _later("POST", "/v1/tasks/{task}/restart", _DEPLOYER, "restarting one task comes later"),
     _later("POST", "/v1/tasks/{task}/signal", _DEPLOYER, "signals to a task come later"),
     _later("GET", "/v1/tasks/{task}/exec", _OPERATOR, "commands inside a task come later"),
-    _later("GET", "/v1/deployments", _VIEWER, _ROLLOUTS),
-    _later("GET", "/v1/deployments/{deployment}", _VIEWER, _ROLLOUTS),
-    *(
-        _later("POST", f"/v1/deployments/{{deployment}}/{verb}", _DEPLOYER, _ROLLOUTS)
-        for verb in ("promote", "pause", "resume", "fail")
-    ),
     *(
         _later(method, path, _OPERATOR, sentence)
         for noun, sentence in (("secrets", _SECRETS),)
@@ -180,5 +189,5 @@ _LATER = (
 
 # What is fixed comes before what has a parameter in the same place (/v1/jobs/validate, /plan).
 ROUTES: tuple[Route, ...] = (
-    *_CLUSTER, *_LATER, *_JOBS, *_TASKS, *_NODES, *_TRUST, *_PEERS, *_BOOK, *_DASHBOARD,
+    *_CLUSTER, *_LATER, *_JOBS, *_DEPLOYMENTS, *_TASKS, *_NODES, *_TRUST, *_PEERS, *_BOOK, *_DASHBOARD,
 )  # fmt: skip

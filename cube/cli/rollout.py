@@ -12,6 +12,7 @@ from cube.cli.output import clean, note, plural
 from cube.cli.why import print_explanations
 from cube.client.client import Client
 from cube.client.errors import ApiProblem
+from cube.model.deployviews import DeploymentView
 from cube.model.views import JobView, TaskView
 
 POLL_S = 0.1
@@ -29,9 +30,21 @@ _STEPS = {
 
 
 class Watch:
-    """One wait. `deadline_s` None: as long as there is progress."""
+    """One wait. `timeout_s` None: as long as there is progress. `deployment`: the id of what rolls
+    the version out; where that replaces tasks, its end is what is waited for. Afterwards
+    `awaits_promotion` says that its canaries are healthy and the next step is a person's."""
 
-    def __init__(self, client: Client, job: str, version: int, timeout_s: float | None) -> None:
+    def __init__(
+        self,
+        client: Client,
+        job: str,
+        version: int,
+        timeout_s: float | None,
+        deployment: str | None = None,
+    ) -> None:
+        self.awaits_promotion = False
+        self._deployment = deployment
+        self._is_going_back = False
         self._client = client
         self._job = job
         self._version = version
@@ -53,7 +66,7 @@ class Watch:
             job = self._client.job(self._job)
             tasks = self._current(job, self._client.tasks(self._job))
             self._shown.update(tasks)
-            if is_done(job, tasks):
+            if self._is_over(job, tasks):
                 self._shown.close()
                 return job
             if job.status in ("stopping", "stopped"):
@@ -66,6 +79,42 @@ class Watch:
             self._note_progress(job, tasks)
             self._check_time(job, tasks)
             time.sleep(POLL_S)
+
+    def _is_over(self, job: JobView, tasks: Sequence[TaskView]) -> bool:
+        """Raises CommandError when the version was given up."""
+        found = None if self._deployment is None else self._client.deployment(self._deployment)
+        if found is None or not found.replaces:
+            return is_done(job, tasks)
+        self.awaits_promotion = found.awaits_promotion and found.status == "running"
+        if found.status == "successful" or self.awaits_promotion:
+            return True
+        if found.status == "running":
+            return False
+        if found.status == "failed" and self._goes_back(found):
+            return False
+        self._shown.close()
+        what = f"{found.job} v{found.version}"
+        hint = f"cube deployment show {found.id}\ncube why {found.job}"
+        match found.status:
+            case "rolled_back":
+                what += f" failed; v{found.from_version} is back"
+            case "paused":
+                what += " is paused"
+                hint = f"cube deployment resume {found.id}\ncube deployment fail {found.id}"
+            case _:
+                what += " failed"
+        raise CommandError(FAILED, what, clean(found.message), hint)
+
+    def _goes_back(self, found: DeploymentView) -> bool:
+        """Another deployment takes it back; its end is waited for, and told once."""
+        newest = self._client.deployment(found.job)
+        if newest.rolls_back != found.version:
+            return False
+        if not self._is_going_back:
+            self._is_going_back = True
+            self._shown.pause()
+            note(f"{found.job} v{found.version}: {clean(found.message)}")
+        return newest.status in ("running", "successful")
 
     def _current(self, job: JobView, tasks: Sequence[TaskView]) -> list[TaskView]:
         """The newest task of each slot that is wanted, and what has yet to end of the others."""

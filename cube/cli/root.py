@@ -25,6 +25,15 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "logs": ("cube.cli.logs:logs", "What tasks print."),
     "why": ("cube.cli.why:why", "Why a job or task is not running, and what would help."),
     "scale": ("cube.cli.jobs:scale", "Change how many tasks a group has."),
+    "restart": (
+        "cube.cli.deployments:restart",
+        "Replace every task of a job, one after the other.",
+    ),
+    "rollback": ("cube.cli.deployments:rollback", "Go back to an older version of a job."),
+    "deployment": (
+        "cube.cli.deployments:deployment",
+        "Rollouts: ls, show, watch, promote, pause, resume, fail.",
+    ),
     "stop": ("cube.cli.jobs:stop", "Stop a job (it keeps its spec) or one task."),
     "start": ("cube.cli.jobs:start", "Start a stopped job again."),
     "rm": ("cube.cli.jobs:rm", "Stop a job and remove it."),
@@ -48,7 +57,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
 }
 # Named in the design and not built yet: an honest answer instead of "no such command".
 LATER = (
-    "rollback", "restart", "rebalance", "deployment", "exec", "top", "cp", "volume",
+    "rebalance", "exec", "top", "cp", "volume",
     "secret", "debug",
 )  # fmt: skip
 MOVED = {

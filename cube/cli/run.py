@@ -158,12 +158,19 @@ def follow(
         _end(settings, client, changed.name)
         note(f"next: cube status {changed.name}")
         return
+    watch = Watch(client, changed.name, changed.version, settings.timeout_s, changed.deployment_id)
     try:
-        job = Watch(client, changed.name, changed.version, settings.timeout_s).until_done()
+        job = watch.until_done()
     except KeyboardInterrupt:
         note(f"\n{changed.name} goes on without us. next: cube status {changed.name}")
         raise click.exceptions.Exit(INTERRUPTED) from None
     took = time.monotonic() - began
+    if watch.awaits_promotion:
+        note(f"the canaries of {job.name} v{job.version} are healthy")
+        _end(settings, client, job.name)
+        name = changed.deployment_id
+        note(f"next: cube deployment promote {name}   cube deployment fail {name}")
+        return
     word = "complete" if job.type == "batch" else "live"
     note(f"{job.name} v{job.version} is {word} in {took:.1f}s")
     _end(settings, client, job.name)

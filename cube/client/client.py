@@ -17,6 +17,7 @@ from cube.client.errors import ApiProblem, BadAnswer
 from cube.client.streams import StreamedEvent, read_events, read_output
 from cube.client.transport import Request, Transport, random_key
 from cube.model import clusterviews as cv
+from cube.model import deployviews as d
 from cube.model import planviews as p
 from cube.model import views as v
 
@@ -178,6 +179,12 @@ class Client:
             _precondition(expected_version),
         )
 
+    def restart_job(self, name: str) -> v.JobChanged:
+        return self._write("POST", _job(name, "/restart"), v.JobChanged)
+
+    def roll_back(self, name: str, version: int | None = None) -> v.JobChanged:
+        return self._write_json("POST", _job(name, "/rollback"), v.JobChanged, {"version": version})
+
     def stop_job(self, name: str) -> v.JobChanged:
         return self._write("POST", _job(name, "/stop"), v.JobChanged)
 
@@ -195,6 +202,19 @@ class Client:
 
     def why(self, name: str) -> v.WhyView:
         return self._get(_job(name, "/why"), v.WhyView)
+
+    # Deployments
+
+    def deployments(self, job: str = "") -> list[d.DeploymentView]:
+        return self._all("/v1/deployments", v.Page[d.DeploymentView], job=job)
+
+    def deployment(self, name: str) -> d.DeploymentView:
+        """By id, or a job's newest."""
+        return self._get(_deployment(name), d.DeploymentView)
+
+    def steer(self, name: str, action: str) -> d.DeploymentView:
+        """`action`: promote, pause, resume or fail."""
+        return self._write("POST", f"{_deployment(name)}/{action}", d.DeploymentView)
 
     # Tasks
 
@@ -329,6 +349,10 @@ def _part(text: str) -> str:
 
 def _job(name: str, rest: str = "") -> str:
     return f"/v1/jobs/{_part(name)}{rest}"
+
+
+def _deployment(name: str) -> str:
+    return f"/v1/deployments/{_part(name)}"
 
 
 def _task(task: str, rest: str = "") -> str:

@@ -266,6 +266,15 @@ class GroupSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     placement: Placement = Placement()
 
     @property
+    def lives_alone(self) -> bool:
+        """Two tasks of a slot cannot run side by side: a fixed host port, a volume, at most one."""
+        return (
+            self.at_most_one
+            or any(port.host for port in self.ports.values())
+            or any(mount.type is MountType.VOLUME for mount in self.mounts)
+        )
+
+    @property
     def canaries(self) -> int:
         """The first so many slots are the canaries of a rollout."""
         return min(self.update.canaries, self.count)

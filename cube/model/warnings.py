@@ -13,11 +13,8 @@ from cube.model.spec import (
     JobSpec,
     SecretRef,
     UpdateOrder,
-    UpdatePolicy,
 )
 from cube.model.treeread import join
-
-_UPDATE = UpdatePolicy()
 
 _JobRow = tuple[str, Callable[[JobSpec], bool], str]
 _GroupRow = tuple[str, Callable[[GroupSpec], bool], str]
@@ -31,26 +28,11 @@ _GROUP: tuple[_GroupRow, ...] = (
         "a container whose node is cut off stops only while the node's agent runs: let what it writes "
         "to refuse a smaller CUBE_FENCE than it has seen",
     ),
-    ("update.canaries", lambda g: g.update.canaries > 0, "updates roll without canaries yet"),
     (
         "update.order",
-        lambda g: g.update.order is UpdateOrder.START_FIRST,
-        "updates stop the old task first yet",
-    ),
-    (
-        "update.min_healthy",
-        lambda g: g.update.min_healthy_ms != _UPDATE.min_healthy_ms,
-        "updates do not wait for it yet",
-    ),
-    (
-        "update.deadline",
-        lambda g: g.update.deadline_ms != _UPDATE.deadline_ms,
-        "updates have no deadline yet",
-    ),
-    (
-        "update.on_failure",
-        lambda g: g.update.on_failure is not _UPDATE.on_failure,
-        "a failed update neither pauses nor rolls back yet",
+        lambda g: g.update.order is UpdateOrder.START_FIRST and g.lives_alone,
+        "updates stop the old task first: with a fixed host port, a volume or at_most_one, two tasks "
+        "of a slot cannot run side by side",
     ),
     (
         "docker.registry_secret",

@@ -174,7 +174,8 @@ class GroupPass:
                 candidates.drained.append(task)
                 return
         if not is_current:
-            candidates.outdated.append(task)
+            if not self._failed_before(task):
+                candidates.outdated.append(task)
             return
         if task.version != draft.job.version and not self.stance.is_held:
             if self._is_rechecked(task):
@@ -186,6 +187,20 @@ class GroupPass:
             candidates.shaky.discard(task.id)  # no candidate, and counted here
             self._in_transit += 1
             self._moving += self.stance.base is not None
+
+    def _failed_before(self, task: Task) -> bool:
+        """The newest version failed beside this task already: it is not tried again at once."""
+        ended = self.slots[task.slot].ended
+        if not ended or not up_to_date(self.draft.job, ended[-1]):
+            return False
+        past = past_of(self.draft.job, self.group, ended, self.draft.state.nodes, self.draft.now_ms)
+        if past.verdict not in ("wait", "over"):
+            return False
+        cause = "backoff" if past.verdict == "wait" else "over"
+        self._waiting.setdefault((cause, past.until_ms), []).append(task.slot)
+        self.draft.wake(past.until_ms)
+        self._in_transit += 1
+        return True
 
     def _is_rechecked(self, task: Task) -> bool:
         if not self.stance.is_open:
@@ -317,13 +332,13 @@ class GroupPass:
         troubled = tuple(
             trouble.troubled(self.draft.job, self.group, self.tasks, self.draft.now_ms)
         )
-        by_version: dict[int, list[Task]] = {}
+        by_kind: dict[tuple[int, tuple[NodeId, ...]], list[Task]] = {}
         for task in tasks:
             version = self.draft.job.version
             if reason != "update" and not up_to_date(self.draft.job, task):
                 version = self.stance.base_version or version
-            by_version.setdefault(version, []).append(task)
-        for version, alike in sorted(by_version.items()):
+            by_kind.setdefault((version, self._failed_on(task)), []).append(task)
+        for (version, failed_on), alike in sorted(by_kind.items()):
             self.draft.wants.append(
                 Want(
                     job=self.draft.job,
@@ -333,10 +348,18 @@ class GroupPass:
                     version=version,
                     replaces=tuple(task.id for task in alike),
                     troubled=troubled,
+                    failed_on=failed_on,
                     on_node=on_node,
                     reason=reason,
                 )
             )
+
+    def _failed_on(self, task: Task) -> tuple[NodeId, ...]:
+        """Where the newest version failed, or was refused, beside this task."""
+        ended = self.slots[task.slot].ended
+        if not ended or ended[-1].state not in (TaskState.FAILED, TaskState.REJECTED):
+            return ()
+        return (ended[-1].node_id,) if up_to_date(self.draft.job, ended[-1]) else ()
 
     def may_start(self, tasks: Sequence[Task]) -> bool:
         """There are empty slots, and depends_on and leases allow to fill them."""

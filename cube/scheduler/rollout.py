@@ -17,7 +17,6 @@ from cube.model.cluster import Job, Node, Task
 from cube.model.deployment import DeploymentStatus
 from cube.model.ids import NodeId, TaskId
 from cube.model.spec import GroupSpec, JobType, UpdateOrder
-from cube.model.volumes import volumes_of
 
 DRAIN_PARALLELISM = 1  # per group
 
@@ -59,14 +58,9 @@ def stance_of(job: Job, name: str) -> Stance:
 
 
 def lives_alone(job: Job, group: GroupSpec) -> bool:
-    """Two tasks of a slot cannot live side by side: a fixed host port, a volume, at most one task;
-    or a system job, whose slot belongs to one node. Then every replacement is stop-first."""
-    return (
-        job.spec.type is JobType.SYSTEM
-        or group.at_most_one
-        or any(port.host for port in group.ports.values())
-        or bool(volumes_of(group))
-    )
+    """Every replacement is stop-first, whatever the order: a system job's slot belongs to one node,
+    and some groups cannot have two tasks side by side."""
+    return job.spec.type is JobType.SYSTEM or group.lives_alone
 
 
 def settled_at_ms(group: GroupSpec, task: Task) -> int | None:

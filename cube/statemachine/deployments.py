@@ -30,6 +30,7 @@ def add_version(
     it where its type has such. Not stored yet. Versions that tasks use, or that a failure would go
     back to, are kept besides the newest."""
     version = job.version + 1
+    job = _settle(draft, job)
     from_version = last_stable(job)
     in_use = {task.version for task in draft.tasks_of_job(job.id) if not task.released}
     in_use.add(from_version)
@@ -39,6 +40,26 @@ def add_version(
         job, versions=(*older, *job.versions[1 - VERSIONS_MAX :], entry), stopped=False
     )
     return begin(draft, after, from_version, rolls_back)
+
+
+def _settle(draft: Draft, job: Job) -> Job:
+    """A version that serves at full count when the next one comes is one to go back to, whether or
+    not it has served for min_healthy yet: whoever submits the next one has seen it serve."""
+    deployment = job.deployment
+    if deployment is None or deployment.status is not DeploymentStatus.RUNNING:
+        return job
+    serving = {
+        (task.group, task.slot)
+        for task in draft.tasks_of_job(job.id)
+        if task.live and task.serving and job.same_container(task.group, task.version, job.version)
+    }
+    wanted = {
+        (name, slot) for name, group in job.spec.groups.items() for slot in range(group.count)
+    }
+    if job.spec.type is JobType.SYSTEM or not wanted <= serving:
+        return job
+    job = _put(draft, job, deployment, DeploymentStatus.SUCCESSFUL, "")
+    return _succeeded(draft, job, deployment)
 
 
 def last_stable(job: Job) -> int:

@@ -32,11 +32,14 @@ def test_defaults_do_not_warn(name: str) -> None:
         (GROUP.replace("service", "cron") + '[cron]\nschedule = "* * * * *"', []),
         (GROUP + "at_most_one = true", ["groups.g.on_partition"]),
         (GROUP + 'on_partition = "stop"', ["groups.g.on_partition"]),
-        (GROUP + "update.canaries = 1", ["groups.g.update.canaries"]),
-        (GROUP + 'update.order = "start-first"', ["groups.g.update.order"]),
-        (GROUP + "update.min_healthy = 1", ["groups.g.update.min_healthy"]),
-        (GROUP + "update.deadline = 60", ["groups.g.update.deadline"]),
-        (GROUP + 'update.on_failure = "pause"', ["groups.g.update.on_failure"]),
+        (
+            GROUP + 'update.order = "start-first"\nports.http = { host = 80, target = 80 }',
+            ["groups.g.update.order"],
+        ),
+        (
+            GROUP + 'update = { order = "start-first", canaries = 1, on_failure = "pause" }',
+            [],
+        ),
         (GROUP + 'docker.registry_secret = "r"', ["groups.g.docker.registry_secret"]),
         (GROUP + "docker.gpus = 1", ["groups.g.docker.gpus"]),
         (

@@ -47,7 +47,7 @@ async def test_a_job_is_created_left_alone_and_updated() -> None:
     async with served() as api:
         created = await submit(api, 201)
         assert created == {
-            "name": "hello", "version": 1, "changed": True, "deployment_id": None,
+            "name": "hello", "version": 1, "changed": True, "deployment_id": "hello.v1",
             "index": api.world.state.index, "warnings": [],
         }  # fmt: skip
         again = await submit(api, 200)
@@ -64,8 +64,10 @@ async def test_a_job_is_created_left_alone_and_updated() -> None:
 
 async def test_what_is_not_honoured_yet_is_answered_with_a_warning() -> None:
     async with served() as api:
-        answer = await submit(api, 201, HELLO + b'[groups.web.update]\norder = "start-first"\n')
-        assert len(answer["warnings"]) == 1 and "groups.web.update.order" in answer["warnings"][0]
+        port = b"target = 8080\n"
+        answer = await submit(api, 201, HELLO + port)
+        assert len(answer["warnings"]) == 1
+        assert "groups.web.ports.http.target" in answer["warnings"][0]
 
 
 async def test_validate_changes_nothing() -> None:
@@ -151,7 +153,9 @@ async def test_stop_start_scale_and_delete() -> None:
             assert (await response.json())["changed"] is True
         async with api.client.post("/v1/jobs/shop/scale", json={"group": "web", "count": 5}) as r:
             scaled: Json = await read(r)
-        assert (scaled["version"], scaled["changed"], scaled["deployment_id"]) == (2, True, None)
+        assert (scaled["version"], scaled["changed"], scaled["deployment_id"]) == (
+            2, True, "shop.v2",
+        )  # fmt: skip
         for verb in ("stop", "start"):
             await api.problem("POST", f"/v1/jobs/none/{verb}", 404)
         for body, status in (
@@ -310,8 +314,10 @@ BAD_REQUESTS: list[tuple[str, str, int, dict[str, Any], str]] = [
     ("GET", "/v1/events?topic=weather", 400, {}, "bad_parameter"),
     ("GET", "/v1/events?since=yesterday", 400, {}, "bad_parameter"),
     ("GET", "/v1/livez?index=1", 400, {}, "unknown_parameter"),
-    ("POST", "/v1/jobs/hello/rollback", 501, {"json": {"version": 1}}, "not_built"),
-    ("GET", "/v1/deployments?job=x", 501, {}, "not_built"),
+    ("POST", "/v1/jobs/hello/rollback", 422, {"json": {"version": 0}}, "invalid"),
+    ("POST", "/v1/jobs/hello/rollback", 422, {"json": {"version": "x"}}, "invalid"),
+    ("GET", "/v1/deployments/hello.v7", 404, {}, "not_found"),
+    ("GET", "/v1/deployments/helo.v1", 404, {}, "not_found"),
     ("GET", "/v1/secrets", 501, {}, "not_built"),
     ("GET", "/v1/tasks/x/exec", 501, {}, "not_built"),
 ]  # fmt: skip
