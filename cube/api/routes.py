@@ -21,6 +21,7 @@ from cube.api import (
     metrics,
     nodes,
     plans,
+    rebalancing,
     runs,
     saving,
     settings,
@@ -70,6 +71,8 @@ _CLUSTER = (
     _route("POST", "/v1/raft/snapshot", _OPERATOR, _STREAM, saving.save_state),
     _route("GET", "/v1/cluster/settings", _VIEWER, _READ, settings.show_settings),
     _route("PUT", "/v1/cluster/settings", _OPERATOR, _WRITE, settings.change_settings),
+    _route("GET", "/v1/rebalance", _VIEWER, _READ, rebalancing.show_rebalance),
+    _route("POST", "/v1/rebalance", _OPERATOR, _WRITE, rebalancing.start_rebalance),
     _route("GET", "/v1/gossip", _OPERATOR, _PAGE, cluster.show_gossip),
     _route("GET", "/metrics", _VIEWER, _READ, metrics.show_metrics),
 )

@@ -42,6 +42,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "Nodes: ls, show, drain, undrain, cordon, uncordon, label, rm.",
     ),
     "job": ("cube.cli.jobs:job", "Jobs: ls, show, runs, trigger, validate, versions, init."),
+    "rebalance": ("cube.cli.rebalance:rebalance", "Move tasks to where they are better off."),
     "task": ("cube.cli.tasks:task", "Tasks: show, stop."),
     "service": ("cube.cli.cluster:service", "Healthy endpoints: ls, resolve."),
     "events": ("cube.cli.cluster:events", "What happens, as it happens."),
@@ -57,7 +58,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
 }
 # Named in the design and not built yet: an honest answer instead of "no such command".
 LATER = (
-    "rebalance", "exec", "top", "cp", "volume",
+    "exec", "top", "cp", "volume",
     "secret", "debug",
 )  # fmt: skip
 MOVED = {

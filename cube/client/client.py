@@ -134,6 +134,12 @@ class Client:
     def change_settings(self, changes: Mapping[str, str | bool]) -> cv.SettingsChanged:
         return self._write_json("PUT", "/v1/cluster/settings", cv.SettingsChanged, dict(changes))
 
+    def rebalance_plan(self) -> cv.RebalanceView:
+        return self._get("/v1/rebalance", cv.RebalanceView)
+
+    def start_rebalance(self) -> cv.RebalanceStarted:
+        return self._write("POST", "/v1/rebalance", cv.RebalanceStarted)
+
     def rotate_keys(self) -> v.KeyRotation:
         return self._write("POST", "/v1/cluster/rotate-keys", v.KeyRotation)
 

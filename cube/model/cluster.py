@@ -302,6 +302,7 @@ class ClusterState(msgspec.Struct, frozen=True, kw_only=True):
     nodes: immutables.Map[NodeId, Node] = immutables.Map()
     jobs: immutables.Map[JobId, Job] = immutables.Map()
     tasks: immutables.Map[TaskId, Task] = immutables.Map()
+    rebalance_since_ms: int = 0  # a round of moves is under way since then; 0: none
     volumes: immutables.Map[JobId, immutables.Map[str, Volume]] = immutables.Map()  # volume_key
     outcomes: immutables.Map[CommandId, RememberedOutcome] = immutables.Map()
     outcome_first: int = 0  # sequence of the oldest remembered

@@ -19,3 +19,30 @@ class SettingsChanged(msgspec.Struct, frozen=True):
     settings: SettingsView
     changed: bool
     index: int
+
+
+class RebalanceMoveView(msgspec.Struct, frozen=True):
+    """`crowding`: by how much the sum of squared numbers of the group's tasks per zone or node falls;
+    `use`: by how much the sum of squared shares of cpu and memory does."""
+
+    task: str
+    from_node: str
+    to_node: str
+    crowding: int
+    use: float
+
+
+class RebalanceView(msgspec.Struct, frozen=True):
+    """What would be moved in the end if nothing else changed, the greatest gain first. `running`: a
+    round is under way. `cut`: there may be more."""
+
+    running: bool
+    moves: tuple[RebalanceMoveView, ...]
+    cut: bool
+
+
+class RebalanceStarted(msgspec.Struct, frozen=True):
+    """`changed` false: a round was under way already."""
+
+    changed: bool
+    index: int

@@ -35,6 +35,10 @@ class ChangeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, ta
     rebalance: bool | None = None
 
 
+class StartRebalance(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="rebalance"):
+    """A round begins: tasks are moved, a few at a time, until no move gains enough."""
+
+
 class RegisterNode(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="register"):
     """From the node itself: at its join, at each start, when its facts change."""
 
@@ -209,6 +213,7 @@ class ApplyPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="pl
     run_ends: tuple[RunEnd, ...] = ()
     run_steps: tuple[RunStep, ...] = ()
     deployments: tuple[DeploymentStep, ...] = ()
+    is_balanced: bool = False  # the round of rebalancing is over
 
 
 class TaskReport(
@@ -294,6 +299,7 @@ class Noop(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="noop"):
 Body = (
     InitCluster
     | ChangeSettings
+    | StartRebalance
     | RegisterNode
     | SetNodeStatus
     | SetEligibility

@@ -22,6 +22,7 @@ from cube.model.events import DeploymentEvent, Event, JobEvent, NodeEvent, TaskE
 from cube.model.explain import Explanation
 from cube.model.ids import JobId, NodeId, TaskId
 from cube.model.spec import JobType
+from cube.scheduler import rebalance
 from cube.scheduler.preempt import Preemption, fenced
 from cube.scheduler.reconcile import at_rest, draining_nodes, reconcile
 from cube.scheduler.slots import JobWork
@@ -136,7 +137,22 @@ class Scheduler:
                     self._place(placer, draft, want, preemption)
             if draft.full:  # what is left is for the next plan, which is wanted at once
                 break
+        if state.rebalance_since_ms and draft.is_empty:
+            self._rebalance(state, now_ms, seed, draft, placer)
         return draft.done()
+
+    def _rebalance(
+        self, state: ClusterState, now_ms: int, seed: str, draft: _PlanDraft, placer: Placer | None
+    ) -> None:
+        """When nothing else is to be done: second thoughts, until there are none."""
+        moves, is_over = rebalance.step(state, now_ms)
+        if is_over:
+            draft.is_balanced = True
+            return
+        draft.wake(state.rebalance_since_ms + rebalance.ROUND_MS)
+        for move in moves:
+            placer = self._placer(state, seed) if placer is None else placer
+            self._fit(placer, draft, rebalance.want_of(state, move))
 
     def _placer(self, state: ClusterState, seed: str) -> Placer:
         from cube.scheduler.mirror import Mirror  # numpy: only where a node plans
@@ -302,6 +318,11 @@ class _PlanDraft:
         self._reasons: dict[Ask, tuple[str, ...]] = {}
         self._wake_at_ms: int | None = None
         self.full = False
+        self.is_balanced = False
+
+    @property
+    def is_empty(self) -> bool:
+        return not (self.full or self._placements or self._stops or self._updates)
 
     def _spend(self, size: int) -> bool:
         if self.full or size > self._bytes:
@@ -426,7 +447,7 @@ class _PlanDraft:
             self._run_steps,
             self._verdicts,
         )
-        if any(parts):
+        if any(parts) or self.is_balanced:
             command = ApplyPlan(
                 self._term,
                 self._seed,
@@ -438,6 +459,7 @@ class _PlanDraft:
                 tuple(self._run_ends),
                 tuple(self._run_steps),
                 tuple(self._verdicts),
+                self.is_balanced,
             )
         return Plan(command, tuple(self._explanations), self._wake_at_ms, self.full)
 

@@ -107,6 +107,8 @@ def _dispatch(draft: Draft, command: c.Command) -> Outcome:
             return _init(draft, body)
         case c.ChangeSettings():
             return _change_settings(draft, body)
+        case c.StartRebalance():
+            return _start_rebalance(draft)
         case c.Noop():
             return Done(changed=False)
         case _:
@@ -135,6 +137,14 @@ def _change_settings(draft: Draft, body: c.ChangeSettings) -> Outcome:
     draft.settings = settings
     draft.events.append(ClusterEvent("settings"))
     return Done()
+
+
+def _start_rebalance(draft: Draft) -> Outcome:
+    is_new = draft.rebalance_since_ms == 0
+    draft.rebalance_since_ms = draft.now_ms
+    if is_new:
+        draft.events.append(ClusterEvent("rebalance"))
+    return Done(changed=is_new)
 
 
 def _remember(state: ClusterState, command: c.Command, outcome: Outcome) -> ClusterState:

@@ -127,6 +127,7 @@ class Draft:
         self.cluster_id = state.cluster_id
         self.cluster_name = state.cluster_name
         self.settings = state.settings
+        self.rebalance_since_ms = state.rebalance_since_ms
         self.trust = state.trust
         self._nodes = Table(state.nodes)
         self._node_names = Table(state.node_names)
@@ -334,6 +335,7 @@ class Draft:
             cluster_id=self.cluster_id,
             cluster_name=self.cluster_name,
             settings=self.settings,
+            rebalance_since_ms=self.rebalance_since_ms,
             trust=self.trust,
             index=self.index,
             term=self.term,

@@ -36,6 +36,8 @@ def register(draft: Draft, body: c.RegisterNode) -> Outcome:
             joined_at_ms=draft.now_ms,
         )
         draft.put_node(node, "registered")
+        if draft.settings.rebalance:
+            draft.rebalance_since_ms = draft.now_ms
         return NodeRegistered(node.id, node.name)
     if facts != node.facts:
         renamed = facts.name != node.facts.name

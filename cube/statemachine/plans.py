@@ -58,6 +58,8 @@ def apply_plan(draft: Draft, plan: c.ApplyPlan) -> Outcome:
         runs.step(draft, run_step)
     for verdict in plan.deployments:
         deployments.step(draft, verdict)
+    if plan.is_balanced:
+        draft.rebalance_since_ms = 0
     return PlanApplied(placed, refused_count, tuple(refused))
 
 

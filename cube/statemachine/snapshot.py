@@ -37,6 +37,7 @@ class Snapshot(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     cluster_id: ClusterId
     cluster_name: str
     settings: ClusterSettings
+    rebalance_since_ms: int = 0
     trust: TrustState = NO_TRUST
     index: int
     term: int
@@ -67,6 +68,7 @@ def dump_slices(state: ClusterState) -> Iterator[bytes]:
         "cluster_id": state.cluster_id,
         "cluster_name": state.cluster_name,
         "settings": state.settings,
+        "rebalance_since_ms": state.rebalance_since_ms,
         "trust": state.trust,
         "index": state.index,
         "term": state.term,
@@ -120,6 +122,7 @@ def load(data: bytes) -> ClusterState:
         cluster_id=snapshot.cluster_id,
         cluster_name=snapshot.cluster_name,
         settings=snapshot.settings,
+        rebalance_since_ms=snapshot.rebalance_since_ms,
         trust=snapshot.trust,
         index=snapshot.index,
         term=snapshot.term,

@@ -235,6 +235,7 @@ def bodies() -> st.SearchStrategy[c.Body]:
         st.builds(c.RemoveNode, NODES),
         trust_bodies(),
         st.just(c.InitCluster(ClusterId("other"), "again")),
+        st.just(c.StartRebalance()),
         st.builds(
             c.ChangeSettings,
             st.none() | st.sampled_from(PlacementPolicy),
