@@ -24,6 +24,7 @@ from cube.services.state_feed import StateFeed
 TICK_MS = 250  # node liveness is looked at this often; plans also follow every change of state
 COALESCE_MS = 5  # reports and submissions of a burst make one plan
 LEASE_MS = 800  # of a barrier, and the plan before it: less than a heartbeat waits for its answer
+LEASE_COALESCE_MS = 200  # at most five entries a second for leases, however many nodes want them
 REFUSED_PAUSE_MS = 100  # a plan that was refused whole is not made again at once
 
 
@@ -65,6 +66,7 @@ class LeaderLoop:
         self._make_liveness = liveness
         self._liveness: Liveness | None = None
         self._status_changed = asyncio.Event()
+        self._confirming: asyncio.Task[bool] | None = None
         self._planning = asyncio.Lock()  # held from what a plan was made of until it is in the log
         self.brake: str | None = None  # why node failures are not acted on, for /v1/status
 
@@ -89,17 +91,30 @@ class LeaderLoop:
         if liveness is None or before.role is not Role.LEADER:
             return None
         liveness.on_heartbeat(node_id, self._clock.monotonic_ms())
+        if self._confirming is None:
+            self._confirming = asyncio.create_task(self._confirm())
         try:
             async with asyncio.timeout(LEASE_MS / 1000):
-                async with self._planning:
-                    pass
-                await self._log.barrier(LEASE_MS)
-        except (TimeoutError, Unavailable):
+                is_confirmed = await asyncio.shield(self._confirming)
+        except TimeoutError:
+            return None
+        if not is_confirmed:
             return None
         after = self._log.status()
         if after.role is not Role.LEADER or after.term != before.term:
             return None
         return self._feed.state.index
+
+    async def _confirm(self) -> bool:
+        """For all who ask until the barrier begins: many nodes must not cost many log entries."""
+        await asyncio.sleep(LEASE_COALESCE_MS / 1000)
+        async with self._planning:
+            self._confirming = None
+        try:
+            await self._log.barrier(LEASE_MS)
+        except Unavailable:
+            return False
+        return True
 
     async def run(self) -> None:
         while True:

@@ -13,7 +13,7 @@ from cube.model.ids import NodeId
 from cube.model.lifecycle import NodeStatus, TaskState
 from cube.model.spec import DriverName, OnPartition
 from cube.scheduler.liveness import Liveness
-from cube.scheduler.singleton import CLOCK_DRIFT_PER_MILLE, LATENESS_MS, wait_ms
+from cube.scheduler.singleton import CLOCK_DRIFT_PER_MILLE, LATENESS_MS, held, wait_ms
 from cube.scheduler.why import explain
 from tests.builders import facts, group, job
 from tests.scheduler_cluster import Cluster, web
@@ -197,3 +197,22 @@ def test_silence_counts_from_the_last_heartbeat_or_the_leaders_own_start() -> No
     # The next leadership knows nothing of what was before.
     liveness.leader_since(80_000, NodeId("id-a"))
     assert liveness.silent_ms(cluster.state.nodes, 81_000) == {"id-b": 1_000, "id-c": 1_000}
+
+
+def test_a_lost_task_of_an_earlier_run_has_the_lease_of_its_own_run() -> None:
+    """The runs of a cron job are jobs of their own, and share their singleton."""
+    cluster = Led("a", "b")
+    cluster.submit(job("early", {"g": group(at_most_one=True, lost_after_ms=60_000)}))
+    cluster.settle()
+    [task] = cluster.live("early").values()
+    cluster.down(cluster.where("early")[0])
+    lost = cluster.state.tasks[task.id]
+    cluster.submit(job("late", {"g": group(at_most_one=True, lost_after_ms=2_000)}))
+    late = cluster.state.job_named("late")
+    assert late is not None
+    spec = late.spec.groups["g"]
+    for silent_ms, is_held in ((60_000, True), (75_000, False)):
+        found = held(
+            cluster.state, late, spec, [lost], [0], cluster.now_ms, {lost.node_id: silent_ms}
+        )
+        assert bool(found) is is_held

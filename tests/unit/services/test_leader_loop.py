@@ -363,6 +363,31 @@ def test_a_lease_waits_for_the_plan_that_was_made_without_knowing_of_it() -> Non
     leading(test)
 
 
+def test_leases_of_many_nodes_share_their_barriers() -> None:
+    async def test(leader: Leader) -> None:
+        await leader.with_job()
+        await until(lambda: bool(leader.feed.state.tasks))
+        barrier = leader.log.barrier
+        at_ms: list[int] = []
+
+        async def counted(timeout_ms: int) -> int:
+            at_ms.append(leader.clock.monotonic_ms())
+            return await barrier(timeout_ms)
+
+        leader.log.barrier = counted  # type: ignore[method-assign]
+
+        async def ask(number: int) -> None:
+            await asyncio.sleep(number / 100)
+            asked_ms = leader.clock.monotonic_ms()
+            assert await leader.loop.lease(NodeId(f"n{number}")) is not None
+            assert max(at_ms) >= asked_ms, "confirmed by a barrier from before it asked"
+
+        await asyncio.gather(*(ask(number) for number in range(100)))
+        assert len(at_ms) <= 6
+
+    leading(test)
+
+
 def test_a_lost_singleton_is_replaced_when_its_lease_has_surely_run_out() -> None:
     async def test(leader: Leader) -> None:
         n2 = NodeId("id-n2")
