@@ -52,7 +52,8 @@ def effects(
         if job is None:
             continue
         effect = _effect(before, fork, job)
-        if job_id in asked or any(one.changes for one in effect.groups.values()):
+        is_changed = effect.displaced or any(one.changes for one in effect.groups.values())
+        if job_id in asked or is_changed:
             found.append(effect)
     return tuple(sorted(found, key=lambda effect: effect.job))
 

@@ -172,6 +172,19 @@ def test_others_that_get_the_room_are_told() -> None:
     ]
 
 
+def test_who_has_to_make_room_is_told() -> None:
+    cluster = Cluster("a")
+    cluster.do(c.ChangeSettings(preemption=True))
+    cluster.submit(
+        job("low", one(resources=Resources(3000, 1, 0)), type=JobType.BATCH, priority=10)
+    )
+    cluster.settle()
+    found = plan(cluster, job("urgent", one(resources=Resources(3000, 1, 0)), priority=90))
+    effects = {e.job: e for e in found.jobs}
+    assert effects["urgent"].groups == {"g": GroupEffect(create=1)}
+    assert (effects["low"].groups, effects["low"].displaced) == ({"g": GroupEffect(unplaced=1)}, 1)
+
+
 def test_a_refusal_is_the_whole_answer() -> None:
     cluster = Cluster("a")
     cluster.submit(web(1))
