@@ -91,10 +91,24 @@ def _watch_deadline(draft: WorkDraft, deployment: Deployment, passes: Sequence[G
         for one in passes:
             draft.wake(one.progress.due_ms)
         return
-    names = ", ".join(f"{one.progress.unsettled} of {one.name}" for one in behind)
+    names = ", ".join(_behind(one, deployment.version) for one in behind)
     limit = format_duration(max(one.group.update.deadline_ms for one in passes))
     message = f"nothing has come up for {limit}; not healthy yet: {names}"
     _fail(draft, deployment, message, [one.group for one in behind])
+
+
+def _behind(one: GroupPass, version: int) -> str:
+    """How much of the group is not as wanted, and what the first of its new tasks says of that."""
+    said = [
+        task
+        for task in one.tasks
+        if task.version == version and not task.serving and (task.message or task.reason)
+    ]
+    text = f"{one.progress.unsettled} of {one.name}"
+    if not said:
+        return text
+    first = min(said, key=lambda task: (task.slot, -task.created_at_ms, task.id))
+    return f"{text} ({first.name}: {last_words(first)})"
 
 
 def deadline_ms(job: Job, came_up_ms: int) -> int | None:

@@ -223,6 +223,18 @@ def test_a_version_that_does_not_come_up_is_taken_back_at_the_deadline() -> None
     assert cluster.deployment().status is DeploymentStatus.SUCCESSFUL
 
 
+def test_at_the_deadline_it_is_told_what_the_tasks_wait_for() -> None:
+    cluster = three(update=START_FIRST)
+    cluster.submit(web(update=START_FIRST, command=("two",)))
+    cluster.plan()
+    new = next(task for task in cluster.state.tasks.values() if task.version == 2)
+    cluster.report(new.id, "preparing", message="cannot pull x; trying again")
+    cluster.now_ms = cluster.deployment().clock_at_ms + START_FIRST.deadline_ms
+    cluster.plan()
+    found = cluster.state.jobs[cluster.state.job_names["web"]]
+    assert "3 of g (web.g.0: cannot pull x; trying again)" in found.deployments[-2].message
+
+
 def test_with_pause_a_failure_waits_for_a_person() -> None:
     update = UpdatePolicy(on_failure=OnUpdateFailure.PAUSE)
     cluster = three(update=update)
