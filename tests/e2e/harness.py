@@ -86,15 +86,24 @@ class Node:
 
     def get(self, path: str) -> Json:
         """A GET of the API. Raises OSError (URLError) while it is not there."""
+        return self.call("GET", path)
+
+    def call(self, method: str, path: str, *body: object) -> Json:
+        """A request to the API, with a body as JSON if one is given. Raises OSError (HTTPError) when
+        it is refused."""
         scheme, context, headers = "http", None, {}
         if self.trusted is not None:
             scheme, context = "https", ssl.create_default_context(cafile=self.trusted / "ca.crt")
             token = (self.trusted / "operator-token").read_text().strip()
             headers = {"Authorization": f"Bearer {token}"}
-        request = urllib.request.Request(f"{scheme}://{self.address}{path}", headers=headers)
+        data = json.dumps(body[0]).encode() if body else None
+        if data is not None:
+            headers["Content-Type"] = "application/json"
+        url = f"{scheme}://{self.address}{path}"
+        request = urllib.request.Request(url, data, headers, method=method)
         with urllib.request.urlopen(request, timeout=15, context=context) as answer:
-            body: Json = json.load(answer)
-            return body
+            told: Json = json.load(answer)
+            return told
 
     def try_get(self, path: str) -> Json | None:
         try:
