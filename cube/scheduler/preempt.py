@@ -19,6 +19,7 @@ import msgspec
 
 from cube.model.cluster import ClusterState, Node, Task, port_key
 from cube.model.ids import JobId, NodeId, TaskId
+from cube.model.lifecycle import TaskState
 from cube.model.resources import NOTHING, Resources
 from cube.model.spec import JobType
 from cube.scheduler import filters
@@ -103,8 +104,9 @@ class Preemption:
         self._spare: dict[NodeId, Resources] = {}  # freed by victims, less what that is for
         self._added: dict[NodeId, int] = {}  # tasks of the present want that will come
         self._allowed: dict[tuple[JobId, str], int | None] = {}
-        under_way = (state.tasks[task_id] for task_id in state.preempted)
-        self._under_way = {task.preempted_by for task in under_way}
+        told = (state.tasks[task_id] for task_id in state.preempted)
+        # A node that is down frees nothing: its victims are not waited for.
+        self._under_way = {task.preempted_by for task in told if task.state is not TaskState.LOST}
 
     def make_room(self, want: Want, slots: int) -> list[Task]:
         """The victims for as many of the slots as can be helped. Nothing while the group's last

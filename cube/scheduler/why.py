@@ -190,7 +190,7 @@ class _Group:
         return [
             f"{task.name} on {self.state.nodes[task.node_id].name}"
             for task in tasks
-            if task.preempted_by == mine and task.node_id in self.state.nodes
+            if task.preempted_by == mine and task.state is not TaskState.LOST
         ]
 
     def _homes(self, want: Want) -> list[str]:

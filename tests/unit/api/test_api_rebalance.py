@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 from cube.model import commands as c
@@ -9,6 +14,8 @@ from cube.model.deployment import DeploymentStatus, DeploymentStep
 from tests.builders import facts
 from tests.fakes.cluster import World, job_spec
 from tests.fakes.served import Served, read, served
+
+ROOT = Path(__file__).resolve().parents[3]
 
 
 async def show(api: Served) -> Any:
@@ -43,3 +50,21 @@ async def test_the_plan_changes_nothing_and_a_start_begins_a_round() -> None:
 async def test_nothing_to_move() -> None:
     async with served() as api:
         assert (await show(api))["moves"] == []
+
+
+async def test_on_the_command_line() -> None:
+    async with served() as api:
+
+        async def cube(*arguments: str) -> tuple[int, str]:
+            done = await asyncio.to_thread(
+                subprocess.run, [sys.executable, "-m", "cube", "--addr", api.address, *arguments],
+                capture_output=True, text=True, timeout=60, check=False, cwd=ROOT,
+                env={**os.environ, "NO_COLOR": "1"},
+            )  # fmt: skip
+            return done.returncode, done.stderr
+
+        assert await cube("rebalance", "--plan") == (0, "nothing would gain enough by a move\n")
+        assert api.world.state.rebalance_since_ms == 0
+        code, said = await cube("rebalance")
+        assert (code, said.splitlines()[0]) == (0, "rebalancing")
+        assert api.world.state.rebalance_since_ms > 0

@@ -224,3 +224,15 @@ def test_of_equals_on_two_nodes_the_younger_goes_and_nothing_more_meanwhile() ->
         cluster.now_ms += 1000
         cluster.plan()
         assert names(cluster) == {"young.g.0"}
+
+
+def test_victims_on_a_node_that_goes_down_are_not_waited_for() -> None:
+    cluster = preempting("a", "b")
+    cluster.submit(spec("low", 10, count=2, away=2, resources=BIG))
+    cluster.settle()
+    cluster.submit(spec("high", 90, resources=BIG))
+    cluster.plan()
+    [victim] = victims(cluster)
+    cluster.down(cluster.state.nodes[victim.node_id].name)
+    cluster.settle()
+    assert len(cluster.live("high")) == 1
