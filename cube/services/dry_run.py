@@ -123,7 +123,7 @@ def _slots(state: ClusterState, job_id: JobId) -> Slots:
 
 def _live(tasks: list[Task]) -> Task | None:
     """The slot's task that is to run; the newest, where one takes over from another."""
-    return next((task for task in reversed(tasks) if task.live), None)
+    return max((task for task in tasks if task.live), key=lambda task: task.fence, default=None)
 
 
 def _newest(tasks: list[Task]) -> Task | None:

@@ -236,7 +236,7 @@ def what_happened(before: ClusterState, after: ClusterState, job_id: JobId) -> t
     in_place = 0
     old_live = {(t.group, t.slot): t for t in before.tasks_of_job(job_id) if t.live}
     for key in sorted({*slots, *old_live}):
-        there = slots.get(key, [])
+        there = sorted(slots.get(key, []), key=lambda task: task.fence)
         stays = [t for t in there if t.live or (t is there[-1] and completed_by_itself(t))]
         old, new = old_live.get(key), stays[-1] if stays else None
         if new is None:
