@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from cube.agent.garbage import keep_collections_short
 from cube.model import commands as c
 from cube.model.cluster import ClusterState
 from cube.model.ids import JobId
@@ -83,6 +84,8 @@ def main(args: list[str]) -> dict[str, Any]:
     parser.add_argument("--runs", type=int, default=5)
     given = parser.parse_args(args)
     cluster = full_cluster(given.nodes, given.nodes // 10, 100)
+    cluster.steps.clear()  # an agent keeps one state, and its collections short
+    keep_collections_short()
     state, now_ms, runs = cluster.state, cluster.now_ms, given.runs
     node = sorted(state.nodes)[given.nodes // 2]
 
