@@ -2,6 +2,7 @@
 
 Workload: services of 1–1,000 tasks of twenty shapes, a third with a constraint, one in eight spread
 over three zones, all spread over nodes by the default policy; nodes of three sizes, a third loaded.
+`with_wishes`: the same, half with an affinity or an aversion and priorities from 10 to 90.
 A run is timed from the state to all plans made; each plan is applied (not timed) before the next.
 """
 
@@ -24,7 +25,7 @@ from cube.model.cluster import ClusterState, Job, JobVersion, Node
 from cube.model.ids import CommandId, JobId, NodeId
 from cube.model.lifecycle import NodeStatus
 from cube.model.resources import NOTHING, Resources
-from cube.model.spec import Constraint, GroupSpec, JobSpec, JobType, Operator, Placement
+from cube.model.spec import Affinity, Constraint, GroupSpec, JobSpec, JobType, Operator, Placement
 from cube.scheduler import score
 from cube.scheduler.attributes import satisfies
 from cube.scheduler.plan import Scheduler
@@ -79,10 +80,27 @@ def shapes(dice: random.Random) -> list[GroupSpec]:
     return found
 
 
-def with_jobs(state: ClusterState, counts: list[int], seed: int) -> ClusterState:
+WISHES = (
+    Affinity("node.labels.disk", Operator.EQ, "ssd", 50),
+    Affinity("node.labels.zone", Operator.EQ, "b", -30),
+)
+
+
+def wishing(template: GroupSpec, number: int) -> GroupSpec:
+    if number % 4 > 1:
+        return template
+    placement = msgspec.structs.replace(template.placement, affinities=(WISHES[number % 4],))
+    return msgspec.structs.replace(template, placement=placement)
+
+
+def with_jobs(
+    state: ClusterState, counts: list[int], seed: int, wishes: bool = False
+) -> ClusterState:
     """A job of one group for each count, none of it placed."""
     dice = random.Random(seed)
     templates = shapes(dice)
+    if wishes:
+        templates = [wishing(template, number) for number, template in enumerate(templates)]
     jobs: dict[JobId, Job] = {}
     for number, count in enumerate(counts):
         template = templates[number % len(templates)]
@@ -90,6 +108,7 @@ def with_jobs(state: ClusterState, counts: list[int], seed: int) -> ClusterState
             f"job-{number:05}",
             JobType.SERVICE,
             {"g": msgspec.structs.replace(template, count=count)},
+            priority=10 + number * 7 % 81 if wishes else 50,
         )
         job = Job(
             id=JobId(f"{number:08}"),
@@ -233,7 +252,7 @@ def main(args: list[str]) -> dict[str, Any]:
     runs = 2 if given.quick else given.runs
     tasks = {100: 5_000, 1_000: 50_000, 10_000: 100_000}
     naive_tasks = {100: 2_000, 1_000: 200, 10_000: 20}
-    grouped = {}
+    grouped, with_wishes = {}, {}
     for nodes in sizes:
         base = cluster(nodes)
 
@@ -244,12 +263,18 @@ def main(args: list[str]) -> dict[str, Any]:
         figures["naive_per_cpu_s"] = round(naive(make(0), naive_tasks[nodes]))
         figures["ratio"] = round(figures["placements_per_cpu_s"] / figures["naive_per_cpu_s"], 1)
         grouped[str(nodes)] = figures
+
+        def make_wishing(run: int, base: ClusterState = base, nodes: int = nodes) -> ClusterState:
+            return with_jobs(base, counts_for(nodes, tasks[nodes], run), run, wishes=True)
+
+        with_wishes[str(nodes)] = rates(make_wishing, runs)
     largest = sizes[-1]
     base = cluster(largest)
     single = rates(lambda run: with_jobs(base, [1] * 4_000, run), runs)
     single["nodes"] = largest
     return {
         "grouped": grouped,
+        "with_wishes": with_wishes,
         "single_replicas": single,
         "first_plan_ms": {str(nodes): cold_ms(cluster(nodes)) for nodes in sizes},
         "mirror": weight(largest),
