@@ -5,8 +5,8 @@ from __future__ import annotations
 import click
 
 from cube.cli.context import Settings, command, group
-from cube.cli.exits import FAILED, USAGE, CommandError
-from cube.cli.output import Style, age, answer, clean, note, out, raw, table
+from cube.cli.exits import FAILED, INTERRUPTED, USAGE, CommandError
+from cube.cli.output import Style, age, answer, clean, note, out, plural, raw, table
 from cube.model.units import format_size
 from cube.model.views import NodeView
 
@@ -108,13 +108,29 @@ def node_show(settings: Settings, name: str) -> None:
 @command("drain")
 @click.argument("name", metavar="NODE")
 @click.option("--deadline", default="5m", help="After this, what is left is stopped.")
-def node_drain(settings: Settings, name: str, deadline: str) -> None:
-    """Move a node's tasks elsewhere, and place none there."""
-    changed = settings.client.drain(name, deadline)
+@click.option("--detach", is_flag=True, help="Do not wait until the tasks have moved.")
+def node_drain(settings: Settings, name: str, deadline: str, detach: bool) -> None:
+    """Move a node's tasks elsewhere, as their groups' update policies say, and place none there."""
+    from cube.cli.drain import DrainWatch
+
+    client = settings.client
+    changed = client.drain(name, deadline)
     answer(settings, changed)
-    note(
-        f"{changed.name} drains. next: cube node show {changed.name}   cube node undrain {changed.name}"
-    )
+    undrain = f"cube node undrain {changed.name}"
+    note(f"{changed.name} drains. {undrain} ends it")
+    if detach:
+        note(f"next: cube node show {changed.name}")
+        return
+    watch = DrainWatch(client, changed.id, changed.name, settings.timeout_s)
+    try:
+        moved = watch.until_empty()
+    except KeyboardInterrupt:
+        note(f"\n{changed.name} goes on draining without us. next: cube node show {changed.name}")
+        raise click.exceptions.Exit(INTERRUPTED) from None
+    note(f"{plural(moved, 'task')} moved away from {changed.name}")
+    if watch.staying:
+        note(f"until the deadline stay {', '.join(watch.staying)}")
+    note(f"next: {undrain}   cube node rm {changed.name} once it is down")
 
 
 @command("undrain")

@@ -113,7 +113,8 @@ class Watch:
         if not self._is_going_back:
             self._is_going_back = True
             self._shown.pause()
-            note(f"{found.job} v{found.version}: {clean(found.message)}")
+            note(f"{found.job} v{found.version} failed: {clean(found.message)}")
+            note(f"going back to v{found.from_version}")
         return newest.status in ("running", "successful")
 
     def _current(self, job: JobView, tasks: Sequence[TaskView]) -> list[TaskView]:

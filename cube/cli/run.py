@@ -189,7 +189,7 @@ def _end(settings: Settings, client: Client, name: str) -> None:
 def _addresses(client: Client, job: JobView) -> None:
     """Where what serves can be reached: standard output, for pipes."""
     for task in client.tasks(job.name):
-        if serves(task):
+        if task.desired == "run" and serves(task):
             for port in task.ports.values():
                 scheme = "http://" if port.protocol == "tcp" else "udp://"
                 out(f"  {task.name}  {scheme}{join_address(task.address or '?', port.host)}")

@@ -57,8 +57,7 @@ def _fail(
     elif any(group.update.on_failure is OnUpdateFailure.PAUSE for group in groups):
         _say(draft, deployment, DeploymentStatus.PAUSED, message)
     else:
-        back = f"{message}; back to version {deployment.from_version}"
-        _say(draft, deployment, DeploymentStatus.FAILED, back, roll_back=True)
+        _say(draft, deployment, DeploymentStatus.FAILED, message, roll_back=True)
 
 
 def _failure(one: GroupPass) -> str:

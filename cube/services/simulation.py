@@ -133,12 +133,19 @@ class Simulation:
             if verdict.status is DeploymentStatus.SUCCESSFUL:
                 kept.append(verdict)
             else:
-                self.halted[JobId(verdict.job_id)] = verdict.message
+                self.halted[JobId(verdict.job_id)] = self._ending(verdict)
         if len(kept) == len(plan.deployments):
             return plan
         rest = msgspec.structs.replace(plan, deployments=tuple(kept))
         nothing = c.ApplyPlan(plan.term, plan.seed, plan.nodes)
         return None if rest == nothing else rest
+
+    def _ending(self, verdict: DeploymentStep) -> str:
+        job = self.state.jobs.get(JobId(verdict.job_id))
+        deployment = None if job is None else job.deployment
+        if deployment is None or not verdict.roll_back:
+            return verdict.message
+        return f"{verdict.message}; back to version {deployment.from_version}"
 
     def _promote(self, about: list[JobId]) -> bool:
         """Canaries that are up and wait for a person are promoted."""
