@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import msgspec
 
 from cube.model.cluster import ClusterState, Job, Task
+from cube.model.deployment import DeploymentStatus, deployment_id
 from cube.model.explain import Explanation, NodeExplanation, Reason
 from cube.model.ids import NodeId
 from cube.model.lifecycle import Health, TaskState
@@ -364,13 +365,33 @@ class _Group:
             next_ = {task_id for task_id, _ in work.stops}
             held = [task for task in outdated if task.id not in next_]
             if held:
+                summary, hints = self._why_not_yet(len(held))
                 yield self._make(
                     [task.slot for task in held],
                     "waiting",
-                    f"{_tasks(len(held))} of an older version, replaced "
-                    f"{self.group.update.parallelism} at a time as the others come up",
+                    summary,
                     reasons=[Reason("update", f"{t.id} is of version {t.version}") for t in held],
+                    hints=hints,
                 )
+
+    def _why_not_yet(self, count: int) -> tuple[str, list[str]]:
+        """What is said of tasks of an older version, and what would let them go on."""
+        deployment = self.job.deployment
+        older = f"{_tasks(count)} of an older version"
+        name = "" if deployment is None else deployment_id(self.job.name, deployment.version)
+        if deployment is not None and deployment.holds:
+            said = f": {deployment.message}" if deployment.message else ""
+            hints = [f"cube deployment fail {name}"]
+            if deployment.status is DeploymentStatus.PAUSED:
+                hints.insert(0, f"cube deployment resume {name}")
+            return f"{older}, kept: {name} is {deployment.status.value}{said}", hints
+        if self.job.is_gated(self.name):
+            return (
+                f"{older}, replaced once the {self.group.canaries} canaries are promoted",
+                [f"cube deployment promote {name}"],
+            )
+        parallelism = self.group.update.parallelism
+        return f"{older}, replaced {parallelism} at a time as the others come up", []
 
     # Facts
 

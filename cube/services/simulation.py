@@ -12,7 +12,7 @@ import msgspec
 
 from cube.model import commands as c
 from cube.model.cluster import ClusterState, Task
-from cube.model.deployment import DeploymentAction, DeploymentStatus
+from cube.model.deployment import DeploymentAction, DeploymentStatus, DeploymentStep
 from cube.model.events import TaskEvent
 from cube.model.ids import CommandId, JobId, NodeId, TaskId
 from cube.model.lifecycle import Desired, Health, NodeStatus, TaskState

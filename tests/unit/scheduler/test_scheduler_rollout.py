@@ -19,6 +19,7 @@ from cube.model.spec import (
     UpdateOrder,
     UpdatePolicy,
 )
+from cube.scheduler.why import explain
 from tests.builders import group, job
 from tests.scheduler_cluster import Cluster, web
 
@@ -297,6 +298,35 @@ def test_a_canary_that_fails_takes_the_version_back() -> None:
     cluster.roll()
     assert cluster.deployment().rolls_back == 2
     assert len(serving(cluster, 3)) == 3
+
+
+def test_why_says_what_holds_the_old_version() -> None:
+    update = UpdatePolicy(canaries=1)
+    cluster = three(update=update)
+    cluster.submit(web(update=update, command=("two",)))
+    cluster.roll()
+    [gated] = explain(cluster.state, cluster.now_ms, "web")
+    assert "replaced once the 1 canaries are promoted" in gated.summary
+    assert gated.suggestions == ("cube deployment promote web.v2",)
+    steer(cluster, DeploymentAction.PAUSE)
+    [paused] = explain(cluster.state, cluster.now_ms, "web")
+    assert "kept: web.v2 is paused: paused by hand" in paused.summary
+    assert paused.suggestions[0] == "cube deployment resume web.v2"
+
+
+def test_the_newest_version_is_not_tried_again_at_once_beside_an_old_task() -> None:
+    cluster = Cluster("a", "b", "c")
+    cluster.submit(web(1, update=START_FIRST))
+    cluster.settle()
+    cluster.submit(web(1, update=START_FIRST, command=("broken",)))
+    cluster.do(c.SteerDeployment("web", 2, DeploymentAction.PAUSE))
+    cluster.do(c.SteerDeployment("web", 2, DeploymentAction.FAIL))
+    cluster.settle()
+    placed = len(cluster.state.tasks)
+    for _ in range(20):
+        cluster.now_ms += 100
+        cluster.settle()
+    assert len(cluster.state.tasks) <= placed + 1
 
 
 # In place
