@@ -98,7 +98,11 @@ def _run_view(run: Run) -> RunView:
 
 def version_view(version: JobVersion) -> JobVersionView:
     return JobVersionView(
-        version.version, rfc3339(version.created_at_ms), version.actor, render_spec(version.spec)
+        version.version,
+        rfc3339(version.created_at_ms),
+        version.actor,
+        render_spec(version.spec),
+        version.stable,
     )
 
 

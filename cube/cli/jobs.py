@@ -174,8 +174,12 @@ def job_versions(settings: Settings, job_name: str) -> None:
         raw(settings.client.read_raw(f"/v1/jobs/{job_name}/versions"))
         return
     versions = settings.client.versions(job_name)
-    rows = [[f"v{item.version}", age(item.created_at), item.actor] for item in versions]
-    table(["VERSION", "AGE", "BY"], sorted(rows, key=lambda row: -int(row[0][1:])))
+    rows = [
+        [f"v{item.version}", age(item.created_at), "yes" if item.stable else "–", item.actor]
+        for item in versions
+    ]
+    table(["VERSION", "AGE", "WAS HEALTHY", "BY"], sorted(rows, key=lambda row: -int(row[0][1:])))
+    note(f"next: cube rollback {job_name} [VERSION]")
 
 
 @command("validate")

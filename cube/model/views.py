@@ -164,10 +164,13 @@ class JobValid(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class JobVersionView(msgspec.Struct, frozen=True):
+    """`stable`: it was healthy at full count, so a rollback goes there."""
+
     version: int
     created_at: str | None
     actor: str
     spec: dict[str, object]
+    stable: bool = False
 
 
 class ReasonView(msgspec.Struct, frozen=True):

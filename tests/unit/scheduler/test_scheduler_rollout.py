@@ -376,6 +376,19 @@ def test_a_restart_replaces_every_container_one_after_the_other() -> None:
     assert not before & {task.id for task in serving(cluster)}
 
 
+def test_a_restart_of_a_batch_job_runs_it_again() -> None:
+    cluster = Cluster("a")
+    cluster.submit(job("web", {"g": group()}, type=JobType.BATCH))
+    cluster.plan()
+    first = cluster.live("web")[0]
+    cluster.report(first.id, "running")
+    cluster.report(first.id, "completed", exit_code=0, released=True)
+    assert cluster.plan().command is None
+    cluster.do(c.RestartJob("web"))
+    cluster.plan()
+    assert cluster.live("web")[0].version == 2
+
+
 def test_a_rollback_by_hand_is_a_new_version_with_the_old_spec() -> None:
     cluster = three()
     cluster.submit(web(update=STOP_FIRST, command=("two",)))
