@@ -127,7 +127,25 @@ function addresses(tasks) {
   );
 }
 
-function jobRow(job, tasks) {
+// The newest deployment of each job, while there is something to say of it.
+function rollouts(deployments) {
+  const newest = new Map(deployments.map((one) => [one.job, one])); // versions ascend
+  return new Map([...newest].filter(([, one]) => one.status !== "successful"));
+}
+
+function versionCell(job, rollout) {
+  const cell = element("td", "", `v${job.version}`);
+  if (!rollout || rollout.version !== job.version || !rollout.from_version) return cell;
+  const groups = Object.values(rollout.groups);
+  const sum = (key) => groups.reduce((total, group) => total + group[key], 0);
+  const word = rollout.awaits_promotion ? "canaries wait to be promoted" : rollout.status === "running" ? "rolling out" : rollout.status;
+  const note = element("small", "rollout", ` ${word}, ${sum("healthy")} of ${sum("desired")}`);
+  note.title = rollout.message;
+  cell.append(note);
+  return cell;
+}
+
+function jobRow(job, tasks, rollout) {
   const row = element("tr");
   const groups = Object.values(job.groups);
   const sum = (key) => groups.reduce((total, group) => total + group[key], 0);
@@ -147,11 +165,11 @@ function jobRow(job, tasks) {
     places.append(place, " ");
   }
   if (found.length > ADDRESSES_MAX) places.append(`and ${found.length - ADDRESSES_MAX} more`);
-  row.append(name, element("td", "", job.type), element("td", "", `v${job.version}`), status, element("td", "", done), places);
+  row.append(name, element("td", "", job.type), versionCell(job, rollout), status, element("td", "", done), places);
   return row;
 }
 
-function show(status, nodes, tasks, jobs) {
+function show(status, nodes, tasks, jobs, deployments) {
   byId("cluster").textContent = status.cluster_name || "Cube";
   const leader = status.leader ? `leader ${status.leader.name}` : "no leader";
   byId("summary").textContent =
@@ -163,8 +181,9 @@ function show(status, nodes, tasks, jobs) {
     ...nodes.map((node) => nodeCard(node, tasks.filter((task) => task.node_id === node.id))),
   );
   byId("jobs").hidden = jobs.length === 0;
+  const underWay = rollouts(deployments);
   byId("job-rows").replaceChildren(
-    ...jobs.map((job) => jobRow(job, tasks.filter((task) => task.job === job.name))),
+    ...jobs.map((job) => jobRow(job, tasks.filter((task) => task.job === job.name), underWay.get(job.name))),
   );
   const unplaced = tasks.filter((task) => task.node_id === null);
   byId("waiting").hidden = unplaced.length === 0;
@@ -180,7 +199,13 @@ function trouble(text) {
 async function round() {
   if (!document.hidden && byId("login").hidden) {
     try {
-      show(await read("/v1/status"), await readAll("/v1/nodes"), await readAll("/v1/tasks"), await readAll("/v1/jobs"));
+      show(
+        await read("/v1/status"),
+        await readAll("/v1/nodes"),
+        await readAll("/v1/tasks"),
+        await readAll("/v1/jobs"),
+        await readAll("/v1/deployments"),
+      );
     } catch (error) {
       if (!(error instanceof Unanswered)) trouble(`This node does not answer as it should: ${error.message}`);
     }
