@@ -153,6 +153,8 @@ def _runs(state: ClusterState) -> list[str]:
     for job in state.jobs.values():
         if (job.cron is not None) != (job.spec.type is JobType.CRON):
             found.append(f"job {job.name} is of type {job.spec.type}, with cron state or without")
+        if job.cron is not None and state.tasks_by_job.get(job.id):
+            found.append(f"job {job.name} has tasks that are of none of its runs")
         runs = () if job.cron is None or job.deleted else job.cron.runs
         numbered = [run for run in runs if run.job_id]
         claimed.update(run.job_id for run in numbered)

@@ -195,6 +195,8 @@ def end(draft: Draft, body: c.RunEnd) -> None:
     parent = None if child is None else draft.job(child.parent)
     if child is None or parent is None or parent.cron is None:
         return
+    if body.status not in (RunStatus.COMPLETED, RunStatus.FAILED):
+        return  # no end: another would be a run that is over and not
     if any(not task.ended for task in draft.tasks_of_job(child.id)):
         return
     runs = list(parent.cron.runs)

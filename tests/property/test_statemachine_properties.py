@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 from hypothesis import given, settings
@@ -41,6 +42,7 @@ NODES = st.sampled_from([NodeId(f"id-n{i}") for i in range(4)])
 TASK_POOL_SEEDS = 3
 
 
+@cache  # a strategy takes longer to make than to draw from
 def node_facts() -> st.SearchStrategy[NodeFacts]:
     # Two nodes share a host, and so a port domain. Capacity never shrinks: see overcommitted().
     return st.integers(0, 2).map(
@@ -54,6 +56,7 @@ def node_facts() -> st.SearchStrategy[NodeFacts]:
     )
 
 
+@cache  # a strategy takes longer to make than to draw from
 def specs() -> st.SearchStrategy[JobSpec]:
     ports = st.sampled_from(
         [
@@ -89,10 +92,12 @@ def specs() -> st.SearchStrategy[JobSpec]:
     )
 
 
+@cache  # a strategy takes longer to make than to draw from
 def run_job_ids() -> st.SearchStrategy[JobId]:
     return st.builds(run_id, st.sampled_from([JobId("job-c"), JobId("job-a")]), st.integers(0, 3))
 
 
+@cache  # a strategy takes longer to make than to draw from
 def run_steps() -> st.SearchStrategy[c.RunStep]:
     times = st.sampled_from([0, 1000, 1100, 1200, 5000])
     return st.builds(
@@ -101,6 +106,7 @@ def run_steps() -> st.SearchStrategy[c.RunStep]:
     )  # fmt: skip
 
 
+@cache  # a strategy takes longer to make than to draw from
 def run_ends() -> st.SearchStrategy[c.RunEnd]:
     return st.builds(
         c.RunEnd, run_job_ids() | st.just(JobId("job-c")), st.sampled_from(RunStatus),
@@ -108,6 +114,7 @@ def run_ends() -> st.SearchStrategy[c.RunEnd]:
     )  # fmt: skip
 
 
+@cache  # a strategy takes longer to make than to draw from
 def task_ids() -> st.SearchStrategy[TaskId]:
     """Ids that plans with the seeds below may have made."""
     from cube.model.ids import task_id
@@ -119,6 +126,7 @@ def task_ids() -> st.SearchStrategy[TaskId]:
     )
 
 
+@cache  # a strategy takes longer to make than to draw from
 def placements() -> st.SearchStrategy[c.GroupPlacement]:
     @st.composite
     def build(draw: st.DrawFn) -> c.GroupPlacement:
@@ -140,6 +148,7 @@ def placements() -> st.SearchStrategy[c.GroupPlacement]:
     return build()
 
 
+@cache  # a strategy takes longer to make than to draw from
 def trust_bodies() -> st.SearchStrategy[c.Body]:
     """Ids, hashes and keys that fit as often as not."""
     ids = st.sampled_from(["aaaaaaaa", "bbbbbbbb", "cccccccc", "dddddddd", "eeeeeeee", "no", ""])
@@ -167,6 +176,7 @@ def trust_bodies() -> st.SearchStrategy[c.Body]:
     )  # fmt: skip
 
 
+@cache  # a strategy takes longer to make than to draw from
 def bodies() -> st.SearchStrategy[c.Body]:
     term = st.integers(1, 2)
     reports = st.builds(

@@ -29,9 +29,8 @@ def two_runs() -> Crontab:
     cluster.now_ms += 1_000
     cluster.settle()
     task = cluster.state.tasks_under(cluster.job)[-1]
-    cluster.report(task.id, "failed", exit_code=3, reason="exited")
-    cluster.plan()  # before its node has said that nothing is left of it
-    cluster.report(task.id, "failed", exit_code=3, reason="exited", released=True)
+    cluster.fail(task, exit_code=3)
+    cluster.plan()
     cluster.after(HOUR_MS)
     cluster.settle()
     return cluster
@@ -71,7 +70,10 @@ async def test_of_a_failed_run_the_slots_have_failed() -> None:
     cluster.finish(2, exit_code=3)
     cluster.now_ms += 1_000
     cluster.settle()
-    cluster.finish(2, exit_code=3)
+    task = cluster.state.tasks_under(cluster.job)[-1]
+    cluster.report(task.id, "failed", exit_code=3, reason="exited")
+    cluster.plan()  # before its node has said that nothing is left of it
+    cluster.report(task.id, "failed", exit_code=3, reason="exited", released=True)
     async with served(world_of(cluster)) as api:
         job: Json = await api.get("/v1/jobs/nightly")
         assert job["status"] == "failed"

@@ -627,3 +627,24 @@ def test_many_schedules_are_read_a_part_at_a_time(monkeypatch: pytest.MonkeyPatc
     assert begun == 5
     cluster.plan()
     assert cluster.plan().wake_at_ms == cluster.now_ms + MINUTE_MS
+
+
+def test_nothing_is_placed_for_a_cron_job_itself() -> None:
+    cluster = Crontab()
+    cluster.submit(nightly())
+    outcome = cluster.place("nightly", "g", (0, "a", ()))
+    assert isinstance(outcome, PlanApplied)
+    assert (outcome.placed, outcome.refused_count) == (0, 1)
+
+
+@pytest.mark.parametrize(
+    "status", [s for s in RunStatus if s not in (RunStatus.COMPLETED, RunStatus.FAILED)]
+)
+def test_what_is_no_end_of_a_run_ends_none(status: RunStatus) -> None:
+    cluster = Crontab()
+    cluster.submit(nightly())
+    cluster.do(c.TriggerJob("nightly"))
+    before = cluster.runs
+    end = c.RunEnd(before[0].job_id, status, 0, 0)
+    cluster.do(c.ApplyPlan(cluster.term, "odd", run_ends=(end,)))
+    assert cluster.runs == before
