@@ -20,6 +20,7 @@ from cube.agent.run import run as run_agent
 from cube.cli import rollout
 from cube.cli.exits import CommandError, report
 from cube.cli.rollout import Watch, _Bars, _Lines, is_done, word_of
+from cube.cli.run import _addresses
 from cube.cli.why import print_explanations
 from cube.client.errors import ApiProblem
 from cube.model.views import (
@@ -29,6 +30,7 @@ from cube.model.views import (
     NodeReasons,
     ProblemView,
     ReasonView,
+    TaskPortView,
     TaskView,
     WhyView,
 )
@@ -55,6 +57,22 @@ def job(count: int) -> JobView:
         name="j", type="service", version=1, status="running", spec={}, created_at=None,
         groups={"g": GroupCounts(count)}, modified_index=1,
     )  # fmt: skip
+
+
+def test_addresses_are_of_what_is_to_stay(capsys: pytest.CaptureFixture[str]) -> None:
+    """Right after a rollout its last old tasks still serve those who know them."""
+    port = {"http": TaskPortView(host=20_000, target=80, protocol="tcp")}
+    new = msgspec.structs.replace(task(0), ports=port)
+    old = msgspec.structs.replace(
+        task(0, desired="stop"), id="t1", ports={"http": TaskPortView(20_001, 80, "tcp")}
+    )
+
+    class Agent:
+        def tasks(self, job: str) -> list[TaskView]:
+            return [new, old]
+
+    _addresses(Agent(), job(1))  # type: ignore[arg-type]
+    assert capsys.readouterr().out == "  j.g.0  http://127.0.0.1:20000\n"
 
 
 # Bars on a terminal
