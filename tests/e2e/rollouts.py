@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import signal
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -12,15 +14,15 @@ from tests.e2e.harness import Json, Node, TestCluster, wait_for
 from tests.e2e.load import Load
 
 COUNT = 6
+PARALLELISM = 2
 JOB = "shop"
 SERVICE = "shop.web.http"
 ROLLOUT_S = 180.0  # 12 on an idle machine
 LOOK_S = 0.02
 
 
-def service(word: str, **changes: object) -> Json:
-    """A job of COUNT web servers, replaced start-first. `word` makes it another version; `changes`
-    are of its group."""
+def service(word: str, order: str = "start-first", **changes: object) -> Json:
+    """A job of COUNT web servers. `word` makes it another version; `changes` are of its group."""
     group: Json = {
         "count": COUNT,
         "driver": "docker",
@@ -33,8 +35,8 @@ def service(word: str, **changes: object) -> Json:
         "ports": {"http": {"target": 8080}},
         "checks": [{"type": "http", "port": "http", "path": "/hostname", "interval": "1s"}],
         "update": {
-            "order": "start-first",
-            "parallelism": 2,
+            "order": order,
+            "parallelism": PARALLELISM,
             "min_healthy": "1s",
             "deadline": "2m",
         },
@@ -79,11 +81,12 @@ def rolled_out(cluster: TestCluster, version: int, count: int = COUNT) -> list[J
     return tasks
 
 
-def deployment_over(cluster: TestCluster, version: int) -> Json:
+def deployment_over(cluster: TestCluster, version: int, at: Node | None = None) -> Json:
     """The deployment, once it is decided, and what it took back is back."""
+    node = at or cluster.running()[0]
 
     def told() -> Json | None:
-        found = cluster.running()[0].try_get(f"/v1/deployments/{JOB}.v{version}")
+        found = node.try_get(f"/v1/deployments/{JOB}.v{version}")
         is_over = found is not None and found["status"] in ("successful", "rolled_back")
         return found if is_over else None
 
@@ -112,8 +115,8 @@ class Seen:
 
 @dataclass(frozen=True)
 class Point:
-    """When to kill the leader. `returns`: it is started again at once, as a service manager does;
-    otherwise once all is over, when others have taken its tasks over."""
+    """When the leader dies. `returns`: it is back as soon as another leads, as where a service manager
+    starts it again; otherwise once all is over, when others have taken its tasks over."""
 
     name: str
     is_reached: Callable[[Seen], bool]
@@ -136,8 +139,8 @@ POINTS = (
 
 @dataclass(frozen=True)
 class Death:
-    """What came of a leader's death at that point, in ms since the kill. `promised`: fewer
-    endpoints there must never be; those of a node that stays dead are lost with it."""
+    """What came of a leader's death at that point, in ms from then on. `promised`: fewer endpoints
+    there must never be; those of a node that stays dead are lost with it."""
 
     point: str
     returns: bool
@@ -149,42 +152,78 @@ class Death:
     failures: list[str]
 
 
-def kill_leader_at(cluster: TestCluster, point: Point, word: str) -> Death:
-    """A new version is rolled out under load; the leader is killed in it, and all nodes are back
-    afterwards. Raises AssertionError when it is not rolled out."""
+def kill_leader_at(
+    cluster: TestCluster,
+    point: Point,
+    word: str,
+    order: str = "start-first",
+    hangs: bool = False,
+) -> Death:
+    """A new version is rolled out under load; the leader dies in it (or hangs, and knows nothing of
+    it afterwards), and is back when this returns. Raises AssertionError when it is not rolled out."""
     wait_for("all nodes are ready", lambda: cluster.all_ready(len(cluster.nodes)))
     leader = cluster.leader()
     others = [node for node in cluster.nodes if node is not leader]
     leader_id = leader.get("/v1/status")["node"]["id"]
-    with load_of(cluster) as load:
-        version = submit(cluster, service(word), at=others[0])
-        at_kill = _wait_for_point(others[0], version, point)
-        leader.kill()
+    promised = COUNT if order == "start-first" else COUNT - PARALLELISM
+    with load_of(cluster) as load, _dead_leader(cluster, leader, hangs) as death:
+        version = submit(cluster, service(word, order), at=others[0])
+        at_death = _wait_for_point(others[0], version, point)
+        death.begin()
         began = time.monotonic()
-        if point.returns:
-            cluster.start(leader)
-        term_leader = wait_for("another leads", lambda: _led_by(others, leader_id))
+        wait_for("another leads", lambda: _led_by(others, leader_id))
         leader_ms = _since_ms(began)
-        told = deployment_over(cluster, version)
+        if point.returns:
+            death.end()
+        told = deployment_over(cluster, version, at=others[0])
         end_ms = _since_ms(began)
         assert told["status"] == "successful", told
-        assert term_leader != leader_id
         tasks = cluster.serving(JOB, COUNT, at=others[0])
         assert {task["version"] for task in tasks} == {version}
-    on_dead = sum(task["node_id"] == leader_id for task in at_kill if is_serving(task))
     if not point.returns:
-        cluster.start(leader)
-    wait_for("it is ready again", leader.is_ready)
+        promised -= sum(task["node_id"] == leader_id for task in at_death if is_serving(task))
     return Death(
         point=point.name,
         returns=point.returns,
         leader_ms=leader_ms,
         end_ms=end_ms,
-        promised=COUNT if point.returns else COUNT - on_dead,
+        promised=promised,
         lowest=load.lowest,
         requests=load.requests,
         failures=load.failures,
     )
+
+
+class _DeadLeader:
+    def __init__(self, cluster: TestCluster, node: Node, hangs: bool) -> None:
+        self._cluster = cluster
+        self._node = node
+        self._hangs = hangs
+        self._is_dead = False
+
+    def begin(self) -> None:
+        self._is_dead = True
+        if self._hangs:
+            os.kill(self._node.pid, signal.SIGSTOP)
+        else:
+            self._node.kill()
+
+    def end(self) -> None:
+        if self._is_dead and self._hangs:
+            os.kill(self._node.pid, signal.SIGCONT)
+        elif self._is_dead:
+            self._cluster.start(self._node)
+        self._is_dead = False
+
+
+@contextlib.contextmanager
+def _dead_leader(cluster: TestCluster, node: Node, hangs: bool) -> Iterator[_DeadLeader]:
+    death = _DeadLeader(cluster, node, hangs)
+    try:
+        yield death
+    finally:
+        death.end()
+    wait_for("it is ready again", node.is_ready)
 
 
 def _wait_for_point(node: Node, version: int, point: Point) -> list[Json]:

@@ -127,12 +127,12 @@ def test_an_invalid_file_is_exit_2_with_every_error(one: TestCluster, tmp_path: 
     assert one.nodes[0].get("/v1/jobs")["items"] == []
 
 
-def test_a_key_that_is_not_honoured_yet_is_named(one: TestCluster) -> None:
+def test_a_key_that_is_not_honoured_is_named(one: TestCluster) -> None:
     job = (
         b'name="w"\ntype="service"\n[groups.g]\ndriver="process"\ncommand=["sleep","9"]\n'
-        b"[groups.g.update]\ncanaries=1\n"
+        b'[[groups.g.mounts]]\ntype="tmpfs"\ntarget="/scratch"\n'
     )
     done = one.cube("run", "-", "--detach", stdin=job)
     assert "warning: " in done.stderr
-    assert "groups.g.update.canaries" in done.stderr
+    assert "groups.g.mounts" in done.stderr
     one.cube("rm", "w")
