@@ -217,6 +217,8 @@ def jobs(draw: st.DrawFn) -> dict[str, Any]:
         others = [*others, name]
     if job_type == "cron":
         tree["cron"] = {"schedule": "*/5 0-6 * * MON", "overlap": draw(words(Overlap))}
+        if any(group.get("at_most_one") for group in tree["groups"].values()):
+            tree["cron"]["overlap"] = draw(st.sampled_from(["forbid", "replace"]))
     return tree | draw(
         optional(priority=st.integers(1, 100), meta=st.dictionaries(LINES, WORDS, max_size=2))
     )
