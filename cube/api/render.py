@@ -8,7 +8,7 @@ from __future__ import annotations
 import datetime
 from collections.abc import Mapping, Sequence
 
-from cube.api.slots import JobSlots, Unplaced
+from cube.api.slots import Standing, Unplaced
 from cube.model.cluster import ClusterState, HistoryEntry, Job, JobVersion, Node, Task
 from cube.model.cronrun import RUNS_ACTIVE_MAX, RUNS_KEPT, Run
 from cube.model.explain import Explanation, Reason
@@ -59,7 +59,7 @@ def rfc3339(at_ms: int) -> str | None:
 # Jobs
 
 
-def job_view(job: Job, slots: JobSlots, runs_max: int = RUNS_SHOWN_MAX) -> JobView:
+def job_view(job: Job, slots: Standing, runs_max: int = RUNS_SHOWN_MAX) -> JobView:
     return JobView(
         name=job.name,
         type=job.spec.type.value,

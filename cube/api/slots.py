@@ -14,12 +14,13 @@ import msgspec
 from cube.model.cluster import ClusterState, Job, Node, Task
 from cube.model.cronrun import CronState, RunStatus
 from cube.model.ids import JobId, NodeId, TaskId, task_name
-from cube.model.lifecycle import Desired, Health, TaskState
+from cube.model.lifecycle import ENDED, Desired, Health, TaskState
 from cube.model.spec import GroupSpec, JobType
 from cube.model.views import GroupCounts
 from cube.scheduler import dependencies, filters
 from cube.scheduler.restart import past_of, up_to_date
 
+STANDINGS_MAX = 2_000  # jobs of whom only counts are kept
 JOBS_REMEMBERED_MAX = 256  # whose slots are kept between requests: more are not watched at once
 _LAST = (1 << 63) - 1  # an unplaced slot comes after the tasks that were in it
 
@@ -73,11 +74,16 @@ class Tally(msgspec.Struct, frozen=True):
     active: int = 0
 
 
-class JobSlots(msgspec.Struct, frozen=True):
-    """`rows` in the order of their places: every task of the job, every unplaced slot."""
+class Standing(msgspec.Struct, frozen=True):
+    """What there is to say of a job as a whole."""
 
     groups: dict[str, GroupCounts]
     status: JobStatus
+
+
+class JobSlots(Standing, frozen=True):
+    """`rows` in the order of their places: every task of the job, every unplaced slot."""
+
     rows: tuple[tuple[Place, Task | Unplaced], ...]
 
 
@@ -85,6 +91,7 @@ class SlotsOfJobs:
     """slots_of_job, remembered while nothing it depends on has changed."""
 
     def __init__(self) -> None:
+        self._standings: dict[JobId, tuple[Job, _Tasks, Standing]] = {}
         self._known: dict[JobId, tuple[Job, _Tasks, _Nodes, JobSlots]] = {}
         self._jobs: immutables.Map[JobId, Job] | None = None
         self._ordered: list[Job] = []
@@ -104,6 +111,20 @@ class SlotsOfJobs:
             del self._known[next(iter(self._known))]
         self._known[job.id] = (job, state.tasks, state.nodes, slots)
         return slots
+
+    def standing(self, state: ClusterState, job: Job) -> Standing:
+        """As `of` has it, and for most jobs in a tenth of the time."""
+        known = self._standings.get(job.id)
+        if known is not None and known[0] is job and known[1] is state.tasks:
+            return known[2]
+        standing = _standing_if_whole(state, job)
+        if standing is None:
+            return self.of(state, job)
+        self._standings.pop(job.id, None)
+        if len(self._standings) >= STANDINGS_MAX:
+            del self._standings[next(iter(self._standings))]
+        self._standings[job.id] = (job, state.tasks, standing)
+        return standing
 
     def ordered(self, state: ClusterState) -> list[Job]:
         """Every job, deleted ones too, by name and id."""
@@ -141,6 +162,50 @@ def slots_of_job(state: ClusterState, job: Job) -> JobSlots:
         status=job_status(job, tallies.values(), orphans),
         rows=tuple(rows),
     )
+
+
+def _standing_if_whole(state: ClusterState, job: Job) -> Standing | None:
+    """Of a service none of whose tasks has ended or is to: one look at each task. None: it takes more."""
+    if job.spec.type is not JobType.SERVICE or job.stopped or job.deleted:
+        return None
+    groups = job.spec.groups
+    slots: dict[str, set[int]] = {name: set() for name in groups}
+    running, healthy, troubled = (dict.fromkeys(groups, 0) for _ in range(3))
+    ids = state.tasks_by_job.get(job.id, ())
+    tasks = state.tasks
+    for task_id in ids:
+        task = tasks[task_id]
+        name, task_state, health = task.group, task.state, task.health
+        if (
+            task.desired is not Desired.RUN
+            or task_state in ENDED
+            or name not in slots
+            or task.slot >= groups[name].count
+        ):
+            return None
+        slots[name].add(task.slot)
+        if task_state is TaskState.RUNNING:
+            running[name] += 1
+            healthy[name] += health is Health.NONE or health is Health.HEALTHY
+        if health is Health.UNHEALTHY or task.attempt > 1 or task.reschedules > 0:
+            troubled[name] += 1
+    if sum([len(found) for found in slots.values()]) != len(ids):
+        return None  # two tasks of one slot
+    tallies = {
+        name: Tally(
+            GroupCounts(
+                count=group.count,
+                running=running[name],
+                healthy=healthy[name],
+                pending=group.count - running[name],
+            ),
+            troubled=troubled[name],
+            active=len(slots[name]),
+        )
+        for name, group in groups.items()
+    }
+    counts = {name: tally.counts for name, tally in tallies.items()}
+    return Standing(counts, job_status(job, tallies.values()))
 
 
 def _slots_of_cron(state: ClusterState, job: Job, cron: CronState) -> JobSlots:

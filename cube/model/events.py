@@ -42,7 +42,7 @@ class DeploymentEvent(msgspec.Struct, frozen=True, tag="deployment", tag_field="
     message: str = ""
 
 
-class TaskEvent(msgspec.Struct, frozen=True, tag="task", tag_field="topic"):
+class TaskEvent(msgspec.Struct, frozen=True, tag="task", tag_field="topic", gc=False):
     """A task as it is after the change; `kind` removed: it was reaped."""
 
     task_id: TaskId

@@ -10,7 +10,6 @@ import msgspec
 
 from cube.model.cluster import PREEMPTED, ClusterState, Job
 from cube.model.commands import (
-    PLACEMENTS_MAX,
     ApplyPlan,
     GroupPlacement,
     PlannedStop,
@@ -24,7 +23,7 @@ from cube.model.ids import JobId, NodeId, TaskId
 from cube.model.spec import JobType
 from cube.scheduler import rebalance
 from cube.scheduler.preempt import Preemption, fenced
-from cube.scheduler.reconcile import at_rest, draining_nodes, reconcile
+from cube.scheduler.reconcile import at_rest, draining_nodes, only_waits, reconcile
 from cube.scheduler.slots import JobWork
 from cube.scheduler.want import Want
 
@@ -34,6 +33,10 @@ if TYPE_CHECKING:
     from cube.scheduler.vector import Ask
 
 PLAN_BYTES_MAX = 256 * 1024  # of an encoded ApplyPlan: one log entry (performance.md)
+# Placements of one plan, and tasks that it looks at (a job is looked at whole): what a leader's loop
+# is held up for is 50 ms at most at 10,000 nodes (`scripts/bench orchestrate`).
+PLANNED_MAX = 4_000
+LOOKED_MAX = 10_000
 SCHEDULES_MAX = 500  # read in one plan, at 70 µs: a new leader reads those of all cron jobs
 EXPLANATIONS_MAX = 1_000  # in one plan: for logs and metrics; `explain` has no such bound
 _HEAD_BYTES = 512  # term, seed, the structure itself
@@ -58,8 +61,8 @@ class Plan(msgspec.Struct, frozen=True):
 
 class Scheduler:
     """Caches between plans: a mirror of the nodes, and the jobs that had nothing to do. A plan
-    depends on its arguments only; two schedulers with different pasts give the same one, but for cron
-    jobs beyond SCHEDULES_MAX that are due together: one may come to them a plan later."""
+    depends on its arguments only; two schedulers with different pasts give the same one, but for
+    jobs beyond LOOKED_MAX and SCHEDULES_MAX: one may come to them a plan later."""
 
     def __init__(self) -> None:
         self._mirror: Mirror | None = None
@@ -69,6 +72,9 @@ class Scheduler:
         self._asleep: dict[JobId, tuple[Job, int]] = {}  # nothing to do before that time
         self._parked: set[Ask] = set()  # found no place; nothing has become free since
         self._order: list[Job] | None = None  # None: jobs have changed
+        # Jobs that plans of this round have looked at, and what they have to be looked at again for.
+        self._looked: set[JobId] = set()
+        self._round_wake_at_ms: int | None = None
 
     def note(self, before: ClusterState, after: ClusterState, events: Iterable[Event]) -> None:
         """`after` came from `before` with these events, all of them. Optional, and only a short
@@ -78,17 +84,16 @@ class Scheduler:
             return
         nodes = False
         for event in events:
-            if isinstance(event, TaskEvent):
+            if isinstance(event, TaskEvent | JobEvent | DeploymentEvent):
                 self._dirty.add(event.job_id)
-            elif isinstance(event, JobEvent | DeploymentEvent):
-                self._dirty.add(event.job_id)
-                self._order = None
             elif isinstance(event, NodeEvent):
                 nodes = True
         if nodes:
             self._wake_for_nodes(after)
         elif self._mirror is not None:
             self._mirror.same_nodes(before.nodes, after.nodes)
+        if before.jobs is not after.jobs:
+            self._order = None
         self._state = after
 
     def plan(
@@ -107,9 +112,11 @@ class Scheduler:
         placer: Placer | None = None
         preemption: Preemption | None = None
         draining = draining_nodes(state)
-        schedules = 0
+        schedules = looked = 0
+        is_cut = False
+        seen: list[JobId] = []
         for job in jobs:
-            if self._idle.get(job.id) is job:
+            if self._idle.get(job.id) is job or job.id in self._looked:
                 continue
             asleep = self._asleep.get(job.id)
             if asleep is not None and asleep[0] is job and now_ms < asleep[1]:
@@ -120,9 +127,11 @@ class Scheduler:
                     draft.wake(now_ms)  # the next plan, at once
                     continue
                 schedules += 1
-            work = (
-                None if at_rest(state, job, draining) else reconcile(state, job, now_ms, silent_ms)
-            )
+            if looked >= LOOKED_MAX:
+                is_cut = True
+                break
+            looked += len(state.tasks_by_job.get(job.id, ()))
+            work = _work_of(state, job, now_ms, draining, silent_ms)
             if work is None or work.idle:
                 self._idle[job.id] = job
                 continue
@@ -137,9 +146,24 @@ class Scheduler:
                     self._place(placer, draft, want, preemption)
             if draft.full:  # what is left is for the next plan, which is wanted at once
                 break
-        if state.rebalance_since_ms and draft.is_empty:
+            seen.append(job.id)
+        self._end_round(draft, seen, is_cut=is_cut)
+        if state.rebalance_since_ms and draft.is_empty and not is_cut:
             self._rebalance(state, now_ms, seed, draft, placer)
         return draft.done()
+
+    def _end_round(self, draft: _PlanDraft, seen: list[JobId], *, is_cut: bool) -> None:
+        """Plans that are cut go on where the last one stopped, until one is not: together they are
+        one look at everything, and the last of them knows when the next is due."""
+        if self._round_wake_at_ms is not None:
+            draft.wake(self._round_wake_at_ms)
+        if is_cut:
+            draft.cut()
+            self._looked.update(seen)
+            self._round_wake_at_ms = draft.wake_at_ms
+        elif not draft.full:
+            self._looked.clear()
+            self._round_wake_at_ms = None
 
     def _rebalance(
         self, state: ClusterState, now_ms: int, seed: str, draft: _PlanDraft, placer: Placer | None
@@ -185,6 +209,7 @@ class Scheduler:
         if last is None:
             self._idle.clear()
             self._asleep.clear()
+            self._looked.clear()
         elif last is not state:
             self._order = None
             self._compare_tasks(last, state)
@@ -193,6 +218,7 @@ class Scheduler:
                     del self._idle[job_id]
             if last.nodes is not state.nodes:
                 self._wake_for_nodes(state)
+        self._looked -= self._dirty
         for job_id in self._dirty:
             self._idle.pop(job_id, None)
             self._asleep.pop(job_id, None)
@@ -224,6 +250,7 @@ class Scheduler:
     def _wake_for_nodes(self, state: ClusterState) -> None:
         """Jobs that a change of nodes may give something to do are not idle."""
         self._asleep.clear()
+        self._looked.clear()
         drains = bool(draining_nodes(state))
         for job_id, job in list(self._idle.items()):
             if drains or job.spec.type is JobType.SYSTEM:
@@ -292,6 +319,20 @@ class Scheduler:
         return None
 
 
+def _work_of(
+    state: ClusterState,
+    job: Job,
+    now_ms: int,
+    draining: frozenset[NodeId],
+    silent_ms: Mapping[NodeId, int] | None,
+) -> JobWork | None:
+    """None: nothing, until something happens to the job."""
+    if at_rest(state, job, draining):
+        return None
+    waits = only_waits(state, job, now_ms, draining)
+    return reconcile(state, job, now_ms, silent_ms) if waits is None else waits
+
+
 def _by_importance(job: Job) -> tuple[int, int, str, str]:
     spec = job.spec
     return (-spec.priority, job.created_at_ms, job.name, job.id)
@@ -323,6 +364,14 @@ class _PlanDraft:
     @property
     def is_empty(self) -> bool:
         return not (self.full or self._placements or self._stops or self._updates)
+
+    @property
+    def wake_at_ms(self) -> int | None:
+        return self._wake_at_ms
+
+    def cut(self) -> None:
+        """Something is left to look at, in the next plan."""
+        self.full = True
 
     def _spend(self, size: int) -> bool:
         if self.full or size > self._bytes:
@@ -383,7 +432,7 @@ class _PlanDraft:
             + _NODE_ID_BYTES
         )
         room = (self._bytes - self._group_bytes(want)) // each
-        room = min(room, PLACEMENTS_MAX - self._placed)
+        room = min(room, PLANNED_MAX - self._placed)
         if room < min(len(want.slots), _LEAST):
             self.full = True
             return 0

@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from cube.model.cluster import ClusterState, Job, Task
+from cube.model.deployment import DeploymentStatus
 from cube.model.ids import NodeId
 from cube.model.lifecycle import ENDED, Desired
 from cube.model.spec import GroupSpec, JobType
 from cube.scheduler import cron, homes, reap, trouble
-from cube.scheduler.deployments import judge
+from cube.scheduler.deployments import deadline_ms, judge
 from cube.scheduler.group_pass import NEW, GroupPass, Vacancy, count_by_node, placed_reason
 from cube.scheduler.slots import JobWork, Waiting, WorkDraft, reap_beyond, slots_of
 from cube.scheduler.system import SystemPass
@@ -55,6 +56,63 @@ def at_rest(state: ClusterState, job: Job, draining: frozenset[NodeId]) -> bool:
         len(slots[name]) == group.count and max(slots[name], default=-1) < group.count
         for name, group in groups.items()
     )
+
+
+def only_waits(
+    state: ClusterState, job: Job, now_ms: int, draining: frozenset[NodeId]
+) -> JobWork | None:
+    """What reconcile would find while a rollout's tasks come up and nothing is wrong with them: each
+    slot has one live task of the newest version and nothing else, some do not serve yet, and the
+    deadline has not passed. None: not so, or not for sure. Asked at each event of such a job, so it
+    looks at each task once, and no longer than it must."""
+    deployment = job.deployment
+    if deployment is None or deployment.status is not DeploymentStatus.RUNNING:
+        return None
+    groups = job.spec.groups
+    if (
+        job.stopped
+        or job.deleted
+        or job.spec.type is not JobType.SERVICE
+        or any(group.canaries for group in groups.values())
+    ):
+        return None
+    ids = state.tasks_by_job.get(job.id, ())
+    if len(ids) != sum([group.count for group in groups.values()]):
+        return None
+    settle_ms = {name: group.update.min_healthy_ms for name, group in groups.items()}
+    slots: dict[str, set[int]] = {name: set() for name in groups}
+    tasks, version = state.tasks, job.version
+    came_up_ms, due_ms, is_settled = 0, 0, True
+    for task_id in ids:
+        task = tasks[task_id]
+        name = task.group
+        if (
+            task.version != version
+            or task.desired is not Desired.RUN
+            or task.state in ENDED
+            or task.node_id in draining
+            or name not in slots
+        ):
+            return None
+        slots[name].add(task.slot)
+        if not task.serving:
+            is_settled = False
+            continue
+        since_ms = task.serving_since_ms
+        came_up_ms = max(came_up_ms, since_ms)
+        settles_ms = since_ms + settle_ms[name]
+        if settles_ms > now_ms:
+            is_settled = False
+            due_ms = settles_ms if due_ms == 0 else min(due_ms, settles_ms)
+    if is_settled or any(
+        len(slots[name]) != group.count or max(slots[name], default=-1) >= group.count
+        for name, group in groups.items()
+    ):
+        return None
+    fails_ms = deadline_ms(job, came_up_ms)
+    if fails_ms is None or fails_ms <= now_ms:
+        return None
+    return JobWork(wake_at_ms=min(fails_ms, due_ms) if due_ms else fails_ms)
 
 
 def reconcile(

@@ -19,10 +19,17 @@ from cube.ports.log import Log, LogStatus, Role
 from cube.scheduler.liveness import Liveness
 from cube.scheduler.plan import Scheduler
 from cube.services.leader_clock import LeaderClock
-from cube.services.state_feed import StateFeed
+from cube.services.state_feed import StateFeed, Trail
 
 TICK_MS = 250  # node liveness is looked at this often; plans also follow every change of state
 COALESCE_MS = 5  # reports and submissions of a burst make one plan
+# While reports of many tasks come in, every plan looks at nearly everything: planning then leaves two
+# thirds of the loop to others, and what is found waits for a second at most.
+PAUSE_RATIO = 2
+PAUSE_MS_MAX = 1_000
+# Ten thousand nodes take tens of milliseconds to look at: they are looked at less often.
+LOOK_RATIO = 20
+LOOK_MS_MAX = 1_000  # a heartbeat's interval: no verdict is much later than the nodes' own words
 LEASE_MS = 800  # of a barrier, and the plan before it: less than a heartbeat waits for its answer
 LEASE_COALESCE_MS = 200  # at most five entries a second for leases, however many nodes want them
 REFUSED_PAUSE_MS = 100  # a plan that was refused whole is not made again at once
@@ -68,6 +75,7 @@ class LeaderLoop:
         self._status_changed = asyncio.Event()
         self._confirming: asyncio.Task[bool] | None = None
         self._planning = asyncio.Lock()  # held from what a plan was made of until it is in the log
+        self._spent_ms = 0  # on plans since the last pause
         self.brake: str | None = None  # why node failures are not acted on, for /v1/status
 
     def on_log_status(self, _status: LogStatus) -> None:
@@ -139,6 +147,10 @@ class LeaderLoop:
         return status.role is Role.LEADER and status.term == term
 
     async def _lead(self, term: int) -> None:
+        with self._feed.trail() as trail:
+            await self._lead_by(trail, term)
+
+    async def _lead_by(self, trail: Trail, term: int) -> None:
         scheduler = Scheduler()
         self._liveness = self._make_liveness()
         self._liveness.leader_since(self._clock.monotonic_ms(), self._node_id)
@@ -146,11 +158,14 @@ class LeaderLoop:
         while self._leads(term):
             now_ms = self._clock.monotonic_ms()
             if now_ms >= next_look_ms:
-                await self._look_at_nodes(self._liveness, term)
-                next_look_ms = now_ms + TICK_MS
-            state = self._feed.state
+                took_ms = await self._look_at_nodes(self._liveness, term)
+                next_look_ms = now_ms + max(TICK_MS, min(LOOK_RATIO * took_ms, LOOK_MS_MAX))
+            before, state, events = trail.look()
+            if events is not None:
+                scheduler.note(before, state, events)
             more, wake_at_ms = await self._plan(scheduler, state, term)
             if more:
+                await asyncio.sleep(0)  # a plan that came to nothing has waited for nobody
                 continue
             await self._rest(state.index, wake_at_ms)
 
@@ -164,13 +179,17 @@ class LeaderLoop:
                 await self._feed.changed(index)
         except TimeoutError:
             return
-        await asyncio.sleep(COALESCE_MS / 1000)
+        spent_ms, self._spent_ms = self._spent_ms, 0
+        pause_ms = max(COALESCE_MS, min(PAUSE_RATIO * spent_ms, PAUSE_MS_MAX))
+        await asyncio.sleep(pause_ms / 1000)
 
-    async def _look_at_nodes(self, liveness: Liveness, term: int) -> None:
+    async def _look_at_nodes(self, liveness: Liveness, term: int) -> int:
+        """Returns how many milliseconds the look took, not counting what it led to."""
         state = self._feed.state
         now_ms = self._clock.monotonic_ms()
         liveness.on_heartbeat(self._node_id, now_ms)
         verdict = liveness.decide(state.nodes, self._gossip_states(), now_ms)
+        took_ms = self._clock.monotonic_ms() - now_ms
         if verdict.brake != self.brake:
             if verdict.brake is not None:
                 _log.error("brake cause=%s", verdict.brake)
@@ -179,6 +198,7 @@ class LeaderLoop:
             node = state.nodes[node_id]
             _log.info("node_status node=%s status=%s cause=%s", node.name, status, reason)
             await self._try(SetNodeStatus(term, node_id, status, reason))
+        return took_ms
 
     async def _plan(
         self, scheduler: Scheduler, state: ClusterState, term: int
@@ -189,7 +209,9 @@ class LeaderLoop:
             await warm_up()
         async with self._planning:
             now_ms = self._leader_clock.now_ms()
+            began_ms = self._clock.monotonic_ms()
             plan = scheduler.plan(state, now_ms, term, self._new_seed(), self._silent_ms(state))
+            self._spent_ms += self._clock.monotonic_ms() - began_ms
             if plan.command is None:
                 return False, plan.wake_at_ms
             proposed = await self._try(plan.command)

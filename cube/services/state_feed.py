@@ -8,6 +8,7 @@ import gc
 import logging
 from collections import deque
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import msgspec
 
@@ -15,6 +16,7 @@ from cube.model.cluster import ClusterState
 from cube.model.codec import decode_command
 from cube.model.commands import Entry
 from cube.model.errors import BadPacket
+from cube.model.events import Event
 from cube.model.outcome import Outcome, Rejected, RejectReason
 from cube.ports.cluster import Published
 from cube.statemachine import snapshot
@@ -23,9 +25,48 @@ from cube.statemachine.apply import Step, apply
 # Remembered for watchers that resume: five full plans, or some minutes of a busy cluster; about 20 MB.
 # Counted in events: one entry may have ten thousand.
 EVENTS_KEPT = 50_000
+TRAIL_STEPS_MAX = 10_000  # entries between two looks of a leader: seconds of a busy log
 _ALL_OF_IT = 1 << 32  # above the number of events of any entry
 
 _log = logging.getLogger(__name__)
+
+
+class Seen(NamedTuple):
+    """`events`: all that led from `before` to `after`; None: they are not known."""
+
+    before: ClusterState
+    after: ClusterState
+    events: list[Event] | None
+
+
+class Trail:
+    """What has been applied since the last look, for one reader on the loop."""
+
+    def __init__(self, state: ClusterState) -> None:
+        self._last = state
+        self._steps: deque[tuple[ClusterState, ClusterState, tuple[Event, ...] | None]] = deque(
+            maxlen=TRAIL_STEPS_MAX
+        )
+
+    def add(
+        self, before: ClusterState, after: ClusterState, events: tuple[Event, ...] | None
+    ) -> None:
+        """On the log's thread. None: `after` came in one piece."""
+        self._steps.append((before, after, events))
+
+    def look(self) -> Seen:
+        before = after = self._last
+        events: list[Event] | None = []
+        while self._steps:
+            came_from, after_step, news = self._steps.popleft()
+            # A step that is missing was before the first look, or one of too many.
+            if came_from is not after or news is None:
+                events = None
+            elif events is not None:
+                events.extend(news)
+            after = after_step
+        self._last = after
+        return Seen(before, after, events)
 
 
 class AppliedEntry(msgspec.Struct, frozen=True):
@@ -64,6 +105,7 @@ class StateFeed:
         self._events_kept = 0
         self._incoming: deque[Published] = deque()
         self._wake_pending = False
+        self._trail: Trail | None = None
         # (index, number) of the newest event that is not remembered here any more.
         self._forgotten = (0, -1)
         self._restored_index: int | None = None
@@ -93,7 +135,9 @@ class StateFeed:
             state = msgspec.structs.replace(self.state, index=index, term=term)
             refusal = Rejected(RejectReason.INTERNAL, f"internal error: {error!r}"[:200])
             step = Step(state, refusal, (), index)
-        self.state = step.state
+        before, self.state = self.state, step.state
+        if self._trail is not None:
+            self._trail.add(before, step.state, step.events)
         self._hand_over(Published(index, step.state.now_ms, step.events))
         return AppliedEntry(step.outcome, step.index)
 
@@ -106,7 +150,9 @@ class StateFeed:
             state = snapshot.load(data)
         if state.index > index:
             raise BadPacket(f"a dump at index {index} holds a state of index {state.index}")
-        self.state = state
+        before, self.state = self.state, state
+        if self._trail is not None:
+            self._trail.add(before, state, None)
         self._restored_index = state.index
         self._hand_over(None)
 
@@ -138,6 +184,16 @@ class StateFeed:
             self._restored_index = None
         event, self._changed = self._changed, asyncio.Event()
         event.set()
+
+    @contextlib.contextmanager
+    def trail(self) -> Iterator[Trail]:
+        """A trail that begins now. Only one is kept, the newest."""
+        trail = self._trail = Trail(self.state)
+        try:
+            yield trail
+        finally:
+            if self._trail is trail:
+                self._trail = None
 
     async def changed(self, after_index: int) -> ClusterState:
         """The newest state, as soon as its index is above `after_index`."""

@@ -220,6 +220,13 @@ class Draft:
         found.sort(key=lambda task: (task.group, task.slot, task.created_at_ms, task.id))
         return found
 
+    def tasks_of_group(self, job_id: JobId, name: str) -> list[Task]:
+        """As they stand in this draft, by slot, age, id."""
+        every = [self._tasks[task_id] for task_id in self._by_job.fold(job_id)]
+        found = [task for task in every if task.group == name]
+        found.sort(key=lambda task: (task.slot, task.created_at_ms, task.id))
+        return found
+
     def tasks_of_node(self, node_id: NodeId) -> list[Task]:
         """As they stand in this draft, by id."""
         return [self._tasks[task_id] for task_id in sorted(self._by_node.fold(node_id))]
@@ -230,27 +237,31 @@ class Draft:
     def port_holder(self, address: str, key: int) -> TaskId | None:
         return self._ports.get(address, key)
 
-    def put_task(self, task: Task, kind: str) -> None:
-        """Stored, indexed and announced. Node, job, slot, resources and ports of an id never
-        change. The last task of a deleted job takes the job's record with it when released."""
-        old = self._tasks.get(task.id)
+    def add_task(self, task: Task) -> None:
+        """One that was just placed: what put_task would do, for it is nearly all of a plan."""
+        assert not task.released, "it holds its room"
         self._tasks[task.id] = task
-        if old is None:
-            self._by_job.set(task.job_id, task.id, None)
-            self._by_node.set(task.node_id, task.id, None)
+        self._by_job.set(task.job_id, task.id, None)
+        self._by_node.set(task.node_id, task.id, None)
+        self._by_state.set(task.state, task.id, None)
+        self._hold(task)
+        self._announce_task(task, "placed")
+
+    def put_task(self, task: Task, kind: str) -> None:
+        """Stored, indexed and announced; it was there before. Node, job, slot, resources and ports
+        of an id never change. The last task of a deleted job takes the job's record with it when
+        released."""
+        old = self._tasks[task.id]
+        self._tasks[task.id] = task
+        if old.state is not task.state:
+            self._by_state.discard(old.state, task.id)
             self._by_state.set(task.state, task.id, None)
-            if not task.released:
-                self._hold(task)
-        else:
-            if old.state is not task.state:
-                self._by_state.discard(old.state, task.id)
-                self._by_state.set(task.state, task.id, None)
-            if task.released and not old.released:
-                self._let_go(task)
-            assert task.released or not old.released, "a released task cannot hold again"
+        if task.released and not old.released:
+            self._let_go(task)
+        assert task.released or not old.released, "a released task cannot hold again"
         if task.preempted_by and not task.released:
             self._preempted[task.id] = None
-        elif old is not None and old.preempted_by:
+        elif old.preempted_by:
             self._preempted.discard(task.id)
         self._announce_task(task, kind)
         if task.released:

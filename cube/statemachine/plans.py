@@ -21,7 +21,7 @@ from cube.statemachine import deployments, runs
 from cube.statemachine.draft import Draft
 from cube.statemachine.placement import node_refusal, ports_for
 from cube.statemachine.tasks import want
-from cube.statemachine.volumes import elsewhere, settle
+from cube.statemachine.volumes import elsewhere, settle, sticky
 
 
 def apply_plan(draft: Draft, plan: c.ApplyPlan) -> Outcome:
@@ -114,14 +114,18 @@ class _GroupPlacing:
         self._plan = plan
         self._placement = placement
         self._slots: dict[int, list[Task]] = {}
-        for task in draft.tasks_of_job(placement.job_id):
-            if task.group == placement.group:
-                self._slots.setdefault(task.slot, []).append(task)
+        for task in draft.tasks_of_group(placement.job_id, placement.group):
+            self._slots.setdefault(task.slot, []).append(task)
+        # The tasks of a plan share what is equal: a million of them are in memory.
+        self._history = (HistoryEntry(TaskState.SCHEDULED, draft.now_ms, 1, "", placement.reason),)
+        self._sticky: tuple[str, ...] = ()
 
     def run(self, first_ordinal: int) -> tuple[int, list[RefusedPlacement]]:
         placement = self._placement
         job = self._draft.job(placement.job_id)
         group = self._group(job)
+        if job is not None and group is not None:
+            self._sticky = sticky(job, group)
         placed = 0
         refused: list[RefusedPlacement] = []
         for position, slot in enumerate(placement.slots):
@@ -160,13 +164,14 @@ class _GroupPlacing:
         slot = placement.slots[position]
         replaced = placement.replaces[position] if placement.replaces else ""
         before = self._slots.setdefault(slot, [])
-        if any(task.live and task.id != replaced for task in before):
+        if before and any(task.live and task.id != replaced for task in before):
             return "slot_taken"
         node = draft.node(node_id)
         refusal = node_refusal(draft, node, group)
         if node is None or refusal is not None:
             return refusal
-        if elsewhere(draft, job, placement.group, slot, group, node_id):
+        sources = self._sticky
+        if sources and elsewhere(draft, job, placement.group, slot, sources, node_id):
             return "volume"
         hosts = placement.ports[position] if placement.ports else ()
         ports = ports_for(draft, node, group, hosts)
@@ -194,10 +199,11 @@ class _GroupPlacing:
             reschedules=_reschedules(before),
             health=Health.UNKNOWN if group.checks else Health.NONE,
             replaces=TaskId(replaced),
-            history=(HistoryEntry(TaskState.SCHEDULED, draft.now_ms, 1, "", placement.reason),),
+            history=self._history,
         )
-        draft.put_task(task, "placed")
-        settle(draft, job, placement.group, slot, group, node_id)
+        draft.add_task(task)
+        if sources:
+            settle(draft, job, placement.group, slot, sources, node_id)
         for position_before, old in enumerate(before):
             if old.state is TaskState.LOST and want(draft, old, Desired.STOP, "replaced"):
                 before[position_before] = draft.task(old.id) or old
@@ -207,6 +213,8 @@ class _GroupPlacing:
 
 def _reschedules(before: list[Task]) -> int:
     """Failed tasks in a row at the end of the slot's past."""
+    if not before:
+        return 0
     ended = [task for task in before if task.ended]
     if not ended:
         return 0

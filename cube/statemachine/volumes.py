@@ -9,19 +9,21 @@ from cube.model.volumes import Volume, volumes_of
 from cube.statemachine.draft import Draft
 
 
-def elsewhere(draft: Draft, job: Job, name: str, slot: int, group: GroupSpec, at: NodeId) -> bool:
-    """Whether a volume that the slot's next task mounts is on another node than this one."""
+def elsewhere(
+    draft: Draft, job: Job, name: str, slot: int, sources: tuple[str, ...], at: NodeId
+) -> bool:
+    """Whether one of the volumes `sources` of the slot is on another node than this one."""
     return any(
         volume is not None and volume.node_id != at
-        for volume in (
-            draft.volume(job.volumes_id, name, slot, source) for source in _sticky(job, group)
-        )
+        for volume in (draft.volume(job.volumes_id, name, slot, source) for source in sources)
     )
 
 
-def settle(draft: Draft, job: Job, name: str, slot: int, group: GroupSpec, at: NodeId) -> None:
-    """The slot's volumes are on this node from now on."""
-    for source in _sticky(job, group):
+def settle(
+    draft: Draft, job: Job, name: str, slot: int, sources: tuple[str, ...], at: NodeId
+) -> None:
+    """The slot's volumes `sources` are on this node from now on."""
+    for source in sources:
         if draft.volume(job.volumes_id, name, slot, source) is None:
             draft.put_volume(
                 Volume(
@@ -36,8 +38,9 @@ def settle(draft: Draft, job: Job, name: str, slot: int, group: GroupSpec, at: N
             )
 
 
-def _sticky(job: Job, group: GroupSpec) -> tuple[str, ...]:
-    """A system job has a task on every node anyway, and on each its own volumes."""
+def sticky(job: Job, group: GroupSpec) -> tuple[str, ...]:
+    """The volumes that tie the group's slots to a node. A system job has a task on every node
+    anyway, and on each its own volumes."""
     return () if job.spec.type is JobType.SYSTEM else volumes_of(group)
 
 

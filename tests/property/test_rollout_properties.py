@@ -7,8 +7,9 @@ from typing import Any
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
+from cube.api.slots import SlotsOfJobs, slots_of_job
 from cube.model import commands as c
-from cube.model.cluster import Job, Task
+from cube.model.cluster import ClusterState, Job, Task
 from cube.model.deployment import DeploymentAction, DeploymentStatus
 from cube.model.lifecycle import Desired, Health, NodeStatus, TaskState
 from cube.model.spec import (
@@ -21,6 +22,7 @@ from cube.model.spec import (
     UpdatePolicy,
 )
 from cube.scheduler.plan import Scheduler
+from cube.scheduler.reconcile import draining_nodes, only_waits, reconcile
 from tests.scheduler_cluster import Cluster, web
 
 NODES = ("a", "b", "c", "d")
@@ -51,6 +53,17 @@ happenings = st.lists(
     ),
     max_size=40,
 )
+
+
+def check_short_cuts(state: ClusterState, now_ms: int) -> None:
+    """What looks at a job in short says what the long look says."""
+    for job in state.jobs.values():
+        waits = only_waits(state, job, now_ms, draining_nodes(state))
+        if waits is not None:
+            event("only waits")
+            assert waits == reconcile(state, job, now_ms)
+        long, short = slots_of_job(state, job), SlotsOfJobs().standing(state, job)
+        assert (short.groups, short.status) == (long.groups, long.status)
 
 
 class World(Cluster):
@@ -84,6 +97,7 @@ class World(Cluster):
         return {task.slot for task in self.tasks() if task.live and task.serving}
 
     def plan(self) -> Any:
+        check_short_cuts(self.state, self.now_ms)
         before = self.available() if hasattr(self, "update") else set()
         plan = super().plan()
         if plan.command is None or not plan.command.stops or not before:

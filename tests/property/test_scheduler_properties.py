@@ -36,7 +36,7 @@ from cube.model.spec import (
 )
 from cube.scheduler.mirror import Mirror
 from cube.scheduler.place import Placer
-from cube.scheduler.plan import PLAN_BYTES_MAX, Plan, Scheduler
+from cube.scheduler.plan import PLAN_BYTES_MAX, PLANNED_MAX, Plan, Scheduler
 from cube.scheduler.reconcile import reconcile
 from cube.scheduler.want import Want
 from cube.scheduler.why import explain
@@ -399,10 +399,10 @@ def test_a_full_plan_says_so_and_the_rest_follows() -> None:
             break
         assert len(codec.encode(plan.command)) <= PLAN_BYTES_MAX
         sizes.append(sum(len(one.slots) for one in plan.command.placements))
-        assert sizes[-1] <= c.PLACEMENTS_MAX
+        assert sizes[-1] <= PLANNED_MAX
         machine.do(plan.command)
         assert plan.more or sum(sizes) == 25_000
     assert sum(sizes) == 25_000
-    assert min(sizes[:-1]) > 5_000
+    assert min(sizes[:-1]) == PLANNED_MAX
     assert len(machine.state.tasks) == 25_000
     assert msgspec.to_builtins(violations(machine.state)) == []

@@ -10,6 +10,7 @@ import msgspec
 import pytest
 
 from cube.model import commands as c
+from cube.model.cluster import ClusterState
 from cube.model.errors import OutcomeUnknown, Unavailable
 from cube.model.ids import JobId, NodeId
 from cube.model.lifecycle import NodeStatus, TaskState
@@ -17,6 +18,7 @@ from cube.model.outcome import PlanApplied
 from cube.ports.cluster import Proposed
 from cube.ports.log import LogStatus
 from cube.scheduler.liveness import Liveness, brake_of
+from cube.scheduler.plan import Scheduler
 from cube.scheduler.why import explain
 from cube.services.leader_clock import LeaderClock
 from cube.services.leader_loop import TICK_MS, LeaderLoop
@@ -423,3 +425,22 @@ def test_a_lost_singleton_is_replaced_when_its_lease_has_surely_run_out() -> Non
         assert second.fence > first.fence
 
     leading(test)
+
+
+def test_a_leader_knows_what_has_changed_and_does_not_compare_states(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A million tasks would take half a second each time."""
+    compared: list[ClusterState] = []
+    monkeypatch.setattr(Scheduler, "_compare_tasks", lambda _, last, state: compared.append(state))
+
+    async def test(leader: Leader) -> None:
+        await leader.with_job(count=3)
+        await until(lambda: len(leader.feed.state.tasks) == 3)
+        for task in list(leader.feed.state.tasks.values()):
+            report = c.TaskReport(task.id, 1, TaskState.FAILED, released=True)
+            await leader.do(c.ReportTasks(task.node_id, (report,)))
+        await until(lambda: len(leader.feed.state.tasks) == 6)
+
+    leading(test)
+    assert compared == []

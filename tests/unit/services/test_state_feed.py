@@ -290,3 +290,36 @@ async def test_a_closed_loop_does_not_stop_the_log() -> None:
     writer.job("a")
     writer.job("b")
     assert feed.state.index == 2
+
+
+async def test_a_trail_tells_all_that_led_from_one_look_to_the_next() -> None:
+    feed, writer = opened()
+    writer.job("before")
+    with feed.trail() as trail:
+        began = feed.state
+        assert trail.look() == (began, began, [])
+        writer.job("a")
+        writer.job("b")
+        seen = trail.look()
+        assert (seen.before, seen.after) == (began, feed.state)
+        assert seen.events is not None
+        assert [getattr(event, "job", "") for event in seen.events] == ["a", "b"]
+        assert trail.look() == (feed.state, feed.state, [])
+
+
+async def test_a_trail_with_a_gap_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(state_feed, "TRAIL_STEPS_MAX", 2)
+    feed, writer = opened()
+    other, other_writer = opened()
+    for name in "abcd":
+        other_writer.job(name)
+    with feed.trail() as trail:
+        for name in "abc":  # one more than is kept
+            writer.job(name)
+        assert trail.look().events is None
+        feed.load(b"".join(other.dump()()), 4)
+        seen = trail.look()
+        assert (seen.after, seen.events) == (feed.state, None)
+        writer.index = 4
+        writer.job("e")
+        assert trail.look().events is not None

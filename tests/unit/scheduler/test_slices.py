@@ -1,0 +1,67 @@
+"""A plan is bounded in what it looks at, too; plans in a row look at everything."""
+
+from __future__ import annotations
+
+import pytest
+
+from cube.model import commands as c
+from cube.model.ids import JobId
+from cube.model.resources import Resources
+from cube.model.spec import UpdatePolicy
+from cube.scheduler import plan as planning
+from cube.scheduler.plan import Scheduler
+from cube.scheduler.reconcile import only_waits, reconcile
+from tests.builders import GIB, Machine, facts, group, job
+
+
+def full_of_rollouts(jobs: int, count: int) -> Machine:
+    """Every job's tasks are placed, and none of them runs yet."""
+    machine = Machine()
+    for name in "ab":
+        machine.do(c.RegisterNode(facts(name, capacity=Resources(1_000_000, 1 << 50, GIB))))
+    for number in range(jobs):
+        update = UpdatePolicy(min_healthy_ms=0, deadline_ms=60_000 + 1_000 * number)
+        spec = job(f"job-{number}", {"g": group(count=count, update=update)})
+        machine.do(c.SubmitJob(spec, JobId(f"{number}")))
+    placed = Scheduler().plan(machine.state, machine.now_ms, 1, "first")
+    assert placed.command is not None
+    machine.do(placed.command)
+    assert len(machine.state.tasks) == jobs * count
+    return machine
+
+
+def test_a_rollout_whose_tasks_come_up_is_looked_at_in_short() -> None:
+    machine = full_of_rollouts(1, 3)
+    (one,) = machine.state.jobs.values()
+    waits = only_waits(machine.state, one, machine.now_ms, frozenset())
+    assert waits is not None
+    assert waits.wake_at_ms == machine.now_ms + 60_000
+    machine.now_ms += 60_000
+    assert only_waits(machine.state, one, machine.now_ms, frozenset()) is None
+    assert reconcile(machine.state, one, machine.now_ms).verdict is not None
+
+
+def test_plans_that_are_cut_go_on_with_the_next_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten jobs of five tasks, and a plan looks at twenty: the third one is through, and knows when the
+    first deadline of all is."""
+    monkeypatch.setattr(planning, "LOOKED_MAX", 20)
+    machine = full_of_rollouts(10, 5)
+    scheduler = Scheduler()
+    plans = [scheduler.plan(machine.state, machine.now_ms, 1, str(n)) for n in range(3)]
+    assert [plan.more for plan in plans] == [True, True, False]
+    assert all(plan.command is None for plan in plans)
+    assert plans[-1].wake_at_ms == machine.now_ms + 60_000
+
+
+def test_what_happens_between_two_slices_is_not_missed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A task of a job that this round has looked at already fails, and its slot waits again."""
+    monkeypatch.setattr(planning, "LOOKED_MAX", 20)
+    machine = full_of_rollouts(10, 5)
+    scheduler = Scheduler()
+    assert scheduler.plan(machine.state, machine.now_ms, 1, "one").more
+    (task, *_) = machine.state.tasks_of_job(JobId("0"))
+    machine.report(task.id, "failed", released=True)
+    machine.now_ms += 5_000
+    made = scheduler.plan(machine.state, machine.now_ms, 1, "two")
+    assert made.command is not None
+    assert [(one.job_id, one.slots) for one in made.command.placements] == [("0", (task.slot,))]
