@@ -385,6 +385,7 @@ async def test_a_body_that_stops_half_way_times_out() -> None:
         answer = await asyncio.wait_for(reader.read(4096), 10)
         assert b" 408 " in answer.splitlines()[0] and b"body_timeout" in answer
         writer.close()
+        await writer.wait_closed()
         assert api.world.state is before
 
 

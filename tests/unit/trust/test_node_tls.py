@@ -77,6 +77,10 @@ async def ask(port: int, context: ssl.SSLContext) -> tuple[str, ssl.SSLObject]:
             said = await reader.readline()
         finally:
             writer.transport.abort()
+            with contextlib.suppress(
+                OSError
+            ):  # gone before the loop is: nothing is left to collect
+                await writer.wait_closed()
         if not said:
             raise ConnectionResetError("hung up")
         return said.decode().strip(), writer.get_extra_info("ssl_object")
