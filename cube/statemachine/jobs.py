@@ -81,14 +81,19 @@ def _missing(name: str) -> Rejected:
     return Rejected(RejectReason.NOT_FOUND, f"there is no job {name}")
 
 
+def _at_version(draft: Draft, name: str, expected: int | None) -> Job | Rejected:
+    """The job, which is there and at the version that the caller named."""
+    job = draft.job_named(name)
+    if job is None:
+        return _missing(name)
+    return _version_refusal(name, job, expected) or job
+
+
 def scale(draft: Draft, body: c.ScaleJob, actor: str) -> Outcome:
     """The named groups have these counts, as a new version of the job."""
-    job = draft.job_named(body.job)
-    if job is None:
-        return _missing(body.job)
-    refusal = _version_refusal(body.job, job, body.expected_version)
-    if refusal is not None:
-        return refusal
+    job = _at_version(draft, body.job, body.expected_version)
+    if isinstance(job, Rejected):
+        return job
     if job.spec.type is JobType.SYSTEM:
         return Rejected(
             RejectReason.REFUSED, f"{job.name} runs one task on each node; it has no count to set"
@@ -113,12 +118,9 @@ def scale(draft: Draft, body: c.ScaleJob, actor: str) -> Outcome:
 
 def restart(draft: Draft, body: c.RestartJob, actor: str) -> Outcome:
     """A new version of the same spec whose tasks are new containers."""
-    job = draft.job_named(body.job)
-    if job is None:
-        return _missing(body.job)
-    refusal = _version_refusal(body.job, job, body.expected_version)
-    if refusal is not None:
-        return refusal
+    job = _at_version(draft, body.job, body.expected_version)
+    if isinstance(job, Rejected):
+        return job
     if job.spec.type is JobType.CRON:
         return Rejected(RejectReason.REFUSED, f"{job.name} runs by schedule; trigger a run instead")
     newest = job.versions[-1]
@@ -129,12 +131,9 @@ def restart(draft: Draft, body: c.RestartJob, actor: str) -> Outcome:
 
 def roll_back(draft: Draft, body: c.RollBackJob, actor: str) -> Outcome:
     """The spec of an older version is the newest one."""
-    job = draft.job_named(body.job)
-    if job is None:
-        return _missing(body.job)
-    refusal = _version_refusal(body.job, job, body.expected_version)
-    if refusal is not None:
-        return refusal
+    job = _at_version(draft, body.job, body.expected_version)
+    if isinstance(job, Rejected):
+        return job
     older = job.versions[:-1]
     if not older:
         return Rejected(

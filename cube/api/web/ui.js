@@ -135,7 +135,7 @@ function rollouts(deployments) {
 
 function versionCell(job, rollout) {
   const cell = element("td", "", `v${job.version}`);
-  if (!rollout || rollout.version !== job.version || !rollout.from_version) return cell;
+  if (!rollout || rollout.version !== job.version || !rollout.replaces) return cell;
   const groups = Object.values(rollout.groups);
   const sum = (key) => groups.reduce((total, group) => total + group[key], 0);
   const word = rollout.awaits_promotion ? "canaries wait to be promoted" : rollout.status === "running" ? "rolling out" : rollout.status;
