@@ -196,11 +196,18 @@ class GroupPass:
         past = past_of(self.draft.job, self.group, ended, self.draft.state.nodes, self.draft.now_ms)
         if past.verdict not in ("wait", "over"):
             return False
-        cause = "backoff" if past.verdict == "wait" else "over"
-        self._waiting.setdefault((cause, past.until_ms), []).append(task.slot)
-        self.draft.wake(past.until_ms)
+        self._wait(task.slot, past)
         self._in_transit += 1
         return True
+
+    def _wait(self, number: int, past: SlotPast) -> None:
+        """The slot gets nothing for now, or for good: `past` says which."""
+        cause = "over"
+        if past.verdict == "wait":
+            lost = past.last is not None and past.last.state is TaskState.LOST
+            cause = "returning" if lost else "backoff"
+        self._waiting.setdefault((cause, past.until_ms), []).append(number)
+        self.draft.wake(past.until_ms)
 
     def _is_rechecked(self, task: Task) -> bool:
         if not self.stance.is_open:
@@ -269,13 +276,8 @@ class GroupPass:
         self.progress.unsettled += 1
         if past.verdict == "place":
             self.empty[number] = Vacancy(past, version)
-        elif past.verdict == "over":
-            self._waiting.setdefault(("over", 0), []).append(number)
         else:
-            lost = past.last is not None and past.last.state is TaskState.LOST
-            cause = "returning" if lost else "backoff"
-            self._waiting.setdefault((cause, past.until_ms), []).append(number)
-            draft.wake(past.until_ms)
+            self._wait(number, past)
 
     # What follows
 
@@ -284,7 +286,7 @@ class GroupPass:
         draft. `is_behind`: a group that this one depends on is not up to date yet."""
         draft = self.draft
         self._fill()
-        if draft.job.spec.type in (JobType.BATCH, JobType.CRON):
+        if draft.job.spec.type is JobType.BATCH:
             draft.stops.extend((task.id, "update") for task in self._candidates.outdated)
             draft.stops.extend((task.id, "drain_deadline") for task in self._candidates.drained)
         elif self._candidates:

@@ -18,6 +18,7 @@ from cube.model.lifecycle import Health, TaskState
 from cube.model.spec import GroupSpec, JobType
 from cube.model.units import format_duration
 from cube.scheduler import cron, filters
+from cube.scheduler.deployments import last_words
 from cube.scheduler.flapping import flaps
 from cube.scheduler.homes import homes_of, sentence
 from cube.scheduler.liveness import brake_of, braked
@@ -443,11 +444,9 @@ def _first(reasons: Sequence[Reason]) -> str:
 
 def _of_task(task: Task) -> Reason:
     """The task's own last word."""
-    said = task.message or task.reason or task.state.value
+    said = last_words(task)
     if task.oom_killed:
         said = f"out of memory: {said}"
-    if task.exit_code is not None and str(task.exit_code) not in said:
-        said = f"{said} (exit code {task.exit_code})"
     have = "" if task.exit_code is None else f"exit code {task.exit_code}"
     return Reason(task.reason or task.state.value, said, "", have)
 

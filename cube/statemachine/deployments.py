@@ -18,10 +18,6 @@ from cube.model.outcome import Done, Outcome, Rejected, RejectReason
 from cube.model.spec import VERSIONS_MAX, JobSpec, JobType
 from cube.statemachine.draft import Draft
 
-_STEPPED = frozenset(
-    {DeploymentStatus.RUNNING, DeploymentStatus.PAUSED, DeploymentStatus.FAILED}
-)  # what the leader may still change
-
 
 def add_version(
     draft: Draft, job: Job, spec: JobSpec, actor: str, generation: int, rolls_back: int = 0
@@ -136,7 +132,7 @@ def step(draft: Draft, item: DeploymentStep) -> bool:
     if (
         deployment is None
         or deployment.version != item.version
-        or deployment.status not in _STEPPED
+        or not deployment.may_be_decided
         or deployment.status is item.status
     ):
         return False

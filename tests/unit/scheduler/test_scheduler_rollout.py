@@ -6,7 +6,7 @@ from typing import Any
 
 from cube.model import commands as c
 from cube.model.cluster import Task
-from cube.model.deployment import DeploymentAction, DeploymentStatus
+from cube.model.deployment import DeploymentAction, DeploymentStatus, DeploymentStep
 from cube.model.lifecycle import Desired, Health, TaskState
 from cube.model.outcome import Done, JobAccepted, Rejected
 from cube.model.spec import (
@@ -271,6 +271,17 @@ def test_a_paused_rollout_goes_no_further_and_resumes() -> None:
     assert steer(cluster, DeploymentAction.RESUME) == Done()
     cluster.roll()
     assert versions(cluster) == [2, 2, 2]
+
+
+def test_a_verdict_that_was_made_before_a_pause_does_not_end_it() -> None:
+    cluster = three()
+    cluster.submit(web(update=STOP_FIRST, command=("two",)))
+    found = cluster.state.jobs[cluster.state.job_names["web"]]
+    steer(cluster, DeploymentAction.PAUSE)
+    verdict = DeploymentStep(found.id, 2, DeploymentStatus.FAILED, "late", roll_back=True)
+    cluster.do(c.ApplyPlan(cluster.term, "late", deployments=(verdict,)))
+    assert cluster.deployment().status is DeploymentStatus.PAUSED
+    assert cluster.deployment().version == 2
 
 
 # Canaries
