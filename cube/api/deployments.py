@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
 import msgspec
 from aiohttp import web
@@ -44,13 +44,14 @@ async def list_deployments(call: Call) -> web.Response:
         for one in job.deployments
     ]
     page, following = query.page_by_name(found, lambda item: item[0], call.query)
-    views = tuple(deployment_view(state, job, one) for _, job, one in page)
+    tasks = {job.id: state.tasks_of_job(job.id) for _, job, _ in page}  # once for all its versions
+    views = tuple(deployment_view(job, one, tasks[job.id]) for _, job, one in page)
     return call.json(Page(views, following, state.index))
 
 
 async def show_deployment(call: Call) -> web.Response:
     job, deployment = find_deployment(call.state, call.path("deployment"))
-    return call.json(deployment_view(call.state, job, deployment))
+    return call.json(_view(call.state, job, deployment))
 
 
 def steer(action: DeploymentAction) -> Callable[[Call], Awaitable[web.StreamResponse]]:
@@ -62,7 +63,7 @@ def steer(action: DeploymentAction) -> Callable[[Call], Awaitable[web.StreamResp
         data = await read_nothing(call)
         await call.propose(commands.SteerDeployment(job.name, deployment.version, action), data)
         job, deployment = find_deployment(call.state, deployment_id(job.name, deployment.version))
-        return call.json(deployment_view(call.state, job, deployment))
+        return call.json(_view(call.state, job, deployment))
 
     return answer
 
@@ -92,22 +93,26 @@ def find_deployment(state: ClusterState, word: str) -> tuple[Job, Deployment]:
     raise Problem("not_found", f"there is no deployment {shown(word)}", hint=kept_hint)
 
 
-def deployment_view(state: ClusterState, job: Job, deployment: Deployment) -> DeploymentView:
-    """As the job's tasks show it now."""
+def _view(state: ClusterState, job: Job, deployment: Deployment) -> DeploymentView:
+    return deployment_view(job, deployment, state.tasks_of_job(job.id))
+
+
+def deployment_view(job: Job, deployment: Deployment, tasks: Sequence[Task]) -> DeploymentView:
+    """As the job's tasks show it now: `tasks` are all of them."""
     spec = job.spec_of(deployment.version)
     is_newest = deployment.version == job.version
     by_group: dict[str, list[Task]] = {}
-    for task in state.tasks_of_job(job.id):
+    for task in tasks:
         if job.same_container(task.group, task.version, deployment.version):
             by_group.setdefault(task.group, []).append(task)
     groups: dict[str, DeploymentGroupView] = {}
     awaits = False
     for name, group in sorted(({} if spec is None else spec.groups).items()):
         is_gated = is_newest and deployment.is_open and job.is_gated(name)
-        view = _group_view(by_group.get(name, []), group.count, group.canaries, is_gated)
+        view = _group_view(by_group.get(name, ()), group.count, group.canaries, is_gated)
         groups[name] = view
         awaits = awaits or (is_gated and view.healthy >= group.canaries)
-    serving = [task for tasks in by_group.values() for task in tasks if task.live and task.serving]
+    serving = [task for mine in by_group.values() for task in mine if task.live and task.serving]
     due_ms = None
     if is_newest and not awaits:
         due_ms = deadline_ms(job, max([task.serving_since_ms for task in serving], default=0))
@@ -128,7 +133,7 @@ def deployment_view(state: ClusterState, job: Job, deployment: Deployment) -> De
 
 
 def _group_view(
-    tasks: list[Task], count: int, canaries: int, is_gated: bool
+    tasks: Sequence[Task], count: int, canaries: int, is_gated: bool
 ) -> DeploymentGroupView:
     """`tasks`: of this version."""
     live = [task for task in tasks if task.live]
