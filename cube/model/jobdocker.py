@@ -6,13 +6,13 @@ import ipaddress
 import re
 
 from cube.model.spec import DockerOptions, Ulimit
+from cube.model.stored import NAME
 from cube.model.treeread import Table, as_text, kind, shown, text_problem
 
 DOCKER_LIST_MAX = 128
 DOCKER_LABELS_MAX = 128
 ULIMIT_MAX = (1 << 63) - 1
 PULL = ("missing", "always", "never")
-SECRET_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,126}[A-Za-z0-9])?")
 
 _CAPABILITY = re.compile(r"(CAP_)?[A-Za-z_]{2,40}")
 _DEVICE = re.compile(r"/[^:\s]*(:/[^:\s]*)?(:[rwm]{1,3})?")
@@ -41,7 +41,7 @@ def read_docker(table: Table) -> DockerOptions:
         hostname=table.text("hostname", pattern=_HOSTNAME, accepted="letters, digits, - and ."),
         labels=_labels(table.table("labels")),
         pull=_pull(table),
-        registry_secret=table.text("registry_secret", pattern=SECRET_NAME),
+        registry_secret=table.text("registry_secret", pattern=NAME),
     )
     table.close({"network": "network_mode", "shm": "shm_size"})
     return options

@@ -34,6 +34,8 @@ from cube.model.spec import (
     UpdateOrder,
     UpdatePolicy,
 )
+from cube.model.stored import NAME as SECRET_NAME
+from cube.model.stored import NAME_ACCEPTED as SECRET_NAME_ACCEPTED
 from cube.model.treeread import Table, as_text, kind, shown, text_problem
 from cube.model.units import format_duration
 
@@ -78,7 +80,7 @@ _DEPENDENCY = re.compile(rf"({NAME.pattern}/)?{NAME.pattern}")
 _ENV_NAME = re.compile(r"[^\s=\x00-\x1f\x7f]+")
 # What Cube itself sets (interface.md): a group that could override these would lie to its tasks.
 _ENV_RESERVED = re.compile(
-    r"CUBE_(JOB|GROUP|TASK_ID|TASK_NAME|SLOT|JOB_VERSION|NODE|FENCE|(PORT|HOST_PORT|ADDR)_.*)"
+    r"CUBE_(JOB|GROUP|TASK_ID|TASK_NAME|SLOT|JOB_VERSION|NODE|FENCE|(SECRETS|CONFIGS)_DIR|(PORT|HOST_PORT|ADDR)_.*)"
 )
 _DEFAULT = GroupSpec()
 
@@ -113,7 +115,7 @@ def read_group(table: Table, job_type: JobType) -> GroupSpec:
         memory_max_bytes=memory_max,
         pids=pids,
         ports=ports,
-        mounts=jobparts.read_mounts(table),
+        mounts=jobparts.read_mounts(table, driver),
         checks=jobparts.read_checks(table, ports),
         restart=_restart(table.table("restart"), job_type),
         reschedule=_reschedule(table.table("reschedule"), job_type),
@@ -203,7 +205,9 @@ def _env(table: Table) -> dict[str, str | SecretRef]:
             table.error(name, "is set by Cube itself")
         elif isinstance(value, dict):
             inner = Table(table.errors, table.at(name), value)
-            secret = inner.text("secret", required=True, pattern=jobdocker.SECRET_NAME)
+            secret = inner.text(
+                "secret", required=True, pattern=SECRET_NAME, accepted=SECRET_NAME_ACCEPTED
+            )
             inner.close()
             env[name] = SecretRef(secret)
         elif (text := as_text(value)) is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 
+from cube.model import jobstored
 from cube.model.spec import (
     ARGV_BYTES_MAX,
     ARGV_MAX,
@@ -16,6 +17,7 @@ from cube.model.spec import (
     CheckSpec,
     CheckType,
     Constraint,
+    DriverName,
     MountSpec,
     MountType,
     OnCheckFailure,
@@ -130,14 +132,20 @@ def _named(check: CheckSpec, name: str) -> CheckSpec:
 # -- mounts -----------------------------------------------------------------------------------
 
 
-def read_mounts(group: Table) -> tuple[MountSpec, ...]:
+def read_mounts(group: Table, driver: DriverName) -> tuple[MountSpec, ...]:
     mounts: list[MountSpec] = []
     for table in group.tables("mounts", MOUNTS_MAX):
-        mount = _mount(table)
-        if mount.target and any(other.target == mount.target for other in mounts):
+        mount = _mount(table, driver)
+        if mount.target and any(_is_same_place(mount, other) for other in mounts):
             table.error("target", f"another mount of the group is at {shown(mount.target)} too")
         mounts.append(mount)
     return tuple(mounts)
+
+
+def _is_same_place(mount: MountSpec, other: MountSpec) -> bool:
+    # A path, or with a process a name in the directory of its kind.
+    is_name = not mount.target.startswith("/")
+    return mount.target == other.target and not (is_name and mount.type is not other.type)
 
 
 def absolute(table: Table, key: str, *, required: bool = False) -> str:
@@ -151,8 +159,19 @@ def absolute(table: Table, key: str, *, required: bool = False) -> str:
     return path
 
 
-def _mount(table: Table) -> MountSpec:
+def _mount(table: Table, driver: DriverName) -> MountSpec:
     type_ = table.choice("type", MountType, MountType.VOLUME, required=True)
+    synonyms = {
+        "src": "source", "dst": "target", "destination": "target", "readonly": "read_only",
+        "name": "source", "secret": "source", "config": "source",
+    }  # fmt: skip
+    if type_ in jobstored.MODE:
+        stored = jobstored.read_stored_mount(table, type_, driver)
+        table.close(synonyms)
+        return stored
+    for key in ("mode", "uid", "gid"):
+        if table.raw(key) is not None and table.ok("type"):
+            table.error(key, "only the files of secrets and configs have one")
     mount = MountSpec(
         type=type_,
         target=absolute(table, "target", required=True),
@@ -168,9 +187,7 @@ def _mount(table: Table) -> MountSpec:
         _source_relations(table, mount)
     if mount.size_bytes and type_ is not MountType.TMPFS and table.ok("type"):
         table.error("size", "only tmpfs mounts have one")
-    table.close(
-        {"src": "source", "dst": "target", "destination": "target", "readonly": "read_only"}
-    )
+    table.close(synonyms)
     return mount
 
 

@@ -137,6 +137,9 @@ def _resources(group: GroupSpec) -> Tree:
 
 def _mount(mount: MountSpec) -> Tree:
     tree: Tree = {"type": mount.type.value, "target": mount.target, "read_only": mount.read_only}
+    if mount.type in (MountType.SECRET, MountType.CONFIG):
+        owner = {"uid": mount.uid, "gid": mount.gid}
+        return tree | {"source": mount.source, "mode": f"{mount.mode:04o}"} | owner
     if mount.type is MountType.TMPFS:
         return tree | {"size": mount.size_bytes}
     return tree | {"source": mount.source}

@@ -86,6 +86,8 @@ class MountType(enum.StrEnum):
     VOLUME = "volume"
     BIND = "bind"
     TMPFS = "tmpfs"
+    SECRET = "secret"  # one file, in memory; `source` is its name
+    CONFIG = "config"
 
 
 class Overlap(enum.StrEnum):
@@ -117,7 +119,7 @@ class Operator(enum.StrEnum):
 
 
 class SecretRef(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """An environment value that is the newest version of a secret."""
+    """An environment value that is a secret's: of the version that the job's version has."""
 
     secret: str
 
@@ -131,11 +133,17 @@ class PortSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class MountSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`mode`, `uid` and `gid` are of the file of a secret or config. None: whoever the task runs as.
+    `target` is the file's name, with a process."""
+
     type: MountType
     target: str
     source: str = ""
     read_only: bool = False
     size_bytes: int = 0  # tmpfs only; 0: the engine's default
+    mode: int = 0
+    uid: int | None = None
+    gid: int | None = None
 
 
 class CheckSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -14,6 +14,7 @@ from cube.model.spec import (
     SecretRef,
     UpdateOrder,
 )
+from cube.model.stored import KIND_OF_MOUNT
 from cube.model.treeread import join
 
 _JobRow = tuple[str, Callable[[JobSpec], bool], str]
@@ -42,7 +43,9 @@ _GROUP: tuple[_GroupRow, ...] = (
     ("docker.gpus", lambda g: bool(g.docker.gpus), "tasks get no GPU yet"),
     (
         "mounts",
-        lambda g: g.driver is DriverName.PROCESS and bool(g.mounts),
+        lambda g: (
+            g.driver is DriverName.PROCESS and any(m.type not in KIND_OF_MOUNT for m in g.mounts)
+        ),
         "a process sees the node's own files; nothing is mounted for it",
     ),
 )
@@ -54,6 +57,12 @@ def warnings(spec: JobSpec) -> list[str]:
     for name, group in spec.groups.items():
         base = f"groups.{name}"
         found += [f"{base}.{path}: {why}" for path, asked, why in _GROUP if asked(group)]
+        for number, mount in enumerate(group.mounts):
+            if mount.type in KIND_OF_MOUNT:
+                found.append(
+                    f"{base}.mounts[{number}]: {KIND_OF_MOUNT[mount.type].value}s are not stored "
+                    "yet, so no task of this group can start"
+                )
         for variable, value in group.env.items():
             if isinstance(value, SecretRef):
                 path = join(f"{base}.env", variable)

@@ -8,6 +8,7 @@ from cube.model.cluster import Task
 from cube.model.ids import ClusterId, NodeId
 from cube.model.launch import Launch, LaunchLease, LaunchPort
 from cube.model.spec import DriverName, GroupSpec, SecretRef
+from cube.model.stored import KIND_OF_MOUNT
 
 
 class LaunchRefused(msgspec.Struct, frozen=True):
@@ -37,6 +38,13 @@ def build_launch(
         if isinstance(value, SecretRef):
             return LaunchRefused("secret_missing", f"env {key}: secret {value.secret} is not here")
         env[key] = value
+    for mount in group.mounts:
+        kind = KIND_OF_MOUNT.get(mount.type)
+        if kind is not None:
+            return LaunchRefused(
+                f"{kind.value}_missing",
+                f"mount {mount.target}: {kind.value} {mount.source} is not here",
+            )
     ports = launch_ports(task, node.advertise)
     env.update(cube_env(task, ports, node))
     return Launch(

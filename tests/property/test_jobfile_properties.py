@@ -86,9 +86,16 @@ def checks(draw: st.DrawFn, ports: list[str]) -> dict[str, Any]:
 
 
 @st.composite
-def mounts(draw: st.DrawFn, number: int) -> dict[str, Any]:
+def mounts(draw: st.DrawFn, number: int, process: bool) -> dict[str, Any]:
     kind = draw(st.sampled_from(list(MountType)))
     tree: dict[str, Any] = {"type": kind.value, "target": f"/mnt/{number}"}
+    if kind in (MountType.SECRET, MountType.CONFIG):
+        if process or draw(st.booleans()):
+            tree["target"] = f"file-{number}"
+        ids = st.integers(0, (1 << 32) - 2)
+        modes = st.sampled_from(["0400", "444", "0777"])
+        tree |= draw(optional(mode=modes, uid=ids, gid=ids, read_only=st.just(True)))
+        return tree | {"source": draw(NAMES)}
     if kind is MountType.VOLUME:
         tree["source"] = draw(NAMES)
     elif kind is MountType.BIND:
@@ -132,7 +139,7 @@ def groups(
     cpu = draw(st.integers(0, 1000))
     tree: dict[str, Any] = {
         "ports": {name: {**port, "protocol": "tcp"} for name, port in ports.items()},
-        "mounts": [draw(mounts(number)) for number in range(draw(st.integers(0, 2)))],
+        "mounts": [draw(mounts(number, process)) for number in range(draw(st.integers(0, 2)))],
         "checks": draw(st.lists(checks(names), max_size=3)),
         "resources": {
             "memory": memory,

@@ -52,6 +52,11 @@ def test_defaults_do_not_warn(name: str) -> None:
             "ports = { a-b = { target = 80 }, c = { target = 90, host = 90 } }",
             ["groups.g.mounts", "groups.g.ports.a-b.target"],
         ),
+        (
+            GROUP
+            + 'mounts = [ { type = "secret", source = "a" }, { type = "config", source = "a" } ]',
+            ["groups.g.mounts[0]", "groups.g.mounts[1]"],
+        ),
     ],
 )
 def test_each_key_that_is_not_honoured(text: str, paths: list[str]) -> None:

@@ -16,6 +16,8 @@ from cube.model.spec import (
     CronSpec,
     DriverName,
     JobType,
+    MountSpec,
+    MountType,
     Operator,
     PlacementPolicy,
     PortSpec,
@@ -98,6 +100,10 @@ def test_the_whole_page() -> None:
         "F": "1.5",
         "ON": "true",
     }
+    assert group.mounts[1:] == (
+        MountSpec(MountType.SECRET, "/etc/tls/key.pem", "tls-key", True, 0, 0o440, 101, 0),
+        MountSpec(MountType.CONFIG, "/run/configs/nginx.conf", "nginx.conf", True, 0, 0o444),
+    )
     assert group.command == ("nginx", "-g", "daemon off;")
     assert group.resources == Resources(250, 128 << 20, 100 << 20)
     assert (group.cpu_max_milli, group.memory_max_bytes, group.pids) == (1000, 256 << 20, 256)
@@ -113,6 +119,21 @@ def test_the_whole_page() -> None:
         Constraint("driver.docker.version", Operator.GE, "20"),
     )
     assert group.placement.affinities[0].weight == 50
+
+
+def test_a_process_finds_secrets_by_their_names() -> None:
+    mounts = """command = ["c"]
+mounts = [
+  { type = "secret", source = "a" }, { type = "config", source = "a" },
+  { type = "secret", source = "b", target = "other", mode = "440" },
+]
+"""
+    group = parse_toml((PROCESS + mounts).encode()).groups["g"]
+    assert group.mounts == (
+        MountSpec(MountType.SECRET, "a", "a", True, 0, 0o400),
+        MountSpec(MountType.CONFIG, "a", "a", True, 0, 0o444),
+        MountSpec(MountType.SECRET, "other", "b", True, 0, 0o440),
+    )
 
 
 def test_json_takes_numbers_and_null_means_not_given() -> None:
@@ -425,6 +446,45 @@ ONE_ERROR = [
         "more than hard",
     ),
     (GROUP + 'docker.labels = { "cube.task" = "x" }', 'groups.g.docker.labels."cube.task"', "Cube"),
+    *[
+        (MOUNT + rest, f"groups.g.mounts[0].{key}", words)
+        for rest, key, words in [
+            ('type = "secret"', "source", "is required: the name of a secret"),
+            ('type = "config"\ntarget = "/a"', "source", "is required: the name of a config"),
+            ('type = "secret"\nsource = "a/b"', "source", "letters, digits, . _ and -"),
+            ('type = "secret"\nsource = ""', "source", "letters, digits, . _ and -"),
+            ('type = "secret"\nname = "a"\nsource = "a"', "name", "`source`"),
+            ('type = "secret"\nsource = "a"\ntarget = "a/b"', "target", "plain name"),
+            ('type = "secret"\nsource = "a"\ntarget = ".."', "target", "plain name"),
+            ('type = "secret"\nsource = "a"\ntarget = "/"', "target", "path of a file"),
+            ('type = "secret"\nsource = "a"\ntarget = "/a/../b"', "target", "without .."),
+            ('type = "secret"\nsource = "a"\ntarget = "/a/"', "target", "path of a file"),
+            ('type = "secret"\nsource = "a"\nmode = 0o400', "mode", 'as chmod takes it: "0400"'),
+            ('type = "secret"\nsource = "a"\nmode = "4755"', "mode", 'as chmod takes it: "0400"'),
+            ('type = "secret"\nsource = "a"\nmode = "r--"', "mode", "is not accepted"),
+            ('type = "secret"\nsource = "a"\nmode = "0200"', "mode", "nobody read it"),
+            ('type = "config"\nsource = "a"\nuid = -1', "uid", "between 0"),
+            ('type = "config"\nsource = "a"\ngid = 4294967295', "gid", "between 0"),
+            ('type = "config"\nsource = "a"\nuid = "web"', "uid", "whole number"),
+            ('type = "config"\nsource = "a"\nread_only = false', "read_only", "always"),
+            ('type = "config"\nsource = "a"\nsize = 4096', "size", "only tmpfs"),
+            ('type = "volume"\nsource = "a"\ntarget = "/a"\nmode = "0400"', "mode", "secrets and"),
+            ('type = "bind"\nsource = "/a"\ntarget = "/a"\nuid = 0', "uid", "secrets and"),
+        ]
+    ],
+    (
+        MOUNT + 'type = "secret"\nsource = "a"\n[[groups.g.mounts]]\ntype = "config"\n'
+        'source = "b"\ntarget = "/run/secrets/a"',
+        "groups.g.mounts[1].target",
+        "another mount",
+    ),
+    (
+        PROCESS + 'command = ["a"]\nmounts = [{type = "secret", source = "a", target = "/a"}]',
+        "groups.g.mounts[0].target",
+        "in $CUBE_SECRETS_DIR",
+    ),
+    (GROUP + "env = { A = { secret = 'a b' } }", "groups.g.env.A.secret", "letters, digits"),
+    (GROUP + "env = { CUBE_SECRETS_DIR = 'x' }", "groups.g.env.CUBE_SECRETS_DIR", "Cube itself"),
     # -- placement
     (PLACE + 'policy = "bestfit"', "groups.g.placement.policy", "spread, binpack, epvm"),
     (PLACE + "max_per_node = -1", "groups.g.placement.max_per_node", "between 0"),

@@ -140,6 +140,8 @@ def _mount(mount: MountSpec, marks: Marks) -> dict[str, object]:
             body["TmpfsOptions"] = {"SizeBytes": mount.size_bytes}
         case MountType.TMPFS:
             pass
+        case MountType.SECRET | MountType.CONFIG:
+            raise AssertionError("a launch has these as files, not as mounts")
     return body
 
 

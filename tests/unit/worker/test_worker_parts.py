@@ -11,7 +11,16 @@ from cube.model.cluster import HistoryEntry, TaskPort
 from cube.model.ids import ClusterId, NodeId, TaskId
 from cube.model.launch import Launch
 from cube.model.lifecycle import Health, TaskState
-from cube.model.spec import CheckSpec, CheckType, JobType, Protocol, RestartPolicy, SecretRef
+from cube.model.spec import (
+    CheckSpec,
+    CheckType,
+    JobType,
+    MountSpec,
+    MountType,
+    Protocol,
+    RestartPolicy,
+    SecretRef,
+)
 from cube.worker.health import CheckState, adopted_checks, changed_checks, fresh_checks, overall
 from cube.worker.launch import LaunchRefused, NodeIdentity, build_launch
 from cube.worker.restart import Final, RestartAfter, after_end, restart_times, spread_ms
@@ -77,6 +86,14 @@ def test_a_secret_that_is_not_here_refuses_the_launch() -> None:
     group = builders.group(env={"P": SecretRef("db")})
     assert build_launch(make_task(), group, 1, NODE) == LaunchRefused(
         "secret_missing", "env P: secret db is not here"
+    )
+
+
+@pytest.mark.parametrize("type_", [MountType.SECRET, MountType.CONFIG])
+def test_a_mount_of_what_is_not_here_refuses_the_launch(type_: MountType) -> None:
+    group = builders.group(mounts=(MountSpec(type_, "/run/x", "db"),))
+    assert build_launch(make_task(), group, 1, NODE) == LaunchRefused(
+        f"{type_.value}_missing", f"mount /run/x: {type_.value} db is not here"
     )
 
 
