@@ -6,7 +6,8 @@ from pathlib import Path
 
 from cube.adapters.docker_driver import DockerDriver
 from cube.adapters.docker_engine.settings import DockerSettings
-from cube.adapters.process.driver import ProcessDriver, ProcessSettings
+from cube.adapters.process.driver import ProcessDriver
+from cube.adapters.process.settings import ProcessSettings
 from cube.config import Config, Switch
 from cube.model.ids import ClusterId, NodeId
 from cube.ports.clock import Clock
@@ -38,7 +39,10 @@ def make_drivers(
             Path(config.node.data_dir) / TASKS_DIRECTORY,
             clock,
             ProcessSettings(
-                log_segment_bytes=config.logs.file_size_bytes, log_segments=config.logs.files
+                log_segment_bytes=config.logs.file_size_bytes,
+                log_segments=config.logs.files,
+                allow=config.drivers.process.allow,
+                user=config.drivers.process.user,
             ),
         )
     return drivers

@@ -50,6 +50,8 @@ ALLOW_WORDS = (
     "bind", "cap_add", "devices", "gpus", "host_network", "network", "privileged", "security_opt",
 )  # fmt: skip
 
+PROCESS_ALLOW_WORDS = ("root",)  # the same of the process driver
+
 SECTIONS: dict[str, type[msgspec.Struct]] = {
     "node": NodeSettings,
     "node.reserved": Resources,
@@ -99,6 +101,7 @@ _ENV_NAMES = {
 }
 _HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,251}[A-Za-z0-9])?")
 _NODE_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,61}[A-Za-z0-9])?")
+_USER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,62}\$?(:[A-Za-z0-9_][A-Za-z0-9_.-]{0,62})?")
 _RANGE = re.compile(r"([0-9]{1,5})-([0-9]{1,5})")
 
 Layers = dict[str, dict[str, Given]]
@@ -145,7 +148,7 @@ def build(tree: object, env: Mapping[str, str], flags: Mapping[str, object]) -> 
     labels = layers["node"].pop("labels", None)  # they do not replace the file's
     insecure = bool(flags.get("insecure"))
     docker = _docker(section("drivers.docker"))
-    process = section("drivers.process")
+    process = _process(section("drivers.process"))
     config = Config(
         node=_node(section("node"), layers["node.reserved"], labels),
         bind=_bind(section("bind"), insecure),
@@ -153,7 +156,7 @@ def build(tree: object, env: Mapping[str, str], flags: Mapping[str, object]) -> 
         raft=_raft(section("raft")),
         gossip=_gossip(section("gossip")),
         auth=_auth(section("auth")),
-        drivers=DriversSettings(docker=docker, process=_plain(process, ProcessSettings)),
+        drivers=DriversSettings(docker=docker, process=process),
         scheduler=_scheduler(section("scheduler")),
         logs=_plain(section("logs"), LogSettings),
         gc=_plain(section("gc"), GcSettings),
@@ -362,6 +365,18 @@ def _docker(section: Section) -> DockerSettings:
             section.error("allow", f"{shown(word)} is not accepted", ", ".join(ALLOW_WORDS))
     section.close({"socket": "host"})
     return DockerSettings(**values)
+
+
+def _process(section: Section) -> ProcessSettings:
+    values = section.read(ProcessSettings, _BOUNDS)
+    words = ", ".join(PROCESS_ALLOW_WORDS)
+    for word in values["allow"]:
+        if word not in PROCESS_ALLOW_WORDS:
+            section.error("allow", f"{shown(word)} is not accepted", words)
+    if values["user"] and not _USER.fullmatch(values["user"]):
+        section.error("user", f"{shown(values['user'])} is no user", "a name or id, or user:group")
+    section.close()
+    return ProcessSettings(**values)
 
 
 def _scheduler(section: Section) -> SchedulerSettings:

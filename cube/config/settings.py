@@ -91,7 +91,11 @@ class DockerSettings(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ProcessSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """Empty user: tasks that name none run as the agent itself."""
+
     enabled: Switch = Switch.AUTO
+    allow: tuple[str, ...] = ()
+    user: str = ""
 
 
 class DriversSettings(msgspec.Struct, frozen=True, kw_only=True):

@@ -5,13 +5,13 @@ from __future__ import annotations
 import ipaddress
 import re
 
-from cube.model.spec import DockerOptions, Ulimit
+from cube.model.jobulimits import read_ulimits
+from cube.model.spec import DockerOptions, DriverName
 from cube.model.stored import NAME
 from cube.model.treeread import Table, as_text, kind, shown, text_problem
 
 DOCKER_LIST_MAX = 128
 DOCKER_LABELS_MAX = 128
-ULIMIT_MAX = (1 << 63) - 1
 PULL = ("missing", "always", "never")
 
 _CAPABILITY = re.compile(r"(CAP_)?[A-Za-z_]{2,40}")
@@ -19,7 +19,6 @@ _DEVICE = re.compile(r"/[^:\s]*(:/[^:\s]*)?(:[rwm]{1,3})?")
 _EXTRA_HOST = re.compile(r"[^:=\s]{1,253}[:=][^\s]{1,64}")
 _HOSTNAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?")
 _NETWORK = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:-]{0,127}")
-_ULIMIT = re.compile(r"[a-z]{2,16}")
 _RESERVED_LABELS = ("cube.", "io.cube.")  # how the docker driver knows its own containers
 
 
@@ -32,7 +31,7 @@ def read_docker(table: Table) -> DockerOptions:
         cap_drop=_words(table, "cap_drop", _CAPABILITY, 'write ["ALL"]'),
         devices=_words(table, "devices", _DEVICE, 'write ["/dev/ttyUSB0:/dev/ttyUSB0:rw"]'),
         gpus=_gpus(table),
-        ulimits=_ulimits(table.table("ulimits")),
+        ulimits=read_ulimits(table.table("ulimits"), DriverName.DOCKER),
         shm_size_bytes=table.size_bytes("shm_size", 0),
         read_only=table.boolean("read_only", False),
         security_opt=_words(table, "security_opt", None, 'write ["no-new-privileges"]'),
@@ -58,28 +57,6 @@ def _gpus(table: Table) -> str:
     if isinstance(value, int) and not isinstance(value, bool):
         return str(table.integer("gpus", 0, 0, 1024))
     return table.text("gpus", chars_max=256, accepted='write "all" or a number')
-
-
-def _ulimits(table: Table) -> tuple[Ulimit, ...]:
-    """Sorted by name: their order means nothing, so two files that differ in it are equal."""
-    limits = []
-    for name, value in table.entries(DOCKER_LIST_MAX, "limits"):
-        if not _ULIMIT.fullmatch(name):
-            table.error(name, "is not a name for a limit", "nofile, nproc, memlock, core, …")
-        elif isinstance(value, dict):
-            inner = Table(table.errors, table.at(name), value)
-            soft = inner.integer("soft", 0, -1, ULIMIT_MAX)
-            hard = inner.integer("hard", soft, -1, ULIMIT_MAX)
-            if not inner.has("soft"):
-                inner.error("soft", "is required")
-            elif hard != -1 and (soft > hard or soft == -1) and inner.ok("soft", "hard"):
-                inner.error("soft", f"{soft} is more than hard = {hard}", "-1 means unlimited")
-            inner.close()
-            limits.append(Ulimit(name, soft, hard))
-        else:
-            number = table.integer(name, 0, -1, ULIMIT_MAX)
-            limits.append(Ulimit(name, number, number))
-    return tuple(sorted(limits, key=lambda limit: limit.name))
 
 
 def _dns(table: Table) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 
 from cube.model import jobdocker, jobparts
+from cube.model.jobulimits import read_ulimits
 from cube.model.resources import Resources
 from cube.model.spec import (
     ARGV_BYTES_MAX,
@@ -69,7 +70,7 @@ SYNONYMS = {
     "max_per_node": "placement.max_per_node", "spread_over": "placement.spread_over",
     "privileged": "docker.privileged", "network_mode": "docker.network_mode",
     "labels": "docker.labels", "hostname": "docker.hostname", "cap_add": "docker.cap_add",
-    "ulimits": "docker.ulimits", "init": "docker.init", "pull": "docker.pull",
+    "rlimits": "ulimits", "limits": "ulimits", "init": "docker.init", "pull": "docker.pull",
     "workdir": "working_dir", "cwd": "working_dir", "kill_timeout": "stop_timeout",
     "stop_grace_period": "stop_timeout", "singleton": "at_most_one",
 }  # fmt: skip
@@ -122,6 +123,7 @@ def read_group(table: Table, job_type: JobType) -> GroupSpec:
         update=update,
         docker=_docker(table, driver),
         placement=jobparts.read_placement(table),
+        ulimits=read_ulimits(table.table("ulimits"), driver),
     )
     _relations(table, group, job_type)
     table.close(SYNONYMS)
@@ -129,6 +131,10 @@ def read_group(table: Table, job_type: JobType) -> GroupSpec:
 
 
 def _relations(table: Table, group: GroupSpec, job_type: JobType) -> None:
+    for limit in group.ulimits:
+        if limit.name in {other.name for other in group.docker.ulimits}:
+            path = f"{table.at('docker')}.ulimits.{limit.name}"
+            table.errors.add(path, "is in the group's own ulimits too")
     if job_type is JobType.SYSTEM and table.has("count") and group.count != 1:
         table.error("count", "a system job runs one task on every node", "leave count out")
     if table.has("lost_after") and not group.is_leased and table.ok("on_partition"):
@@ -360,6 +366,9 @@ def _docker(table: Table, driver: DriverName) -> DockerOptions:
     if table.raw("docker") in (None, {}):
         return DockerOptions()
     if driver is DriverName.PROCESS and table.ok("driver"):
-        table.error("docker", "this group runs with the process driver")
+        docker = table.raw("docker")
+        is_ulimits = isinstance(docker, dict) and set(docker) == {"ulimits"}
+        hint = "write ulimits in the group itself" if is_ulimits else ""
+        table.error("docker", "this group runs with the process driver", hint)
         return DockerOptions()
     return jobdocker.read_docker(table.table("docker"))

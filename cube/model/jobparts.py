@@ -38,6 +38,7 @@ PATTERN_CHARS_MAX = 256  # of `matches`
 
 _PATH = re.compile(r"/[^\s]*")
 _VOLUME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
+_NO_MOUNTS = 'it sees the node\'s own files; for this write driver = "docker"'
 _ABSOLUTE = re.compile(r"/.*")
 _CONDITION_SYNONYMS = {"key": "attribute", "op": "operator", "target": "attribute"}
 _NODE_FACTS = ("id", "name", "os", "arch")
@@ -169,6 +170,8 @@ def _mount(table: Table, driver: DriverName) -> MountSpec:
         stored = jobstored.read_stored_mount(table, type_, driver)
         table.close(synonyms)
         return stored
+    if driver is DriverName.PROCESS:
+        table.error("type", "nothing but secrets and configs is mounted for a process", _NO_MOUNTS)
     for key in ("mode", "uid", "gid"):
         if table.raw(key) is not None and table.ok("type"):
             table.error(key, "only the files of secrets and configs have one")

@@ -19,6 +19,7 @@ from cube.model.spec import (
     MountType,
     Operator,
     SecretRef,
+    Ulimit,
 )
 
 Tree = dict[str, object]
@@ -121,6 +122,7 @@ def _group(group: GroupSpec) -> Tree:
     if docker:
         tree["docker"] = _docker(group.docker)
     tree["placement"] = _placement(group)
+    tree["ulimits"] = _ulimits(group.ulimits)
     return tree
 
 
@@ -163,6 +165,10 @@ def _check(check: CheckSpec) -> Tree:
     }
 
 
+def _ulimits(limits: tuple[Ulimit, ...]) -> Tree:
+    return {limit.name: {"soft": limit.soft, "hard": limit.hard} for limit in limits}
+
+
 def _docker(docker: DockerOptions) -> Tree:
     return {
         "init": docker.init,
@@ -172,9 +178,7 @@ def _docker(docker: DockerOptions) -> Tree:
         "cap_drop": list(docker.cap_drop),
         "devices": list(docker.devices),
         "gpus": docker.gpus or None,
-        "ulimits": {
-            limit.name: {"soft": limit.soft, "hard": limit.hard} for limit in docker.ulimits
-        },
+        "ulimits": _ulimits(docker.ulimits),
         "shm_size": docker.shm_size_bytes,
         "read_only": docker.read_only,
         "security_opt": list(docker.security_opt),

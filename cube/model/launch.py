@@ -7,7 +7,7 @@ import enum
 import msgspec
 
 from cube.model.ids import ClusterId, NodeId, TaskId
-from cube.model.spec import DockerOptions, MountSpec, Protocol
+from cube.model.spec import DockerOptions, MountSpec, Protocol, Ulimit
 
 
 class LaunchPort(msgspec.Struct, frozen=True):
@@ -59,7 +59,9 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True):
     pids_limit: int = 0
     ports: tuple[LaunchPort, ...] = ()
     mounts: tuple[MountSpec, ...] = ()
-    docker: DockerOptions = DockerOptions()
+    docker: DockerOptions = DockerOptions()  # with the group's ulimits
+    ulimits: tuple[Ulimit, ...] = ()
+    disk_bytes: int = 0  # of the task's own directory; a driver that cannot watch it does not
 
 
 class RunState(enum.StrEnum):
@@ -73,7 +75,8 @@ class Observation(msgspec.Struct, frozen=True, kw_only=True):
 
     `handle` is the container's id, or the pid of the command itself as text.
     `exit_code` is None while running and when it cannot be known (`reason` then says why);
-    a death by signal N is 128 + N.
+    a death by signal N is 128 + N. `message`: a sentence for people, where `reason` is a code that
+    says too little.
     """
 
     task_id: TaskId
@@ -83,6 +86,7 @@ class Observation(msgspec.Struct, frozen=True, kw_only=True):
     exit_code: int | None = None
     oom_killed: bool = False
     reason: str = ""
+    message: str = ""
     started_at_ms: int = 0
     finished_at_ms: int = 0
 

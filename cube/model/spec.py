@@ -230,7 +230,7 @@ class DockerOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     cap_drop: tuple[str, ...] = ()
     devices: tuple[str, ...] = ()
     gpus: str = ""
-    ulimits: tuple[Ulimit, ...] = ()
+    ulimits: tuple[Ulimit, ...] = ()  # the older place of GroupSpec.ulimits
     shm_size_bytes: int = 0
     read_only: bool = False
     security_opt: tuple[str, ...] = ()
@@ -272,6 +272,7 @@ class GroupSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     update: UpdatePolicy = UpdatePolicy()
     docker: DockerOptions = DockerOptions()
     placement: Placement = Placement()
+    ulimits: tuple[Ulimit, ...] = ()  # none has the name of one in `docker`
 
     @property
     def lives_alone(self) -> bool:

@@ -41,13 +41,6 @@ _GROUP: tuple[_GroupRow, ...] = (
         "images are pulled without a login yet",
     ),
     ("docker.gpus", lambda g: bool(g.docker.gpus), "tasks get no GPU yet"),
-    (
-        "mounts",
-        lambda g: (
-            g.driver is DriverName.PROCESS and any(m.type not in KIND_OF_MOUNT for m in g.mounts)
-        ),
-        "a process sees the node's own files; nothing is mounted for it",
-    ),
 )
 
 

@@ -150,6 +150,8 @@ def cause_of(seen: Observation) -> Cause:
     if seen.state is RunState.GONE:
         return Cause("vanished", seen.reason or "nothing is left of its container or process")
     code = seen.exit_code
+    if seen.message:
+        return Cause(seen.reason, seen.message, code, oom_killed=seen.oom_killed)
     if seen.oom_killed:
         return Cause("oom_killed", "killed: out of memory", code, oom_killed=True)
     if code is None:

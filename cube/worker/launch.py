@@ -7,7 +7,7 @@ import msgspec
 from cube.model.cluster import Task
 from cube.model.ids import ClusterId, NodeId
 from cube.model.launch import Launch, LaunchLease, LaunchPort
-from cube.model.spec import DriverName, GroupSpec, SecretRef
+from cube.model.spec import DockerOptions, DriverName, GroupSpec, SecretRef
 from cube.model.stored import KIND_OF_MOUNT
 
 
@@ -71,8 +71,18 @@ def build_launch(
         pids_limit=group.pids,
         ports=ports,
         mounts=group.mounts,
-        docker=group.docker,
+        docker=_docker(group),
+        ulimits=group.ulimits,
+        disk_bytes=group.resources.disk_bytes,
     )
+
+
+def _docker(group: GroupSpec) -> DockerOptions:
+    """The engine's options, with the ulimits of both places."""
+    if not group.ulimits:
+        return group.docker
+    ulimits = group.docker.ulimits + group.ulimits
+    return msgspec.structs.replace(group.docker, ulimits=ulimits)
 
 
 def _lease(group: GroupSpec, leased_from_ms: int | None) -> LaunchLease | None:

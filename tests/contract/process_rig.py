@@ -13,8 +13,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from cube.adapters.process.driver import ProcessDriver, ProcessSettings
+from cube.adapters.process.driver import ProcessDriver
 from cube.adapters.process.host import all_stats, is_dead, read_text
+from cube.adapters.process.settings import ProcessSettings
 from cube.model.ids import ClusterId, NodeId, TaskId
 from cube.model.launch import Launch, Observation, RunState
 from cube.ports.driver import Driver

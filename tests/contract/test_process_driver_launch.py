@@ -15,13 +15,21 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from cube.adapters.process.driver import ProcessSettings
 from cube.adapters.process.host import cgroup_pids
+from cube.adapters.process.settings import ProcessSettings
 from cube.adapters.process.spawning import PACKAGE_ROOT
 from cube.model.errors import DriverFailed
 from cube.model.launch import Launch, RunState
-from cube.model.spec import MountSpec, MountType
-from tests.contract.driver_cases import NEVER_MS, ended, new_task_id, read, text, until
+from cube.model.spec import MountSpec, MountType, Ulimit
+from tests.contract.driver_cases import (
+    NEVER_MS,
+    ended,
+    new_task_id,
+    read,
+    text,
+    until,
+    wait_for_output,
+)
 from tests.contract.process_rig import ProcessRig, pids_of, process_rig
 
 MIB = 1024 * 1024
@@ -217,7 +225,10 @@ async def test_each_impossible_launch_has_its_own_reason(rig: ProcessRig, tmp_pa
         (changed(good, command=("a\0b",)), "bad_launch", "NUL"),
         (changed(good, env={"A=B": "c"}), "bad_launch", "environment"),
         (changed(good, user="no-such-user"), "user_unknown", "no-such-user"),
-        (changed(good, user="root:no-such-group"), "user_unknown", "no-such-group"),
+        (changed(good, user="nobody:no-such-group"), "user_unknown", "no-such-group"),
+        (changed(good, user=str(1 << 40)), "user_unknown", str(1 << 40)),
+        (changed(good, user=f"nobody:{1 << 40}"), "user_unknown", str(1 << 40)),
+        (changed(good, ulimits=(Ulimit("locksmith", 1, 1),)), "ulimit_unknown", "locksmith"),
         (changed(good, working_dir="/no/such/dir"), "working_dir_missing", "/no/such/dir"),
         (changed(good, working_dir=str(plain)), "working_dir_missing", str(plain)),
         (changed(good, mounts=(mount,)), "mounts_not_supported", "docker"),
@@ -291,6 +302,48 @@ async def test_a_task_of_another_user_is_stopped_and_entered_like_any(rig: Proce
     seen = await rig.driver.stop(launch.task_id, 1, "SIGTERM", NEVER_MS)
     assert seen.exit_code == 143
     assert pids_of(launch.task_id) == set()
+
+
+@needs_root
+@pytest.mark.root
+@pytest.mark.parametrize("user", ["root", "0", "root:nogroup", "nobody:root", "nobody:0"])
+async def test_root_only_where_the_node_allows_it(tmp_path: Path, user: str) -> None:
+    """Who leaves `user` out, too, where the node's default would be root."""
+    for settings in (ProcessSettings(), ProcessSettings(user=user)):
+        async with process_rig(tmp_path / "refused", settings) as rig:
+            launch = rig.launch(new_task_id())
+            launch = launch if settings.user else changed(launch, user=user)
+            with pytest.raises(DriverFailed) as failed:
+                await prepare_and_start(rig, launch)
+            assert (failed.value.code, failed.value.transient) == ("not_allowed", False)
+            assert "[drivers.process] allow" in failed.value.message
+    async with process_rig(tmp_path / "allowed", ProcessSettings(allow=("root",))) as rig:
+        launch = changed(rig.shell(rig.launch(new_task_id()), "id -u; id -g; id -G"), user=user)
+        uid, _, group = user.partition(":")
+        gid = "65534" if group == "nogroup" else "0"
+        groups = gid if group else " ".join(map(str, os.getgrouplist("root", 0)))
+        wanted = "65534" if uid == "nobody" else "0"
+        assert (await output_of(rig, launch)).splitlines() == [wanted, gid, groups]
+
+
+@needs_root
+@pytest.mark.root
+async def test_a_node_says_who_runs_what_names_no_user(tmp_path: Path) -> None:
+    async with process_rig(tmp_path / "tasks", ProcessSettings(user="nobody")) as rig:
+        launch = rig.shell(rig.launch(new_task_id()), "id -u; echo x > mine")
+        assert await output_of(rig, launch) == "65534\n"
+        launch = changed(rig.shell(rig.launch(new_task_id()), "id -u"), user="daemon")
+        assert await output_of(rig, launch) == "1\n"
+
+
+@needs_root
+@pytest.mark.root
+async def test_supplementary_groups_are_those_of_the_user(
+    rig: ProcessRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "getgrouplist", lambda name, gid: [gid, 7, 9])
+    launch = changed(rig.shell(rig.launch(new_task_id()), "id -G"), user="nobody")
+    assert await output_of(rig, launch) == "65534 7 9\n"
 
 
 # -- limits -----------------------------------------------------------------------------------------
@@ -409,6 +462,71 @@ async def test_a_directory_that_cannot_be_made_is_a_fault(tmp_path: Path) -> Non
     assert not info.healthy
     assert str(tmp_path) in info.reason
     await rig.driver.close()
+
+
+async def test_limits_of_a_process_are_set_beside_it_too(rig: ProcessRig) -> None:
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    limits = (Ulimit("core", 0, 0), Ulimit("nofile", 64, 128), Ulimit("fsize", -1, -1))
+    script = "ulimit -c; ulimit -Sn; ulimit -Hn; ulimit -f; echo ready; sleep 1000"
+    launch = changed(rig.shell(rig.launch(new_task_id()), script), ulimits=limits)
+    assert hard == resource.RLIM_INFINITY or hard >= 128
+    await rig.driver.start(launch)
+    await wait_for_output(rig, launch.task_id, "ready\n")
+    assert text(await read(rig, launch.task_id)).split()[:-1] == ["0", "64", "128", "unlimited"]
+    result = await rig.driver.execute(launch.task_id, 1, ("sh", "-c", "ulimit -Hn"), NEVER_MS)
+    assert result.output == b"128\n"
+    plain = rig.shell(rig.launch(new_task_id()), "ulimit -Hn")
+    assert await output_of(rig, plain) == f"{'unlimited' if hard < 0 else hard}\n"
+
+
+@needs_root
+@pytest.mark.root
+async def test_a_limit_above_the_agents_is_set_or_a_reason(rig: ProcessRig) -> None:
+    """Root may raise it, for another user too, unless it was denied CAP_SYS_RESOURCE."""
+    hard = resource.getrlimit(resource.RLIMIT_SIGPENDING)[1]
+    assert hard >= 0
+    limits = (Ulimit("sigpending", hard + 1, hard + 2),)
+    launch = rig.shell(rig.launch(new_task_id()), "grep 'pending signals' /proc/self/limits")
+    launch = changed(launch, ulimits=limits, user="nobody")
+    if may("ulimit -Hi unlimited"):
+        assert (await output_of(rig, launch)).split()[3:5] == [str(hard + 1), str(hard + 2)]
+        return
+    with pytest.raises(DriverFailed) as failed:
+        await rig.driver.start(launch)
+    assert (failed.value.code, failed.value.transient) == ("limits_not_set", False)
+    assert f"ulimits.sigpending to {hard + 1} (hard: {hard + 2})" in failed.value.message
+    assert f"own hard limit is {hard}" in failed.value.message
+
+
+def may(script: str) -> bool:
+    """Whether this user of this host may do that."""
+    return subprocess.run(["bash", "-c", script], check=False, capture_output=True).returncode == 0
+
+
+async def test_a_limit_that_nobody_may_set_is_a_reason(rig: ProcessRig) -> None:
+    kernel_max = int(Path("/proc/sys/fs/nr_open").read_text())
+    launch = rig.launch(new_task_id())
+    launch = changed(launch, ulimits=(Ulimit("nofile", 10, kernel_max + 1),))
+    with pytest.raises(DriverFailed) as failed:
+        await rig.driver.start(launch)
+    assert (failed.value.code, failed.value.transient) == ("limits_not_set", False)
+
+
+async def test_when_memory_runs_out_the_task_goes_before_its_supervisor(rig: ProcessRig) -> None:
+    own = Path("/proc/self/oom_score_adj")
+    before = own.read_text().strip()
+    own.write_text("300")
+    try:
+        launch = rig.shell(rig.launch(new_task_id()), "cat /proc/self/oom_score_adj; sleep 1000")
+        seen = await rig.driver.start(launch)
+    finally:
+        own.write_text(before)
+    await wait_for_output(rig, launch.task_id, "0\n")
+    assert text(await read(rig, launch.task_id)) == "0\n"
+    parent = Path(f"/proc/{seen.handle}/stat").read_text().rpartition(")")[2].split()[1]
+    # Who may not ask for more than others is at least not less safe than its task.
+    wanted = "-998" if may("echo -998 > /proc/self/oom_score_adj") else "0"
+    assert Path(f"/proc/{parent}/oom_score_adj").read_text().strip() == wanted
 
 
 # -- output and the price of a task -----------------------------------------------------------------

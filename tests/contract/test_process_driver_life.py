@@ -121,6 +121,7 @@ async def test_a_pid_that_was_given_again_is_never_taken_for_ours(rig: ProcessRi
         await rig.restart()
         (seen,) = await rig.driver.recover()
         assert (seen.state, seen.reason) == (RunState.EXITED, "supervisor_lost")
+        assert "was killed" in seen.message
         assert seen.exit_code is None
         assert await rig.driver.stop(launch.task_id, 1, "SIGKILL", 0) == seen
         assert stranger.poll() is None
@@ -200,7 +201,8 @@ AGENT = """
 import asyncio, sys
 from pathlib import Path
 import msgspec
-from cube.adapters.process.driver import ProcessDriver, ProcessSettings
+from cube.adapters.process.driver import ProcessDriver
+from cube.adapters.process.settings import ProcessSettings
 from cube.model.launch import Launch
 
 async def main():

@@ -87,7 +87,8 @@ def checks(draw: st.DrawFn, ports: list[str]) -> dict[str, Any]:
 
 @st.composite
 def mounts(draw: st.DrawFn, number: int, process: bool) -> dict[str, Any]:
-    kind = draw(st.sampled_from(list(MountType)))
+    stored = [MountType.SECRET, MountType.CONFIG]
+    kind = draw(st.sampled_from(stored if process else list(MountType)))
     tree: dict[str, Any] = {"type": kind.value, "target": f"/mnt/{number}"}
     if kind in (MountType.SECRET, MountType.CONFIG):
         if process or draw(st.booleans()):
@@ -105,17 +106,21 @@ def mounts(draw: st.DrawFn, number: int, process: bool) -> dict[str, Any]:
     return tree | draw(optional(read_only=st.booleans()))
 
 
+def ulimits(*names: str) -> st.SearchStrategy[dict[str, Any]]:
+    return st.dictionaries(
+        st.sampled_from(names),
+        st.one_of(
+            st.integers(-1, 99), st.just({"soft": 1, "hard": -1}), st.just({"soft": 1, "hard": 2})
+        ),
+    )
+
+
 DOCKER = optional(
     init=st.booleans(), privileged=st.booleans(), read_only=st.booleans(),
     network_mode=st.sampled_from(["bridge", "none", "host", "container:x"]),
     cap_add=st.just(["NET_ADMIN"]), cap_drop=st.just(["ALL"]), devices=st.just(["/dev/null"]),
     gpus=st.one_of(st.just("all"), st.integers(0, 8)),
-    ulimits=st.dictionaries(
-        st.sampled_from(["nofile", "core", "nproc"]),
-        st.one_of(
-            st.integers(-1, 99), st.just({"soft": 1, "hard": -1}), st.just({"soft": 1, "hard": 2})
-        ),
-    ),
+    ulimits=ulimits("memlock", "locks"),
     shm_size=BYTES, security_opt=st.lists(LINES, max_size=2), dns=st.just(["10.0.0.1", "::1"]),
     extra_hosts=st.just(["a:10.0.0.1"]), hostname=st.just("web.local"),
     labels=st.dictionaries(st.sampled_from(["a", "com.example/x", "é"]), WORDS),
@@ -140,6 +145,7 @@ def groups(
     tree: dict[str, Any] = {
         "ports": {name: {**port, "protocol": "tcp"} for name, port in ports.items()},
         "mounts": [draw(mounts(number, process)) for number in range(draw(st.integers(0, 2)))],
+        "ulimits": draw(ulimits("nofile", "core", "nproc")),
         "checks": draw(st.lists(checks(names), max_size=3)),
         "resources": {
             "memory": memory,

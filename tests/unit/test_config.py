@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given, settings
 
 from cube.adapters.docker_engine.settings import ALLOW_WORDS as DRIVER_ALLOW_WORDS
+from cube.adapters.process.settings import ALLOW_WORDS as PROCESS_DRIVER_ALLOW_WORDS
 from cube.adapters.raft.settings import RaftSettings
 from cube.config import Config, LogLevel, Switch, build, load, parse_address
-from cube.config.load import ALLOW_WORDS, SECTIONS, keys_of
+from cube.config.load import ALLOW_WORDS, PROCESS_ALLOW_WORDS, SECTIONS, keys_of
 from cube.config.settings import BindSettings, RaftValues
 from cube.model.errors import BadConfig
 from cube.model.places import default_data_dir
@@ -65,6 +66,7 @@ def test_what_is_kept_twice_is_equal() -> None:
     for field in ("heartbeat_ms", "election_min_ms", "election_max_ms", "snapshot_every"):
         assert getattr(theirs, field) == getattr(ours, field)
     assert set(ALLOW_WORDS) == set(DRIVER_ALLOW_WORDS)
+    assert set(PROCESS_ALLOW_WORDS) == set(PROCESS_DRIVER_ALLOW_WORDS)
 
 
 def test_flag_over_environment_over_file_over_default(tmp_path: Path) -> None:
@@ -182,6 +184,9 @@ def test_every_flag_of_cube_agent() -> None:
         ({"gossip": {"suspicion_mult": 1e999}}, "gossip.suspicion_mult", "out of range"),
         ({"drivers": {"docker": {"enabled": "maybe"}}}, "drivers.docker.enabled", "auto, on, off"),
         ({"drivers": {"docker": {"allow": ["root"]}}}, "drivers.docker.allow", "privileged"),
+        ({"drivers": {"process": {"allow": ["bind"]}}}, "drivers.process.allow", "root"),
+        ({"drivers": {"process": {"allow": "root"}}}, "drivers.process.allow", "list of texts"),
+        ({"drivers": {"process": {"user": "a b"}}}, "drivers.process.user", "user:group"),
         ({"drivers": {"podman": {}}}, "drivers.podman", "accepted: docker, process"),
         ({"scheduler": {"policy": "best"}}, "scheduler.policy", "epvm"),
         ({"scheduler": {"preemption": "on"}}, "scheduler.preemption", "true or false"),

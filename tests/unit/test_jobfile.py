@@ -110,7 +110,8 @@ def test_the_whole_page() -> None:
     assert group.checks[0].type is CheckType.HTTP
     assert group.checks[0].start_period_ms == 10_000
     assert group.update.order is UpdateOrder.STOP_FIRST
-    assert group.docker.ulimits == (Ulimit("core", 0, -1), Ulimit("nofile", 1024, 1024))
+    assert group.ulimits == (Ulimit("core", 0, -1), Ulimit("nofile", 1024, 1024))
+    assert group.docker.ulimits == (Ulimit("memlock", -1, -1),)
     assert group.docker.shm_size_bytes == 64 << 20
     assert group.placement.policy is PlacementPolicy.SPREAD
     assert group.placement.constraints[1:4] == (
@@ -274,6 +275,16 @@ ONE_ERROR = [
     (PROCESS + 'command = ["a"]\nimage = "i"', "groups.g.image", "not an image"),
     (PROCESS + 'command = ["a"]\nentrypoint = ["i"]', "groups.g.entrypoint", "only images"),
     (PROCESS + 'command = ["a"]\ndocker.init = true', "groups.g.docker", "process driver"),
+    (
+        PROCESS + 'command = ["a"]\ndocker.ulimits = { nofile = 1 }',
+        "groups.g.docker",
+        "ulimits in the group itself",
+    ),
+    (
+        PROCESS + 'command = ["a"]\nmounts = [ { type = "tmpfs", target = "/x" } ]',
+        "groups.g.mounts[0].type",
+        'write driver = "docker"',
+    ),
     (GROUP + 'env = { "A=B" = "x" }', 'groups.g.env."A=B"', "not a name"),
     (GROUP + 'env = { "" = "x" }', 'groups.g.env.""', "not a name"),
     (GROUP + 'env = { A = "\\u0000" }', "groups.g.env.A", "NUL"),
@@ -429,7 +440,32 @@ ONE_ERROR = [
         "groups.g.update.min_healthy",
         "less than deadline",
     ),
+    # -- ulimits
+    (GROUP + "rlimits.nofile = 1", "groups.g.rlimits", "did you mean `ulimits`?"),
+    (GROUP + "ulimits = 5", "groups.g.ulimits", "must be a table"),
+    (GROUP + "ulimits.files = 5", "groups.g.ulimits.files", "nofile, nproc"),
+    (GROUP + "ulimits.as = 5", "groups.g.ulimits.as", "no limit of the docker driver"),
+    (PROCESS + 'command = ["a"]\nulimits.locks = 5', "groups.g.ulimits.locks", "of the process"),
+    (GROUP + "ulimits.nofile = -2", "groups.g.ulimits.nofile", "between -1"),
+    (GROUP + "ulimits.nofile = 'many'", "groups.g.ulimits.nofile", "whole number"),
+    (GROUP + "ulimits.nofile = { hard = 1 }", "groups.g.ulimits.nofile.soft", "is required"),
+    (
+        GROUP + "ulimits.nofile = { soft = 2, hard = 1 }",
+        "groups.g.ulimits.nofile.soft",
+        "more than",
+    ),
+    (
+        GROUP + "ulimits.nofile = { soft = 1, max = 1 }",
+        "groups.g.ulimits.nofile.max",
+        "unknown key",
+    ),
+    (
+        GROUP + "ulimits.nofile = 1\ndocker.ulimits.nofile = 1",
+        "groups.g.docker.ulimits.nofile",
+        "own ulimits too",
+    ),
     # -- docker
+    (GROUP + "docker.ulimits.files = 1", "groups.g.docker.ulimits.files", "nofile"),
     (GROUP + "docker.privilegd = true", "groups.g.docker.privilegd", "`privileged`"),
     (GROUP + "docker = []", "groups.g.docker", "must be a table, not a list"),
     (PROCESS + 'command = ["a"]\ndocker = 0', "groups.g.docker", "process driver"),

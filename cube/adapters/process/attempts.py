@@ -26,6 +26,13 @@ ORPHAN_ROUNDS = 100  # of killing what a dead supervisor left
 ORPHAN_ROUND_MS = 10
 QUIET_ROUNDS = 3  # one look through /proc can miss what forks meanwhile
 
+# Why the end of an attempt is not known, for people.
+LOST = {
+    "host_rebooted": "its host was rebooted",
+    "supervisor_lost": "the process that watches over it was killed; what was left of it was, too",
+    "record_lost": "what was written down of it cannot be read; what was left of it was killed",
+}
+
 Identity = tuple[TaskId, int]
 
 
@@ -107,6 +114,7 @@ class Attempts:
             exit_code=ended.exit_code,
             oom_killed=ended.oom_killed,
             reason=ended.failure or ended.reason,
+            message=ended.message or LOST.get(ended.reason, ""),
             finished_at_ms=ended.finished_at_ms,
         )
 

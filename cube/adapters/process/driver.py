@@ -10,8 +10,6 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from weakref import WeakValueDictionary
 
-import msgspec
-
 from cube.adapters.process import cgroups, orders
 from cube.adapters.process.attempts import Attempts, Identity, group_name
 from cube.adapters.process.beside import run_beside
@@ -20,7 +18,9 @@ from cube.adapters.process.lease import FILE as LEASE_FILE
 from cube.adapters.process.log_files import LogReader
 from cube.adapters.process.processes import Watch, open_pidfd, read_pipe, signal_session
 from cube.adapters.process.records import SAFE_ID
+from cube.adapters.process.settings import ProcessSettings
 from cube.adapters.process.spawning import spawn
+from cube.adapters.process.users import user_of
 from cube.adapters.process.wire import Order, pack, read_all, unpack
 from cube.model.errors import DriverFailed
 from cube.model.ids import ClusterId, NodeId, TaskId
@@ -38,15 +38,6 @@ FOLLOW_POLL_MS = 100  # between two looks for new output
 READ_BYTES = 256 * 1024  # of output, at one go
 STATUS_BYTES = 64  # a supervisor's one word
 LAST_WORDS_BYTES = 2000  # of a supervisor's own log, in an error message
-
-
-class ProcessSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Disk for output: 2 streams × log_segments × log_segment_bytes a task (and 1/8 for times)."""
-
-    log_segment_bytes: int = 10 * 1024 * 1024
-    log_segments: int = 2
-    cgroup_root: str = "/sys/fs/cgroup"
-    cgroup_parent: str = "cube"  # a group of this name below each hierarchy's root
 
 
 class ProcessDriver:
@@ -153,12 +144,12 @@ class ProcessDriver:
     # -- starting ---------------------------------------------------------------------------------
 
     async def prepare(self, launch: Launch) -> None:
-        await asyncio.to_thread(orders.check, launch)
+        await asyncio.to_thread(orders.check, launch, self._settings)
 
     @host_errors
     async def start(self, launch: Launch) -> Observation:
         assert (launch.cluster_id, launch.node_id) == self._mark, "a launch of another node"
-        orders.check(launch)
+        orders.check(launch, self._settings)
         identity = (launch.task_id, launch.attempt)
         async with self._lock(launch.task_id):
             seen = await self._earlier_start(identity)
@@ -236,7 +227,7 @@ class ProcessDriver:
         """Directories and groups are there; returns the order."""
         paths = self._attempts.paths(launch.task_id)
         attempt_dir = paths.attempt(launch.attempt)
-        user = orders.user_of(launch)
+        user = user_of(launch, self._settings)
         is_new = not paths.work.exists()
         for directory, mode in (
             (paths.home, 0o711),
@@ -250,14 +241,12 @@ class ProcessDriver:
         cgroup = self._attempts.cgroups.create(
             group_name((launch.task_id, launch.attempt)), cgroups.limits_of(launch)
         )
-        settings = self._settings
         return pack(
             orders.order_fields(
                 launch,
                 paths,
                 cgroup,
-                settings.log_segment_bytes,
-                settings.log_segments,
+                self._settings,
                 self._lease_file,
                 signal_number(launch.stop_signal) if launch.lease is not None else 0,
             )

@@ -2,31 +2,24 @@
 
 from __future__ import annotations
 
-import grp
 import os
-import pwd
+import resource
 from collections.abc import Sequence
 from pathlib import Path
 
-import msgspec
-
 from cube.adapters.process.failures import lasting
 from cube.adapters.process.records import SAFE_ID, TaskPaths
+from cube.adapters.process.settings import ProcessSettings
+from cube.adapters.process.users import User, user_of
 from cube.adapters.process.wire import pack
 from cube.model.launch import Launch
+from cube.model.spec import Ulimit
 
 INHERITED = ("PATH", "HOME", "LANG")  # of the agent's environment; nothing else
 Fields = list[tuple[str, bytes]]
 
 
-class User(msgspec.Struct, frozen=True):
-    uid: int
-    gid: int
-    groups: tuple[int, ...]
-    home: str  # empty: unknown
-
-
-def check(launch: Launch) -> None:
+def check(launch: Launch, settings: ProcessSettings) -> None:
     """Raises DriverFailed for what a process can never be given."""
     if not SAFE_ID.fullmatch(launch.task_id) or launch.attempt < 1:
         raise lasting("bad_id", f"not a task's identity: {launch.task_id!r}.{launch.attempt}")
@@ -40,42 +33,14 @@ def check(launch: Launch) -> None:
         raise lasting(
             "mounts_not_supported", "a process sees the host's own files: leave mounts to docker"
         )
-    user_of(launch)
+    for limit in launch.ulimits:
+        if not hasattr(resource, rlimit_name(limit.name)):
+            raise lasting("ulimit_unknown", f"this host knows no limit {limit.name!r}")
+    user_of(launch, settings)
     if launch.working_dir and not Path(_absolute(launch.working_dir)).is_dir():
         raise lasting(
             "working_dir_missing", f"working_dir {launch.working_dir} is not a directory here"
         )
-
-
-def user_of(launch: Launch) -> User | None:
-    """Who the task runs as; None: as the agent. `name`, `uid`, `name:group` or `uid:gid`."""
-    if not launch.user:
-        return None
-    name, _, group = launch.user.partition(":")
-    try:
-        entry = pwd.getpwuid(int(name)) if name.isdigit() else pwd.getpwnam(name)
-    except KeyError:
-        if not name.isdigit():
-            raise lasting("user_unknown", f"no user {name!r} on this host") from None
-        uid, gid, home = int(name), int(name), "/"
-        groups: tuple[int, ...] = (gid,)
-    else:
-        uid, gid, home = entry.pw_uid, entry.pw_gid, entry.pw_dir
-        groups = tuple(os.getgrouplist(entry.pw_name, gid))
-    if group:
-        try:
-            gid = int(group) if group.isdigit() else grp.getgrnam(group).gr_gid
-        except KeyError:
-            raise lasting("user_unknown", f"no group {group!r} on this host") from None
-        groups = (gid,)
-    if uid == os.geteuid() and not group:
-        return None
-    if os.geteuid() != 0:
-        raise lasting(
-            "user_not_allowed",
-            f"only an agent that runs as root can start a task as {launch.user!r}",
-        )
-    return User(uid, gid, groups, home)
 
 
 def environment(launch: Launch, user: User | None) -> dict[str, str]:
@@ -90,13 +55,12 @@ def order_fields(
     launch: Launch,
     paths: TaskPaths,
     cgroup: Sequence[str],
-    segment_bytes: int,
-    segments: int,
+    settings: ProcessSettings,
     lease_file: Path,
     stop_signal: int,
 ) -> Fields:
-    """What the supervisor is told. `become_fields` of it serve execute() again."""
-    user = user_of(launch)
+    """What the supervisor is told. Some of it serves execute() again (beside_order)."""
+    user = user_of(launch, settings)
     fields: Fields = [
         ("mode", b"supervise"),
         ("cluster_id", launch.cluster_id.encode()),
@@ -105,8 +69,8 @@ def order_fields(
         ("attempt", str(launch.attempt).encode()),
         ("dir", os.fsencode(paths.attempt(launch.attempt))),
         ("logs", os.fsencode(paths.logs)),
-        ("segment_bytes", str(segment_bytes).encode()),
-        ("segments", str(segments).encode()),
+        ("segment_bytes", str(settings.log_segment_bytes).encode()),
+        ("segments", str(settings.log_segments).encode()),
         ("cwd", os.fsencode(_absolute(launch.working_dir) or paths.work)),
     ]
     if launch.lease is not None:
@@ -121,17 +85,28 @@ def order_fields(
     env = environment(launch, user)
     fields += [("env", os.fsencode(f"{name}={value}")) for name, value in env.items()]
     fields += [("cgroup", os.fsencode(directory)) for directory in cgroup]
+    fields += [("rlimit", rlimit(limit)) for limit in launch.ulimits]
     if user is not None:
         fields += [("uid", str(user.uid).encode()), ("gid", str(user.gid).encode())]
         fields += [("group", str(group).encode()) for group in user.groups]
     return fields
 
 
+def rlimit_name(name: str) -> str:
+    return f"RLIMIT_{name.upper()}"
+
+
+def rlimit(limit: Ulimit) -> bytes:
+    """The kernel's number of it, soft, hard, and its name, which is for people."""
+    number = getattr(resource, rlimit_name(limit.name))
+    return f"{number} {limit.soft} {limit.hard} {limit.name}".encode()
+
+
 def beside_order(order: dict[str, list[bytes]], argv: tuple[str, ...]) -> bytes:
     """The order to become `argv` where the task of `order` is."""
     kept = [
         (key, value)
-        for key in ("cwd", "env", "cgroup", "uid", "gid", "group")
+        for key in ("cwd", "env", "cgroup", "rlimit", "uid", "gid", "group")
         for value in order.get(key, [])
     ]
     words = [("argv", os.fsencode(word)) for word in argv]

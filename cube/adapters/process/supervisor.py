@@ -64,6 +64,12 @@ PR_SET_CHILD_SUBREAPER = 36
 NEVER_STARTED = 127
 
 
+# When memory runs out the kernel shall take the task, not who tells of its end: as the kubelet has it
+# for what holds a pod together. Only root may ask for this; the task is put back to what is usual.
+OOM_SCORE_ADJ = b"-998"
+OOM_SCORE_ADJ_OF_TASKS = b"0"
+
+
 class Supervisor:
     """The life of one attempt."""
 
@@ -79,6 +85,8 @@ class Supervisor:
 
     def run(self) -> None:
         prctl(PR_SET_CHILD_SUBREAPER, 1)
+        set_oom_score_adj(OOM_SCORE_ADJ_OF_TASKS)  # at least not the agent's
+        set_oom_score_adj(OOM_SCORE_ADJ)
         for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_IGN)  # it ends with its command, not before
         if not self._claim():
@@ -333,6 +341,12 @@ def prctl(option: int, value: int) -> None:
         ctypes.CDLL(None).prctl(option, value, 0, 0, 0)
 
 
+def set_oom_score_adj(value: bytes) -> None:
+    """Best effort: who is not root may not make itself a less likely victim than others."""
+    with ignoring(OSError):
+        write_file("/proc/self/oom_score_adj", value)
+
+
 def become(order: Order) -> tuple[str, str, bool]:
     """Does not return when all goes well. Else: a code, what to look at, whether it may pass."""
     argv, cwd = order["argv"], first(order, "cwd")
@@ -340,10 +354,15 @@ def become(order: Order) -> tuple[str, str, bool]:
     for number in (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_DFL)
     os.umask(0o022)
+    set_oom_score_adj(OOM_SCORE_ADJ_OF_TASKS)
     try:
         os.chdir(cwd)  # before the user changes: the data directory above may be root's alone
     except OSError as error:
         return "working_dir_missing", f"cannot enter {cwd}: {error.strerror}", False
+    for limit in order.get("rlimit", []):  # while it is still root, if it was
+        failure = set_limit(limit)
+        if failure:
+            return "limits_not_set", failure, False
     try:
         if order.get("uid"):
             os.setgroups([int(g) for g in order.get("group", [])])
@@ -352,6 +371,22 @@ def become(order: Order) -> tuple[str, str, bool]:
     except OSError as error:
         return "user_not_allowed", f"cannot become the user: {error.strerror}", False
     return execute(argv, env)
+
+
+def set_limit(limit: bytes) -> str:
+    """This process has the limit; else why not."""
+    import resource  # most tasks do without, and without its 70 KB
+
+    number, soft, hard, name = limit.decode().split(" ")
+    try:
+        resource.setrlimit(int(number), (int(soft), int(hard)))
+    except (OSError, ValueError) as error:
+        have = resource.getrlimit(int(number))[1]
+        return (
+            f"cannot set ulimits.{name} to {soft} (hard: {hard}), the agent's own hard limit is {have}: "
+            f"{error}"
+        )
+    return ""
 
 
 def execute(argv: list[bytes], env: dict[bytes, bytes]) -> tuple[str, str, bool]:

@@ -9,20 +9,25 @@ import pytest
 
 from cube.model.cluster import HistoryEntry, TaskPort
 from cube.model.ids import ClusterId, NodeId, TaskId
-from cube.model.launch import Launch
+from cube.model.launch import Launch, Observation, RunState
 from cube.model.lifecycle import Health, TaskState
+from cube.model.resources import Resources
 from cube.model.spec import (
     CheckSpec,
     CheckType,
+    DockerOptions,
     JobType,
     MountSpec,
     MountType,
     Protocol,
     RestartPolicy,
     SecretRef,
+    Ulimit,
 )
+from cube.worker.endings import cause_of
 from cube.worker.health import CheckState, adopted_checks, changed_checks, fresh_checks, overall
 from cube.worker.launch import LaunchRefused, NodeIdentity, build_launch
+from cube.worker.local_task import Cause
 from cube.worker.restart import Final, RestartAfter, after_end, restart_times, spread_ms
 from tests import builders
 from tests.unit.worker.test_worker_machine import make_task
@@ -95,6 +100,22 @@ def test_a_mount_of_what_is_not_here_refuses_the_launch(type_: MountType) -> Non
     assert build_launch(make_task(), group, 1, NODE) == LaunchRefused(
         f"{type_.value}_missing", f"mount /run/x: {type_.value} db is not here"
     )
+
+
+def test_limits_of_processes_reach_both_drivers_from_both_places() -> None:
+    limits = (Ulimit("core", 0, 0), Ulimit("nofile", 1, 2))
+    old = DockerOptions(hostname="h", ulimits=(Ulimit("memlock", -1, -1),))
+    launch = launch_of("docker", ulimits=limits, docker=old)
+    assert launch.docker == DockerOptions(hostname="h", ulimits=old.ulimits + limits)
+    launch = launch_of("process", ulimits=limits, resources=Resources(disk_bytes=5))
+    assert (launch.ulimits, launch.disk_bytes) == (limits, 5)
+
+
+def test_a_driver_that_says_why_is_quoted() -> None:
+    seen = Observation(task_id=TaskId("t"), attempt=1, state=RunState.EXITED, exit_code=137)
+    assert cause_of(seen) == Cause("exited", "killed by signal 9", 137)
+    why = msgspec.structs.replace(seen, reason="disk_exceeded", message="it has 2, its limit is 1")
+    assert cause_of(why) == Cause("disk_exceeded", "it has 2, its limit is 1", 137)
 
 
 def test_delays_double_are_spread_a_little_and_never_vanish() -> None:
