@@ -21,11 +21,14 @@ from cube.adapters.docker_engine.images import Images
 from cube.adapters.docker_engine.marks import Found, Marks, gone, observe
 from cube.adapters.docker_engine.output import Wanted, read_output
 from cube.adapters.docker_engine.request import check_allowed, container_config
+from cube.adapters.docker_engine.session import open_session
 from cube.adapters.docker_engine.settings import ALLOW_WORDS, DockerSettings
 from cube.model.errors import DriverFailed
 from cube.model.ids import ClusterId, NodeId, TaskId
 from cube.model.launch import DriverInfo, ExecResult, Launch, LogChunk, Observation, RunState
+from cube.model.sessions import ExecOrder
 from cube.ports.clock import Clock
+from cube.ports.session import Session
 
 __all__ = ["ALLOW_WORDS", "DockerDriver", "DockerSettings"]
 
@@ -262,6 +265,9 @@ class DockerDriver:
         self, task_id: TaskId, attempt: int, argv: tuple[str, ...], timeout_ms: int
     ) -> ExecResult:
         return await execute(self._engine, self._marks, task_id, attempt, argv, timeout_ms)
+
+    async def open_exec(self, task_id: TaskId, attempt: int, order: ExecOrder) -> Session:
+        return await open_session(self._engine, self._marks, task_id, attempt, order)
 
     # -- what the engine says ---------------------------------------------------------------------
 

@@ -26,6 +26,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
+from cube.adapters.fake_sessions import FakeSession
 from cube.model.errors import DriverFailed
 from cube.model.ids import ClusterId, NodeId, TaskId
 from cube.model.launch import (
@@ -36,6 +37,7 @@ from cube.model.launch import (
     Observation,
     RunState,
 )
+from cube.model.sessions import ExecOrder
 from cube.ports.clock import Clock
 
 TICK_MS = 20
@@ -277,6 +279,14 @@ class FakeDriver:
                 return ExecResult(None, b"")
             case _:
                 return ExecResult(int(env.get("FAKE_EXEC_EXIT_CODE", "0")), b"")
+
+    async def open_exec(self, task_id: TaskId, attempt: int, order: ExecOrder) -> FakeSession:
+        seen = await self.inspect(task_id, attempt)
+        if seen.state is not RunState.RUNNING:
+            raise DriverFailed("not_running", f"task {task_id} does not run", transient=False)
+        known = self._host.attempts[self._node_id, task_id]
+        code = int(known.launch.env.get("FAKE_EXEC_EXIT_CODE", "0"))
+        return FakeSession(order, known.over, code)
 
     def _attempt(self, task_id: TaskId) -> FakeAttempt | None:
         return self._host.attempts.get((self._node_id, task_id))

@@ -59,6 +59,7 @@ from cube.services.keyring import Keyring, follow_keys, rotate_keys
 from cube.services.leader_clock import LeaderClock
 from cube.services.leader_loop import LeaderLoop
 from cube.services.lease_keeper import LeaseKeeper
+from cube.services.local_tasks import DriverTasks
 from cube.services.log_follower import LogFollower
 from cube.services.peers import PeerDesk
 from cube.services.proposer import Proposer
@@ -66,7 +67,6 @@ from cube.services.registration import Registration
 from cube.services.roll_call import RollCall, encode_meta
 from cube.services.state_feed import StateFeed
 from cube.services.supervisor import keep_running
-from cube.services.task_logs import TaskLogs
 from cube.services.voter_loop import VoterLoop
 from cube.services.worker_loop import WorkerLoop
 from cube.worker.machine import Worker
@@ -207,7 +207,7 @@ class Agent:
     async def _open_http(self) -> None:
         app = make_app(
             self._view,
-            TaskLogs(self._drivers),
+            DriverTasks(self._drivers, self._clock),
             self._desk,
             self._trust.tokens,
             access=Access(

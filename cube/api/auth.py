@@ -26,6 +26,7 @@ from cube.model.trust import (
     secret_matches,
 )
 
+FORWARDED = "X-Cube-Forwarded"  # the node that passed the request on: nobody passes it on twice
 HEADER_CHARS_MAX = 256  # of Authorization: a token has 78
 CHALLENGE = {"WWW-Authenticate": 'Bearer realm="cube"'}
 _TOKEN_HINT = "`cube token create` makes one; send it as Authorization: Bearer TOKEN"
@@ -149,7 +150,12 @@ def identity_of(
         node = access.node_of(request)
     except BadPacket as error:
         raise Problem("forbidden", str(error)) from None
-    identity = identify(request.headers.get("Authorization"), node, trust, now_ms)
+    authorization = request.headers.get("Authorization")
+    identity = identify(authorization, node, trust, now_ms)
+    is_passed_on = node is not None and FORWARDED in request.headers and authorization is not None
+    if is_passed_on and identity.standing not in MAY_USE[role]:
+        # A node has no right to this of its own; the user whose request it passes on may.
+        identity = identify(authorization, None, trust, now_ms)
     authorise(identity, role)
     return identity
 

@@ -136,6 +136,8 @@ def problem_of(error: CubeError | web.HTTPException) -> Problem:
                 _sentence(error),
                 hint="send the same request with the same Idempotency-Key to any node: it happens once",
             )
+        case DriverFailed(code="too_many_sessions"):
+            return Problem("too_many_streams", error.message, headers={"Retry-After": "5"})
         case DriverFailed():
             return Problem("driver_failed", error.message)
         case BadConfig():

@@ -11,10 +11,10 @@ import aiohttp
 import msgspec
 from aiohttp import web
 
-from cube.api import query
+from cube.api import elsewhere, query
 from cube.api.call import Call
 from cube.api.errors import Problem
-from cube.api.lookup import find_placed_task, find_task, shown
+from cube.api.lookup import find_placed_task, find_task
 from cube.api.render import rfc3339
 from cube.api.slots import Unplaced
 from cube.api.streams import relay
@@ -24,11 +24,9 @@ from cube.model.launch import LogChunk
 from cube.model.lifecycle import NodeStatus
 from cube.model.units import parse_duration_ms
 
-FORWARDED = "X-Cube-Forwarded"  # the node that passed the request on: nobody passes it on twice
 STREAMS = ("stdout", "stderr")
 TAIL_MAX = 1_000_000  # lines; what a node keeps is less
 _SECONDS = re.compile(r"\d{1,12}(\.\d{1,3})?")
-_PROBLEM_BYTES_MAX = 64 * 1024  # of another node's refusal
 
 
 class LogQuery(msgspec.Struct, frozen=True):
@@ -56,15 +54,10 @@ async def show_logs(call: Call) -> web.StreamResponse:
             "X-Content-Type-Options": "nosniff",
         }
     )
-    if task.node_id == call.api.cluster.node_id():
+    node = elsewhere.other_node(call, task)
+    if node is None:
         return await relay(call, response, _local(call, task, wanted), follow=wanted.follow)
-    forwarder = call.request.headers.get(FORWARDED)
-    if forwarder is not None:
-        raise Problem(
-            "unavailable", f"task {task.name} is on node {task.node_id}, not here; "
-            f"node {shown(forwarder)} should know",
-        )  # fmt: skip
-    return await _forward(call, task, response, wanted)
+    return await _forward(call, task, node, response, wanted)
 
 
 def _read_query(call: Call) -> LogQuery:
@@ -144,53 +137,24 @@ class Stamps:
 
 
 async def _forward(
-    call: Call, task: Task, response: web.StreamResponse, wanted: LogQuery
+    call: Call, task: Task, node: Node, response: web.StreamResponse, wanted: LogQuery
 ) -> web.StreamResponse:
-    node = call.state.nodes.get(task.node_id)
-    if node is None:
-        raise Problem("node_unreachable", f"node {task.node_id}, which had {task.name}, is gone")
-    session = call.api.session
-    assert session is not None, "the app is running"
-    url = f"{call.api.scheme}://{node.facts.http_address}/v1/tasks/{task.id}/logs"
+    url = elsewhere.url(call, node, f"/v1/tasks/{task.id}/logs")
     parameters = {**call.query, "min_index": str(call.state.index)}
-    timeout = aiohttp.ClientTimeout(
-        total=None,
-        sock_connect=call.api.settings.connect_timeout_ms / 1000,
-        sock_read=None if wanted.follow else call.api.settings.stream_write_ms / 1000,
-    )
-    headers: dict[str, str] = {FORWARDED: call.api.cluster.node_id()}
-    if authorization := call.request.headers.get("Authorization"):
-        headers["Authorization"] = authorization
+    read_ms = None if wanted.follow else call.api.settings.stream_write_ms
     try:
-        async with session.get(
-            url, params=parameters, headers=headers, timeout=timeout
-        ) as upstream:
+        async with elsewhere.session(call).get(
+            url, params=parameters, headers=elsewhere.headers(call),
+            timeout=elsewhere.timeout(call, read_ms),
+        ) as upstream:  # fmt: skip
             if upstream.status != 200:
-                return await _pass_on(upstream)
+                return await elsewhere.pass_on(upstream)
             chunks = _remote(call, node, upstream)
             return await relay(call, response, chunks, follow=wanted.follow)
     except (aiohttp.ClientError, TimeoutError) as error:
-        raise _unreachable(node, error) from None
+        raise elsewhere.unreachable(node, error) from None
     except Unavailable as error:  # before the first byte
         raise Problem("node_unreachable", str(error)) from None
-
-
-def _unreachable(node: Node, error: Exception) -> Problem:
-    what = str(error) or type(error).__name__
-    return Problem(
-        "node_unreachable",
-        f"node {node.name} ({node.facts.http_address}) has the task and does not answer: {what}",
-        hint=f"cube node show {node.name}",
-    )
-
-
-async def _pass_on(upstream: aiohttp.ClientResponse) -> web.Response:
-    """The other node's refusal, as it is."""
-    body = await upstream.content.read(_PROBLEM_BYTES_MAX)
-    headers = {"Content-Type": upstream.headers.get("Content-Type", "application/problem+json")}
-    if "Retry-After" in upstream.headers:
-        headers["Retry-After"] = upstream.headers["Retry-After"]
-    return web.Response(status=upstream.status, body=body, headers=headers)
 
 
 async def _remote(call: Call, node: Node, upstream: aiohttp.ClientResponse) -> AsyncIterator[bytes]:

@@ -15,6 +15,7 @@ from cube.api import (
     cluster,
     deployments,
     endpoints,
+    exec_socket,
     internal,
     jobs,
     logs,
@@ -117,6 +118,7 @@ _TASKS = (
         "GET", "/v1/tasks/{task}/logs", _VIEWER, _STREAM, logs.show_logs,
         "stream", "tail", "since", "follow", "timestamps",
     ),
+    _route("GET", "/v1/tasks/{task}/exec", _OPERATOR, _STREAM, exec_socket.open_exec),
 )  # fmt: skip
 
 _NODES = (
@@ -175,7 +177,6 @@ _LATER = (
     _later("GET", "/v1/tasks/{task}/stats", _VIEWER, "statistics of a task come later"),
     _later("POST", "/v1/tasks/{task}/restart", _DEPLOYER, "restarting one task comes later"),
     _later("POST", "/v1/tasks/{task}/signal", _DEPLOYER, "signals to a task come later"),
-    _later("GET", "/v1/tasks/{task}/exec", _OPERATOR, "commands inside a task come later"),
     *(
         _later(method, path, _OPERATOR, sentence)
         for noun, sentence in (("secrets", _SECRETS),)

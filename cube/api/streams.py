@@ -9,7 +9,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import socket
 from collections.abc import AsyncIterator, Coroutine
+from typing import Any
 
 from aiohttp import web
 
@@ -19,6 +21,26 @@ from cube.model.errors import CubeError
 log = logging.getLogger(__name__)
 
 FIRST_CHUNK_WAIT_S = 0.25  # an error that shows at once becomes a proper answer
+
+
+KEEPALIVE_IDLE_S, KEEPALIVE_INTERVAL_S, KEEPALIVE_PROBES = 15, 5, 3  # a dead host shows in 30 s
+
+
+def keep_alive(connection: object) -> None:
+    """The kernel finds out when the other host has gone, however quiet both are. `connection`: a
+    socket, or a transport that has one."""
+    get = getattr(connection, "get_extra_info", None)
+    found: Any = get("socket") if get is not None else connection
+    if found is None:
+        return
+    with contextlib.suppress(OSError):
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for option, value in (
+            (socket.TCP_KEEPIDLE, KEEPALIVE_IDLE_S),
+            (socket.TCP_KEEPINTVL, KEEPALIVE_INTERVAL_S),
+            (socket.TCP_KEEPCNT, KEEPALIVE_PROBES),
+        ):
+            found.setsockopt(socket.IPPROTO_TCP, option, value)
 
 
 class ClientGone(Exception):

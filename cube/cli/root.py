@@ -23,6 +23,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "status": ("cube.cli.status:status", "The cluster, or one job."),
     "ps": ("cube.cli.tasks:ps", "Tasks."),
     "logs": ("cube.cli.logs:logs", "What tasks print."),
+    "exec": (
+        "cube.cli.exec:exec_command",
+        "Run a command in a task, with a terminal if you have one.",
+    ),
     "why": ("cube.cli.why:why", "Why a job or task is not running, and what would help."),
     "scale": ("cube.cli.jobs:scale", "Change how many tasks a group has."),
     "restart": (
@@ -58,7 +62,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
 }
 # Named in the design and not built yet: an honest answer instead of "no such command".
 LATER = (
-    "exec", "top", "cp", "volume",
+    "top", "cp", "volume",
     "secret", "debug",
 )  # fmt: skip
 MOVED = {

@@ -7,7 +7,7 @@ aiohttp. All methods raise ApiProblem and NoAgent.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import quote
 
 import msgspec
@@ -25,6 +25,10 @@ TIMEOUT_S = 30.0  # above every wait of the server that a plain request can meet
 PAGE_LIMIT = "1000"
 JSON = "application/json"
 TOML = "application/toml"
+
+if TYPE_CHECKING:
+    from cube.client.conversation import Conversation
+    from cube.model.sessions import ExecOrder
 
 T = TypeVar("T")
 
@@ -257,6 +261,12 @@ class Client:
             timestamps="1" if timestamps else "",
         )
         return read_output(self._transport, Request("GET", _task(task, "/logs"), query), follow)
+
+    def exec(self, task: str, order: ExecOrder) -> Conversation:
+        """A command beside the task, under way. The caller closes it."""
+        from cube.client.conversation import connect
+
+        return connect(self._transport, _task(task, "/exec"), order)
 
     # Nodes
 

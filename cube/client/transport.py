@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import os
+import socket
 import ssl
 import urllib.parse
 from collections.abc import Mapping
@@ -215,8 +216,8 @@ class Transport:
     def open_stream(
         self, request: Request, idle_timeout_s: float | None
     ) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
-        """A connection of its own, whose answer is 200 and not read yet. The caller closes it.
-        Raises ApiProblem, NoAgent."""
+        """A connection of its own, whose answer is a success and not read yet (101: there is none, and
+        the socket speaks what was asked for). The caller closes it. Raises ApiProblem, NoAgent."""
         causes: list[tuple[str, str]] = []
         problem: ApiProblem | None = None
         queue = list(self._addresses)
@@ -225,7 +226,7 @@ class Transport:
             connection = self._connect(address)
             try:
                 response = self._ask(connection, request)
-                if response.status == 200:
+                if response.status in (101, 200):
                     self.note_index(_headers(response))
                     self._prefer(address)
                     if connection.sock is not None:
@@ -250,6 +251,15 @@ class Transport:
         if problem is not None:
             raise problem
         raise NoAgent(_each_once(causes))
+
+
+def keep_alive(connection: socket.socket) -> None:
+    """The kernel finds out within half a minute when the other host has gone, however quiet it is."""
+    with contextlib.suppress(OSError):
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for name, value in (("TCP_KEEPIDLE", 15), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3)):
+            if hasattr(socket, name):
+                connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
 def random_key() -> str:

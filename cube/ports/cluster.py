@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
+from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
 import msgspec
@@ -22,8 +23,10 @@ from cube.model.explain import Explanation
 from cube.model.ids import CommandId, NodeId
 from cube.model.launch import LogChunk
 from cube.model.outcome import Outcome
+from cube.model.sessions import ExecOrder
 from cube.model.trust import ApiToken, JoinToken
 from cube.ports.log import Ask, LogStatus, Progress
+from cube.ports.session import Session
 from cube.ports.trust import EnrolGrant, EnrolRefusal, EnrolRequest
 
 
@@ -149,6 +152,13 @@ class LocalTasks(Protocol):
         self, task: Task, *, streams: tuple[str, ...], tail: int | None, since_ms: int, follow: bool
     ) -> AsyncIterator[LogChunk]:
         """See Driver.logs. Raises DriverFailed."""
+        ...
+
+    def exec(
+        self, task: Task, order: ExecOrder, actor: str
+    ) -> AbstractAsyncContextManager[Session]:
+        """A session beside the task, noted in this node's log as `actor`'s. Raises DriverFailed,
+        "too_many_sessions" too."""
         ...
 
 

@@ -7,6 +7,8 @@ from typing import Protocol
 
 from cube.model.ids import TaskId
 from cube.model.launch import DriverInfo, ExecResult, Launch, LogChunk, Observation
+from cube.model.sessions import ExecOrder
+from cube.ports.session import Session
 
 
 class Driver(Protocol):
@@ -84,4 +86,9 @@ class Driver(Protocol):
     ) -> ExecResult:
         """Run a command where the task is (in its container; or with its environment, directory,
         user and limits), wait for it, kill it at the deadline."""
+        ...
+
+    async def open_exec(self, task_id: TaskId, attempt: int, order: ExecOrder) -> Session:
+        """As execute(), with somebody at its other end. It ends with the attempt at the latest, and
+        with this agent. Refused (DriverFailed "not_running") beside what does not run."""
         ...

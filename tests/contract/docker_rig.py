@@ -171,6 +171,15 @@ class DockerRig:
     def argv_that_never_ends(self) -> tuple[str, ...]:
         return ("sleep", "1234")
 
+    def argv_that_copies(self) -> tuple[str, ...]:
+        return ("cat",)
+
+    def argv_that_tells_its_size(self) -> tuple[str, ...]:
+        return ("sh", "-c", "while :; do stty size; sleep 0.1; done")
+
+    def argv_that_pours(self) -> tuple[str, ...]:
+        return ("sh", "-c", "head -c 67108864 /dev/zero | tr '\\0' x")
+
     async def process_count(self, task_id: TaskId) -> int:
         ids = [container["Id"] for container in self.containers(task_id)]
         return sum(len(processes_in(container_id)) for container_id in ids)

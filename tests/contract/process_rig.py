@@ -130,6 +130,15 @@ class ProcessRig:
     def argv_that_never_ends(self) -> tuple[str, ...]:
         return ("sleep", "1000")
 
+    def argv_that_copies(self) -> tuple[str, ...]:
+        return ("cat",)
+
+    def argv_that_tells_its_size(self) -> tuple[str, ...]:
+        return ("sh", "-c", "while :; do stty size; sleep 0.1; done")
+
+    def argv_that_pours(self) -> tuple[str, ...]:
+        return ("sh", "-c", "head -c 67108864 /dev/zero | tr '\\0' x")
+
     async def process_count(self, task_id: TaskId) -> int:
         return len(pids_of(task_id))
 

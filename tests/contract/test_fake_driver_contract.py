@@ -94,6 +94,15 @@ class FakeRig:
     def argv_that_never_ends(self) -> tuple[str, ...]:
         return ("hang",)
 
+    def argv_that_copies(self) -> tuple[str, ...]:
+        return ("copy",)
+
+    def argv_that_tells_its_size(self) -> tuple[str, ...]:
+        return ("size",)
+
+    def argv_that_pours(self) -> tuple[str, ...]:
+        return ("pour", str(64 << 20))
+
     async def process_count(self, task_id: TaskId) -> int:
         attempt = self.host.attempts.get((NODE, task_id))
         return 3 if attempt is not None and attempt.seen.state is RunState.RUNNING else 0

@@ -7,10 +7,12 @@ workers through World.apply.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Sequence
 
 import msgspec
 
+from cube.adapters.fake_sessions import FakeSession
 from cube.model import commands as c
 from cube.model.cluster import ClusterState, NodeFacts, Task
 from cube.model.dryrun import DryRun
@@ -23,6 +25,7 @@ from cube.model.launch import DriverInfo, LogChunk
 from cube.model.lifecycle import Health, TaskState
 from cube.model.outcome import Outcome, PlanApplied
 from cube.model.resources import Resources
+from cube.model.sessions import ExecOrder
 from cube.model.spec import JobSpec
 from cube.ports.cluster import (
     BootstrapView,
@@ -35,6 +38,7 @@ from cube.ports.cluster import (
     Published,
 )
 from cube.ports.log import LogStatus, Progress, Role, Voter
+from cube.ports.session import Session
 from cube.ports.trust import EnrolGrant, EnrolRefusal, EnrolRequest, RefusalCode
 from cube.services.dry_run import Foreseeable, foresee
 from cube.statemachine.apply import apply
@@ -316,6 +320,8 @@ class FakeLocalTasks:
         self.asked: list[tuple[str, tuple[str, ...], int | None, int, bool]] = []
         self.failure: CubeError | None = None
         self.followers = 0
+        self.sessions: list[tuple[ExecOrder, str, FakeSession]] = []
+        self.task_over = asyncio.Event()
         self._more: asyncio.Queue[LogChunk | None] = asyncio.Queue()
 
     def say(self, chunk: LogChunk | None) -> None:
@@ -338,6 +344,17 @@ class FakeLocalTasks:
                 yield said
         finally:
             self.followers -= 1
+
+    @contextlib.asynccontextmanager
+    async def exec(self, task: Task, order: ExecOrder, actor: str) -> AsyncIterator[Session]:
+        if self.failure is not None:
+            raise self.failure
+        session = FakeSession(order, self.task_over, 0)
+        self.sessions.append((order, actor, session))
+        try:
+            yield session
+        finally:
+            await session.close()
 
 
 class FakePeers:

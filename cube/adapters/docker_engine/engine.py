@@ -42,10 +42,10 @@ class Engine:
     def __init__(self, settings: DockerSettings) -> None:
         self._settings = settings
         if settings.host is None:
-            self._where = dict(docker.utils.kwargs_from_env())
+            self.where = dict(docker.utils.kwargs_from_env())
         else:
-            self._where = {"base_url": settings.host}
-        self.address = str(self._where.get("base_url") or "the default socket")
+            self.where = {"base_url": settings.host}
+        self.address = str(self.where.get("base_url") or "the default socket")
         self._loop = asyncio.get_running_loop()
         self._pool = ThreadPoolExecutor(settings.pool_size, "docker")
         self._prober = ThreadPoolExecutor(1, "docker-ping")
@@ -139,7 +139,7 @@ class Engine:
         with self._client_lock:
             if self._client is None:
                 ping_s = self._settings.ping_timeout_ms / 1000
-                client = connect(self._where, ping_s)
+                client = connect(self.where, ping_s)
                 client.timeout = math.ceil(self._settings.call_timeout_ms / 1000)
                 self._client = client
             return self._client

@@ -66,7 +66,7 @@ async def execute(
             ended: Any = await engine.call(lambda client: client.exec_inspect(prepared.exec_id))
             return ExecResult(ended["ExitCode"], output)
     except TimeoutError:
-        await _kill(engine, prepared)
+        await kill_exec(engine, prepared)
         return ExecResult(None, output)
     finally:
         channel.close()
@@ -98,7 +98,7 @@ def _run_blocking(engine: Engine, exec_id: str, channel: Channel[bytes]) -> None
     channel.finish(failure)
 
 
-async def _kill(engine: Engine, prepared: Prepared) -> None:
+async def kill_exec(engine: Engine, prepared: Prepared) -> None:
     """The engine has no call for it: its processes are killed from the host, else from inside."""
     try:
         ended: Any = await engine.call(

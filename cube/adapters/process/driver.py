@@ -18,6 +18,7 @@ from cube.adapters.process.lease import FILE as LEASE_FILE
 from cube.adapters.process.log_files import LogReader
 from cube.adapters.process.processes import Watch, open_pidfd, read_pipe, signal_session
 from cube.adapters.process.records import SAFE_ID
+from cube.adapters.process.session import ProcessSession, open_session
 from cube.adapters.process.settings import ProcessSettings
 from cube.adapters.process.spawning import spawn
 from cube.adapters.process.users import user_of
@@ -25,7 +26,9 @@ from cube.adapters.process.wire import Order, pack, read_all, unpack
 from cube.model.errors import DriverFailed
 from cube.model.ids import ClusterId, NodeId, TaskId
 from cube.model.launch import DriverInfo, ExecResult, Launch, LogChunk, Observation, RunState
+from cube.model.sessions import ExecOrder
 from cube.ports.clock import Clock
+from cube.ports.session import Session
 
 LOG = logging.getLogger(__name__)
 
@@ -67,6 +70,7 @@ class ProcessDriver:
         )
         self._on_change: Callable[[Observation], None] = lambda _: None
         self._watches: dict[Identity, Watch] = {}
+        self._sessions: dict[Identity, set[ProcessSession]] = {}
         self._settling: set[asyncio.Task[None]] = set()
         self._locks: WeakValueDictionary[TaskId, asyncio.Lock] = WeakValueDictionary()
         self.fault = "not opened"  # empty: it can run tasks
@@ -292,6 +296,7 @@ class ProcessDriver:
 
     def _on_end(self, identity: Identity) -> None:
         self._watches.pop(identity, None)
+        self._end_sessions(identity)
         task = asyncio.get_running_loop().create_task(self._settle(identity))
         self._settling.add(task)
         task.add_done_callback(self._settling.discard)
@@ -419,6 +424,23 @@ class ProcessDriver:
     ) -> ExecResult:
         order = orders.beside_order(await self._order_of((task_id, attempt)), argv)
         return await run_beside(order, timeout_ms, f"{task_id}#{attempt} exec")
+
+    @host_errors
+    async def open_exec(self, task_id: TaskId, attempt: int, order: ExecOrder) -> Session:
+        identity = (task_id, attempt)
+        task_order = await self._order_of(identity)
+        session = open_session(task_order, order, f"{task_id}#{attempt} exec")
+        here = {one for one in self._sessions.get(identity, ()) if not one.is_over}
+        self._sessions[identity] = here | {session}
+        if self._watch_claimed(identity) is None:  # it has ended while this one started
+            self._end_sessions(identity)
+        return session
+
+    def _end_sessions(self, identity: Identity) -> None:
+        """The kernel ends those in the attempt's groups; but one may be on its way there, or there
+        are none."""
+        for session in self._sessions.pop(identity, ()):
+            session.kill()
 
     async def _order_of(self, identity: Identity) -> Order:
         """The order that the running attempt was started with, from its supervisor's memory."""

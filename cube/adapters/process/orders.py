@@ -102,15 +102,21 @@ def rlimit(limit: Ulimit) -> bytes:
     return f"{number} {limit.soft} {limit.hard} {limit.name}".encode()
 
 
-def beside_order(order: dict[str, list[bytes]], argv: tuple[str, ...]) -> bytes:
-    """The order to become `argv` where the task of `order` is."""
+def beside_order(
+    order: dict[str, list[bytes]],
+    argv: tuple[str, ...],
+    mode: str = "beside",
+    more: Sequence[tuple[str, bytes]] = (),
+) -> bytes:
+    """The order to become `argv` where the task of `order` is. Of `more`, an environment variable
+    replaces the task's."""
     kept = [
         (key, value)
         for key in ("cwd", "env", "cgroup", "rlimit", "uid", "gid", "group")
         for value in order.get(key, [])
     ]
     words = [("argv", os.fsencode(word)) for word in argv]
-    return pack([("mode", b"beside"), *kept, *words])
+    return pack([("mode", mode.encode()), *kept, *more, *words])
 
 
 def _absolute(working_dir: str) -> str:

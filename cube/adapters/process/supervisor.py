@@ -62,6 +62,7 @@ MESSAGE_CHARS_MAX = 500  # escaped at worst six bytes each
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
 NEVER_STARTED = 127
+STDIN_FD = 3  # where a command that somebody talks to finds its input
 
 
 # When memory runs out the kernel shall take the task, not who tells of its end: as the kubelet has it
@@ -431,8 +432,14 @@ def run_beside(order: Order) -> None:
 
 
 def main() -> None:
+    """Descriptor 0 is the order: what it says has been done. Does not return from an attached one."""
     order = unpack(read_all(0))
-    os.closerange(3, os.sysconf("SC_OPEN_MAX"))
-    if first(order, "mode") == "beside":
+    mode = first(order, "mode")
+    os.closerange(STDIN_FD + (mode == "attached"), os.sysconf("SC_OPEN_MAX"))
+    if mode == "attached":
+        from cube.adapters.process.attached import run_attached  # none of a supervisor's concern
+
+        run_attached(order)
+    if mode == "beside":
         run_beside(order)
     Supervisor(order).run()

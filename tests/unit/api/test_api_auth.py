@@ -8,7 +8,7 @@ import pytest
 from aiohttp import web
 from multidict import CIMultiDict
 
-from cube.api.auth import Access, Role, Standing, check_browser, is_own_host
+from cube.api.auth import FORWARDED, Access, Role, Standing, check_browser, is_own_host
 from cube.api.call import Kind
 from cube.api.errors import Problem
 from cube.api.routes import ROUTES
@@ -48,8 +48,18 @@ MAY = {
     "garbage": {Role.OPEN},
     "removed node": {Role.OPEN},
     "another cluster's node": {Role.OPEN},
+    # A node that passes on what a user asked, with the user's token, does what the user may.
+    "node for an operator": READS | {Role.NODE, Role.DEPLOYER, Role.OPERATOR},
+    "node for a viewer": READS | {Role.NODE},
+    "node with a token of its own": READS | {Role.NODE},
+    "node for nobody": READS | {Role.NODE},
+    "operator who says that a node sent it": READS | {Role.DEPLOYER, Role.OPERATOR},
 }
-FORBIDDEN = {"viewer", "deployer", "operator", "node", "removed node", "another cluster's node"}
+FORBIDDEN = {
+    "viewer", "deployer", "operator", "node", "removed node", "another cluster's node",
+    "node for an operator", "node for a viewer", "node with a token of its own",
+    "operator who says that a node sent it",
+}  # fmt: skip
 
 
 def bearer(id_: str, secret: bytes = SECRET) -> dict[str, str]:
@@ -66,6 +76,11 @@ SENDS = {
     "garbage": {"Authorization": "Bearer " + "x" * 500},
     "removed node": {NODE_HEADER: REMOVED, **bearer(IDS["operator"])},
     "another cluster's node": {NODE_HEADER: "?", **bearer(IDS["operator"])},
+    "node for an operator": {NODE_HEADER: "n", FORWARDED: "n", **bearer(IDS["operator"])},
+    "node for a viewer": {NODE_HEADER: "n", FORWARDED: "n", **bearer(IDS["viewer"])},
+    "node with a token of its own": {NODE_HEADER: "n", **bearer(IDS["operator"])},
+    "node for nobody": {NODE_HEADER: "n", FORWARDED: "n", **bearer("0000000e")},
+    "operator who says that a node sent it": {FORWARDED: "n", **bearer(IDS["operator"])},
 }
 
 

@@ -319,7 +319,7 @@ BAD_REQUESTS: list[tuple[str, str, int, dict[str, Any], str]] = [
     ("GET", "/v1/deployments/hello.v7", 404, {}, "not_found"),
     ("GET", "/v1/deployments/helo.v1", 404, {}, "not_found"),
     ("GET", "/v1/secrets", 501, {}, "not_built"),
-    ("GET", "/v1/tasks/x/exec", 501, {}, "not_built"),
+    ("GET", "/v1/tasks/x/exec", 400, {}, "bad_request"),
 ]  # fmt: skip
 
 

@@ -25,12 +25,14 @@ print(json.dumps([code, sorted(m.partition(".")[0] for m in sys.modules)]))
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "cube", *arguments], capture_output=True, text=True, timeout=60,
-        check=False, cwd=ROOT, env={**os.environ, "CUBE_ADDR": "127.0.0.1:1", "NO_COLOR": "1"},
+        stdin=subprocess.DEVNULL, check=False, cwd=ROOT,
+        env={**os.environ, "CUBE_ADDR": "127.0.0.1:1", "NO_COLOR": "1"},
     )  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    "arguments", [["ps"], ["status"], ["node", "ls"], ["why", "x"], ["logs", "x"], ["stop", "x"],
+    "arguments", [["ps"], ["status"], ["node", "ls"], ["why", "x"], ["logs", "x"],
+                  ["exec", "x", "--", "ls"], ["stop", "x"],
                   ["raft", "members"], ["raft", "transfer"],
                   ["raft", "snapshot", "save", "no-such-file"],
                   ["run", "cube/examples/hello.toml"], ["--help"]],
@@ -69,7 +71,9 @@ def test_every_listed_command_exists_and_helps() -> None:
         (["run", "a.toml", "b.toml"], 2, "one file at a time"),
         (["run", "--image", "Bad Image"], 2, "image"),
         (["scale", "shop=x"], 2, "JOB/GROUP=N"),
-        (["exec", "shop"], 2, "later version"),
+        (["top", "shop"], 2, "later version"),
+        (["exec", "shop", "ls", "-l"], 7, "cannot reach"),
+        (["exec", "shop"], 2, "what should run?"),
         (["rollback", "shop", "latest"], 2, "is no version"),
         (["manager"], 2, "cube agent"),
         (["agent", "--join", "127.0.0.1:1", "--token", "CUBE-1-x"], 2, "damaged"),

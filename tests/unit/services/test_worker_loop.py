@@ -18,7 +18,7 @@ from cube.model.resources import Resources
 from cube.model.spec import PortSpec, Protocol
 from cube.services import worker_loop
 from cube.services.driver_facts import DriverFacts
-from cube.services.task_logs import TaskLogs
+from cube.services.local_tasks import DriverTasks
 from cube.worker import inputs as i
 from tests import builders
 from tests.unit.worker.test_worker_machine import make_task
@@ -199,7 +199,7 @@ async def test_logs_come_from_the_tasks_driver_and_a_missing_one_is_said() -> No
         async def logs(self, task_id: str, **_: Any) -> AsyncIterator[LogChunk]:
             yield LogChunk("stdout", f"{task_id} says".encode())
 
-    logs = TaskLogs({"fake": make_driver(Talker)})
+    logs = DriverTasks({"fake": make_driver(Talker)}, VirtualClock())
     what: dict[str, Any] = {"streams": ("stdout",), "tail": None, "since_ms": 0, "follow": False}
     chunks = [chunk async for chunk in logs.logs(make_task(), **what)]
     assert [chunk.data for chunk in chunks] == [b"task-1 says"]

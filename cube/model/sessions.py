@@ -1,0 +1,67 @@
+"""A command that somebody runs beside a task: what is asked for, and what it says."""
+
+from __future__ import annotations
+
+import msgspec
+
+ROWS_DEFAULT, COLUMNS_DEFAULT = 24, 80  # of a terminal whose size nobody knows
+SIDE_MAX = 10_000  # rows or columns: what is more is no terminal
+ARGV_BYTES_MAX = 128 * 1024  # the kernel takes one argument of this size
+TERM_CHARS_MAX = 64
+
+NOT_EXECUTABLE = 126  # the exit codes that every shell has for these
+NOT_FOUND = 127
+
+
+class ExecOrder(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`tty`: it has a terminal of this size and kind, and one stream of output, stdout."""
+
+    argv: tuple[str, ...]
+    tty: bool = False
+    rows: int = ROWS_DEFAULT
+    columns: int = COLUMNS_DEFAULT
+    term: str = ""
+
+    def trouble(self) -> str:
+        """Why nobody could run this, as a sentence; empty when somebody could."""
+        if not self.argv or not self.argv[0]:
+            return "argv is empty: there is no command"
+        if any("\0" in word for word in (*self.argv, self.term)):
+            return "a command cannot contain a NUL"
+        if sum(len(word.encode(errors="replace")) + 1 for word in self.argv) > ARGV_BYTES_MAX:
+            return f"the command is longer than {ARGV_BYTES_MAX} bytes"
+        if not (0 < self.rows <= SIDE_MAX and 0 < self.columns <= SIDE_MAX):
+            return f"rows and columns are 1 to {SIDE_MAX}"
+        if len(self.term) > TERM_CHARS_MAX:
+            return f"term is longer than {TERM_CHARS_MAX} characters"
+        return ""
+
+
+class ExecOutput(msgspec.Struct, frozen=True):
+    stream: str  # stdout | stderr
+    data: bytes
+
+
+# What goes over the WebSocket of /v1/tasks/{task}/exec. Binary messages: to the task, input; from it,
+# one byte for the stream and output. Text messages are JSON: first an ExecOrder, then these.
+
+STREAM_BYTES = {"stdout": b"\x01", "stderr": b"\x02"}
+MESSAGE_BYTES_MAX = 256 * 1024  # an order with the longest argv fits; pieces of output are smaller
+
+
+class ToCommand(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
+    """`resize`: (rows, columns)."""
+
+    resize: tuple[int, int] | None = None
+    end_input: bool = False
+
+
+class FromCommand(msgspec.Struct, frozen=True, omit_defaults=True):
+    """`started`: output may follow. `ended`: the last message; `exit_code` None: nobody knows it, and
+    `reason` says why. `problem`: it did not start, or cannot go on; the last message too."""
+
+    started: bool = False
+    ended: bool = False
+    exit_code: int | None = None
+    reason: str = ""
+    problem: dict[str, object] | None = None

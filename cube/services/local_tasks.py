@@ -1,0 +1,75 @@
+"""What can be asked of this node's own tasks, over its drivers."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Mapping
+
+from cube.model.cluster import Task
+from cube.model.errors import DriverFailed
+from cube.model.launch import LogChunk
+from cube.model.sessions import ExecOrder
+from cube.ports.clock import Clock
+from cube.ports.driver import Driver
+from cube.ports.session import Session
+
+log = logging.getLogger(__name__)
+
+SESSIONS_MAX = 32  # commands beside tasks at once: each is a process, a connection and some buffers
+ARGV_CHARS_MAX = 500  # of a command, in the node's log
+
+
+class DriverTasks:
+    """ports.cluster.LocalTasks over this node's drivers."""
+
+    def __init__(self, drivers: Mapping[str, Driver], clock: Clock) -> None:
+        self._drivers = drivers
+        self._clock = clock
+        self._sessions = 0
+        self._session_number = 0
+
+    def logs(
+        self, task: Task, *, streams: tuple[str, ...], tail: int | None, since_ms: int, follow: bool
+    ) -> AsyncIterator[LogChunk]:
+        return self._driver(task).logs(
+            task.id, streams=streams, tail=tail, since_ms=since_ms, follow=follow
+        )
+
+    @contextlib.asynccontextmanager
+    async def exec(self, task: Task, order: ExecOrder, actor: str) -> AsyncIterator[Session]:
+        """Who ran what beside which task is in the node's log, and so in no one's reach who could
+        change the cluster's state; what it read and wrote is nowhere."""
+        if self._sessions >= SESSIONS_MAX:
+            raise DriverFailed(
+                "too_many_sessions",
+                f"{SESSIONS_MAX} commands run beside tasks of this node already",
+                transient=True,
+            )
+        self._sessions += 1
+        try:
+            session = await self._driver(task).open_exec(task.id, task.attempt, order)
+        except BaseException:
+            self._sessions -= 1
+            raise
+        self._session_number += 1
+        number, begun_ms = self._session_number, self._clock.monotonic_ms()
+        log.info(
+            "exec_started session=%d actor=%s task=%s task_id=%s tty=%s argv=%r",
+            number, actor, task.name, task.id, order.tty, " ".join(order.argv)[:ARGV_CHARS_MAX],
+        )  # fmt: skip
+        try:
+            yield session
+        finally:
+            self._sessions -= 1
+            await session.close()
+            lasted_ms = self._clock.monotonic_ms() - begun_ms
+            log.info("exec_ended session=%d actor=%s lasted_ms=%d", number, actor, lasted_ms)
+
+    def _driver(self, task: Task) -> Driver:
+        driver = self._drivers.get(task.driver)
+        if driver is None:
+            raise DriverFailed(
+                "no_driver", f"this node has no {task.driver} driver", transient=False
+            )
+        return driver
