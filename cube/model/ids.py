@@ -18,10 +18,22 @@ ClusterId = NewType("ClusterId", str)
 TASK_ID_BYTES = 8  # 2^64: 1e6 tasks collide with probability 3e-8
 
 
+class TaskIds:
+    """The ids of the tasks that the plan with this seed places. Equal on every replica."""
+
+    def __init__(self, seed: str) -> None:
+        self._begun = hashlib.blake2b(f"{seed}/".encode(), digest_size=TASK_ID_BYTES)
+
+    def at(self, ordinal: int) -> TaskId:
+        """Of the ordinal-th task."""
+        hashed = self._begun.copy()
+        hashed.update(b"%d" % ordinal)
+        return TaskId(hashed.hexdigest())
+
+
 def task_id(seed: str, ordinal: int) -> TaskId:
-    """The id of the ordinal-th task that the plan with this seed places. Equal on every replica."""
-    digest = hashlib.blake2b(f"{seed}/{ordinal}".encode(), digest_size=TASK_ID_BYTES)
-    return TaskId(digest.hexdigest())
+    """The id of the ordinal-th task that the plan with this seed places."""
+    return TaskIds(seed).at(ordinal)
 
 
 def task_name(job: str, group: str, slot: int) -> str:

@@ -6,7 +6,7 @@ drop_task, which keep all indexes; a draft that is thrown away has changed nothi
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Generic, TypeVar
 
 import immutables
@@ -45,17 +45,24 @@ class Nested(Generic[K, IK, V]):
             folded = self._base.get(key)
         return immutables.Map() if folded is None else folded
 
-    def _inner(self, key: K) -> immutables.MapMutation[IK, V]:
+    def open(self, key: K) -> immutables.MapMutation[IK, V]:
         inner = self._open.get(key)
         if inner is None:
             inner = self._open[key] = self.fold(key).mutate()
         return inner
 
     def set(self, key: K, inner_key: IK, value: V) -> None:
-        self._inner(key)[inner_key] = value
+        inner = self._open.get(key)
+        if inner is not None:
+            inner[inner_key] = value
+        elif key in self._folded:
+            self.open(key)[inner_key] = value
+        else:  # most inner maps of an entry are written to once: a mutation costs more than it saves
+            base = self._base.get(key)
+            self._folded[key] = (immutables.Map() if base is None else base).set(inner_key, value)
 
     def discard(self, key: K, inner_key: IK) -> None:
-        inner = self._inner(key)
+        inner = self.open(key)
         if inner_key in inner:
             del inner[inner_key]
 
@@ -85,7 +92,7 @@ class Table(Generic[K, V]):
         self._base = base
         self._open: immutables.MapMutation[K, V] | None = None
 
-    def _mutation(self) -> immutables.MapMutation[K, V]:
+    def open(self) -> immutables.MapMutation[K, V]:
         if self._open is None:
             self._open = self._base.mutate()
         return self._open
@@ -97,7 +104,7 @@ class Table(Generic[K, V]):
         return self._base[key] if self._open is None else self._open[key]
 
     def __setitem__(self, key: K, value: V) -> None:
-        self._mutation()[key] = value
+        self.open()[key] = value
 
     def __contains__(self, key: K) -> bool:
         return key in (self._base if self._open is None else self._open)
@@ -107,7 +114,7 @@ class Table(Generic[K, V]):
 
     def discard(self, key: K) -> None:
         if key in self:
-            del self._mutation()[key]
+            del self.open()[key]
 
     def finish(self) -> immutables.Map[K, V]:
         if self._open is not None:
@@ -237,15 +244,29 @@ class Draft:
     def port_holder(self, address: str, key: int) -> TaskId | None:
         return self._ports.get(address, key)
 
-    def add_task(self, task: Task) -> None:
-        """One that was just placed: what put_task would do, for it is nearly all of a plan."""
-        assert not task.released, "it holds its room"
-        self._tasks[task.id] = task
-        self._by_job.set(task.job_id, task.id, None)
-        self._by_node.set(task.node_id, task.id, None)
-        self._by_state.set(task.state, task.id, None)
-        self._hold(task)
-        self._announce_task(task, "placed")
+    def hold(self, task: Task) -> None:
+        """Its room and its ports are taken. add_tasks must follow."""
+        if task.resources != NOTHING:
+            held = self._reserved.get(task.node_id)
+            self._reserved[task.node_id] = task.resources if held is None else held + task.resources
+        for port in task.ports:
+            self._ports.set(task.address, port_key(port.host, port.protocol), task.id)
+
+    def add_tasks(self, job_id: JobId, tasks: Collection[Task]) -> None:
+        """Those of a job that were just placed and hold their room: what put_task would do, in one
+        go, for it is nearly all of a plan."""
+        if not tasks:
+            return
+        all_tasks, by_node = self._tasks.open(), self._by_node.set
+        by_job = self._by_job.open(job_id)
+        by_state = self._by_state.open(TaskState.SCHEDULED)
+        for task in tasks:
+            assert task.state is TaskState.SCHEDULED, "its index is filled without a look"
+            all_tasks[task.id] = task
+            by_job[task.id] = None
+            by_state[task.id] = None
+            by_node(task.node_id, task.id, None)
+            self._announce_task(task, "placed")
 
     def put_task(self, task: Task, kind: str) -> None:
         """Stored, indexed and announced; it was there before. Node, job, slot, resources and ports
@@ -286,12 +307,6 @@ class Draft:
         job = self._jobs.get(job_id)
         if job is not None and job.deleted and not self._by_job.fold(job_id):
             self._drop_job(job)
-
-    def _hold(self, task: Task) -> None:
-        if task.resources != NOTHING:
-            self._reserved[task.node_id] = self.reserved(task.node_id) + task.resources
-        for port in task.ports:
-            self._ports.set(task.address, port_key(port.host, port.protocol), task.id)
 
     def _let_go(self, task: Task) -> None:
         left = self.reserved(task.node_id) - task.resources

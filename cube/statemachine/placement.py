@@ -16,9 +16,13 @@ def node_refusal(draft: Draft, node: Node | None, group: GroupSpec) -> str | Non
         return "not_found"
     if not node.accepts_tasks:
         return "not_ready"
-    free = node.facts.capacity - draft.reserved(node.id)
-    need = group.resources
-    if not need.fits_in(free):
+    # Resources.fits_in of what is left, without making that: this is asked once for each task.
+    need, used, capacity = group.resources, draft.reserved(node.id), node.facts.capacity
+    if (
+        (need.cpu_milli and used.cpu_milli + need.cpu_milli > capacity.cpu_milli)
+        or (need.memory_bytes and used.memory_bytes + need.memory_bytes > capacity.memory_bytes)
+        or (need.disk_bytes and used.disk_bytes + need.disk_bytes > capacity.disk_bytes)
+    ):
         return "capacity"
     return None
 
@@ -30,6 +34,8 @@ def ports_for(
     not the static one that was asked for, or outside the node's range."""
     if len(hosts) != len(group.ports):
         return None
+    if not hosts:
+        return ()
     made: list[TaskPort] = []
     used: set[int] = set()
     for name, host in zip(sorted(group.ports), hosts, strict=True):

@@ -6,7 +6,7 @@ import msgspec
 
 from cube.model import commands as c
 from cube.model.cluster import HistoryEntry, Job, Task
-from cube.model.ids import NodeId, TaskId, task_id
+from cube.model.ids import NodeId, TaskId, TaskIds
 from cube.model.lifecycle import PARTITIONED, Desired, Health, TaskState
 from cube.model.outcome import (
     REFUSED_MAX,
@@ -116,8 +116,8 @@ class _GroupPlacing:
         self._slots: dict[int, list[Task]] = {}
         for task in draft.tasks_of_group(placement.job_id, placement.group):
             self._slots.setdefault(task.slot, []).append(task)
-        # The tasks of a plan share what is equal: a million of them are in memory.
-        self._history = (HistoryEntry(TaskState.SCHEDULED, draft.now_ms, 1, "", placement.reason),)
+        self._ids = TaskIds(plan.seed)
+        self._placed: dict[TaskId, Task] = {}
         self._sticky: tuple[str, ...] = ()
 
     def run(self, first_ordinal: int) -> tuple[int, list[RefusedPlacement]]:
@@ -126,7 +126,7 @@ class _GroupPlacing:
         group = self._group(job)
         if job is not None and group is not None:
             self._sticky = sticky(job, group)
-        placed = 0
+            self._template = self._template_of(job, group)
         refused: list[RefusedPlacement] = []
         for position, slot in enumerate(placement.slots):
             node_id = self._plan.nodes[placement.node_at[position]]
@@ -134,13 +134,12 @@ class _GroupPlacing:
                 code: str | None = "job_changed"
             else:
                 code = self._place(job, group, position, node_id, first_ordinal + position)
-            if code is None:
-                placed += 1
-            else:
+            if code is not None:
                 refused.append(
                     RefusedPlacement(placement.job_id, placement.group, slot, node_id, code)
                 )
-        return placed, refused
+        self._draft.add_tasks(placement.job_id, self._placed.values())
+        return len(self._placed), refused
 
     def _group(self, job: Job | None) -> GroupSpec | None:
         """The template of the placement's version: the wanted one, or the one that a deployment
@@ -156,6 +155,28 @@ class _GroupPlacing:
                 return None
         spec = job.spec_of(version)
         return None if spec is None else spec.groups.get(self._placement.group)
+
+    def _template_of(self, job: Job, group: GroupSpec) -> Task:
+        """What the group's tasks of this plan have alike. They share it: a million of them are in
+        memory."""
+        draft, placement = self._draft, self._placement
+        return Task(
+            id=TaskId(""),
+            job_id=job.id,
+            job=job.name,
+            group=placement.group,
+            slot=0,
+            version=placement.version,
+            node_id=NodeId(""),
+            driver=group.driver,
+            resources=group.resources,
+            created_at_ms=draft.now_ms,
+            fence=draft.index,
+            state_at_ms=draft.now_ms,
+            placed_reason=placement.reason,
+            health=Health.UNKNOWN if group.checks else Health.NONE,
+            history=(HistoryEntry(TaskState.SCHEDULED, draft.now_ms, 1, "", placement.reason),),
+        )
 
     def _place(
         self, job: Job, group: GroupSpec, position: int, node_id: NodeId, ordinal: int
@@ -177,31 +198,21 @@ class _GroupPlacing:
         ports = ports_for(draft, node, group, hosts)
         if ports is None:
             return "port"
-        id_ = task_id(self._plan.seed, ordinal)
-        if draft.task(id_) is not None:
+        id_ = self._ids.at(ordinal)
+        if id_ in self._placed or draft.task(id_) is not None:
             return "id_taken"
-        task = Task(
+        task = msgspec.structs.replace(
+            self._template,
             id=id_,
-            job_id=job.id,
-            job=job.name,
-            group=placement.group,
             slot=slot,
-            version=placement.version,
             node_id=node_id,
             address=node.facts.advertise,
-            driver=group.driver,
-            resources=group.resources,
             ports=ports,
-            created_at_ms=draft.now_ms,
-            fence=draft.index,
-            state_at_ms=draft.now_ms,
-            placed_reason=placement.reason,
-            reschedules=_reschedules(before),
-            health=Health.UNKNOWN if group.checks else Health.NONE,
+            reschedules=_reschedules(before) if before else 0,
             replaces=TaskId(replaced),
-            history=self._history,
         )
-        draft.add_task(task)
+        draft.hold(task)
+        self._placed[id_] = task
         if sources:
             settle(draft, job, placement.group, slot, sources, node_id)
         for position_before, old in enumerate(before):
