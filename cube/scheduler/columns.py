@@ -22,14 +22,24 @@ def by_columns(mirror: Mirror, candidates: Candidates, wanted: int) -> list[int]
         least = combined.min()
         if least == NO_PLACE:
             return []
-        rows = np.flatnonzero(combined == least)
-    else:
-        rows = np.flatnonzero(combined != NO_PLACE)
+        return _listed(_first_of(mirror, candidates, (combined == least).nonzero()[0])[0])
+    rows = np.flatnonzero(combined != NO_PLACE)
     chosen = _best_of(mirror, candidates, rows, wanted)
     if chosen is None:
         return None
-    found: list[int] = chosen[0].tolist()
+    return _listed(chosen[0])
+
+
+def _listed(rows: Ints) -> list[int]:
+    found: list[int] = rows.tolist()
     return found
+
+
+def _first_of(mirror: Mirror, candidates: Candidates, rows: Ints) -> tuple[Ints, Ints]:
+    """(row, key), an array of one each: the best of these rows, all of which cost the same."""
+    keys = (candidates.combined[rows] << score.RANK_BITS) + ranks_of(mirror, candidates, rows)
+    at = int(keys.argmin())
+    return rows[at : at + 1], keys[at : at + 1]
 
 
 def _best_of(
@@ -41,15 +51,13 @@ def _best_of(
         return rows, rows
     if wanted == 1:
         combined = candidates.combined[rows]
-        rows = rows[combined == combined.min()]
+        return _first_of(mirror, candidates, rows[combined == combined.min()])
     keys = (candidates.combined[rows] << score.RANK_BITS) + ranks_of(mirror, candidates, rows)
     if len(rows) > wanted:
         best = np.argpartition(keys, wanted - 1)[:wanted]
         rows, keys = rows[best], keys[best]
     order = np.argsort(keys)
     rows, keys = rows[order], keys[order]
-    if wanted == 1:
-        return rows, keys
     if len(rows) == wanted and _one_each_is_best(keys, candidates.step):
         return rows, keys
     room = room_for(mirror, candidates, rows, wanted)
@@ -83,8 +91,7 @@ def by_zones(mirror: Mirror, candidates: Candidates, wanted: int) -> list[int] |
             load = loads.get(zone, 0) + np.arange(len(rows), dtype=np.int64)
             joined.setdefault(zone[: depth - 1], []).append((rows, [load, *columns]))
         lists = {zone: _merge(parts, wanted) for zone, parts in joined.items()}
-    found: list[int] = lists[()][0].tolist()
-    return found
+    return _listed(lists[()][0])
 
 
 def _by_levels(

@@ -228,10 +228,12 @@ class GroupPass:
                 self._waiting.setdefault(("rollout", 0), []).append(number)
             else:
                 self._look_at_past(number, version)
+        self.progress.unsettled += len(self.fresh)
+        self._in_transit += len(self.fresh)
+        if self.stance.base is None:  # nothing to go back to: all of them get the newest version
+            return
         fresh = []
         for number in self.fresh:
-            self.progress.unsettled += 1
-            self._in_transit += 1
             version = self._version_for(number, None)
             if version is None:
                 self._waiting.setdefault(("rollout", 0), []).append(number)

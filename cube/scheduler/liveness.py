@@ -82,6 +82,8 @@ class Liveness:
         self._known_ms: dict[NodeId, int] = {}  # when this leader began to expect its heartbeats
         self._steady_ms: dict[NodeId, int] = {}  # heartbeats have come without a gap since
         self._downed_ms: dict[NodeId, int] = {}  # when this leader took it down
+        self._down: list[NodeId] = []
+        self._down_of: Mapping[NodeId, Node] | None = None  # what _down is about; never written to
 
     def leader_since(self, mono_ms: int, leader: NodeId | None = None) -> None:
         """This node, `leader`, leads from now on; what was heard in an earlier term is forgotten.
@@ -102,10 +104,13 @@ class Liveness:
     def silent_ms(self, nodes: Mapping[NodeId, Node], mono_ms: int) -> dict[NodeId, int]:
         """For how long this leader is sure that no leader has acknowledged a heartbeat, of each node
         that is down."""
+        if self._down_of is not nodes:
+            down = (NodeStatus.DOWN, NodeStatus.LEFT)
+            self._down = [node_id for node_id, node in nodes.items() if node.status in down]
+            self._down_of = nodes
         return {
             node_id: mono_ms - max(self._last_ms.get(node_id, 0), self._since_ms)
-            for node_id, node in nodes.items()
-            if node.status in (NodeStatus.DOWN, NodeStatus.LEFT)
+            for node_id in self._down
         }
 
     @property

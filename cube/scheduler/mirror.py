@@ -7,6 +7,7 @@ Imported when a node first plans, because numpy is: an idle agent stays small.
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Iterable
 from typing import Any
 
 import immutables
@@ -43,6 +44,12 @@ class Scan:
         self.seen = 0
 
 
+def _set_amounts(column: Ints, at: Ints, values: list[Resources]) -> None:
+    column[0, at] = [value.cpu_milli for value in values]
+    column[1, at] = [value.memory_bytes for value in values]
+    column[2, at] = [value.disk_bytes for value in values]
+
+
 class Mirror:
     """Columns for the nodes of the state that was last given to `sync`, less what has been taken
     since with `take`."""
@@ -56,6 +63,8 @@ class Mirror:
         self._nodes_seen: immutables.Map[NodeId, Node] = immutables.Map()
         self._index: dict[NodeId, int] = {}
         self._reserved: list[Resources] = []
+        self._reserved_seen: immutables.Map[NodeId, Resources] = immutables.Map()
+        self._reserved_noted: set[NodeId] = set()  # all that may differ from the last sync's
         self._masks: OrderedDict[tuple[str, tuple[Any, ...]], Bools] = OrderedDict()
         self._scans: OrderedDict[Ask, Scan] = OrderedDict()
         self._zones: OrderedDict[tuple[str, ...], dict[tuple[str, ...], Ints]] = OrderedDict()
@@ -94,14 +103,15 @@ class Mirror:
         else:
             rows.update(self._touched)
             self._touched = []
-            if state.nodes is not self._nodes_seen:
-                rows.update(self._changed_nodes(state))
             if state.reserved is not last.reserved:
                 rows.update(self._changed_reserved(state))
-            if rows:
-                self._fill(sorted(rows))
+            changed = [] if state.nodes is self._nodes_seen else self._changed_nodes(state)
+            self._fill(sorted(rows.union(changed)), sorted(changed))
+            rows.update(changed)
         self._state = state
         self._nodes_seen = state.nodes
+        self._reserved_seen = state.reserved
+        self._reserved_noted.clear()
         self.ports.sync(state)
         self._refresh_scans(rows)
 
@@ -111,6 +121,17 @@ class Mirror:
         """The two maps hold the same: apply makes a new map even where it changes nothing."""
         if self._nodes_seen is before:
             self._nodes_seen = after
+
+    def reserved_on(
+        self,
+        before: immutables.Map[NodeId, Resources],
+        after: immutables.Map[NodeId, Resources],
+        node_ids: Iterable[NodeId],
+    ) -> None:
+        """Between the two maps nothing has changed but what is reserved on these nodes."""
+        if self._reserved_seen is before:
+            self._reserved_seen = after
+            self._reserved_noted.update(node_ids)
 
     def _same_nodes(self, state: ClusterState) -> bool:
         if state.nodes is self._nodes_seen:
@@ -127,7 +148,7 @@ class Mirror:
         self._touched = []
         self._allocate(len(self.ids))
         self._standing()
-        self._fill(range(len(self.ids)))
+        self._fill(range(len(self.ids)), range(len(self.ids)))
         self.grew = True
 
     def _forget_kinds(self) -> None:
@@ -166,27 +187,32 @@ class Mirror:
         return rows
 
     def _changed_reserved(self, state: ClusterState) -> list[int]:
+        is_noted = self._reserved_seen is state.reserved
         rows = []
-        get = state.reserved.get
-        for row, node_id in enumerate(self.ids):
+        get, index, known = state.reserved.get, self._index, self._reserved
+        for node_id in self._reserved_noted if is_noted else self.ids:
+            row = index.get(node_id)
+            if row is None:  # it had a task, and was removed
+                continue
             now = get(node_id, NOTHING)
-            if now is not self._reserved[row]:
+            if now is not known[row]:
                 rows.append(row)
-                self._reserved[row] = now
+                known[row] = now
         return rows
 
-    def _fill(self, rows: list[int] | range) -> None:
+    def _fill(self, rows: list[int] | range, changed: list[int] | range) -> None:
+        """What is used of the nodes of `rows`, and what those of `changed`, which are among them,
+        have to give."""
+        if not rows:
+            return
         at = np.fromiter(rows, dtype=np.int64, count=len(rows))
-        nodes = [self.nodes[row] for row in rows]
         accepted, free = self.accepts[at], self.capacity[:, at] - self.used[:, at]
-        for column, values in (
-            (self.capacity, [node.facts.capacity for node in nodes]),
-            (self.used, [self._reserved[row] for row in rows]),
-        ):
-            column[0, at] = [value.cpu_milli for value in values]
-            column[1, at] = [value.memory_bytes for value in values]
-            column[2, at] = [value.disk_bytes for value in values]
-        self.accepts[at] = [node.accepts_tasks for node in nodes]
+        _set_amounts(self.used, at, [self._reserved[row] for row in rows])
+        if changed:
+            nodes = [self.nodes[row] for row in changed]
+            of_changed = np.fromiter(changed, dtype=np.int64, count=len(changed))
+            _set_amounts(self.capacity, of_changed, [node.facts.capacity for node in nodes])
+            self.accepts[of_changed] = [node.accepts_tasks for node in nodes]
         self._powers(at)
         if bool((self.accepts[at] & ~accepted).any()) or bool(
             (self.capacity[:, at] - self.used[:, at] > free).any()
@@ -212,15 +238,18 @@ class Mirror:
 
     def take(self, rows: Ints, counts: Ints, need: Resources) -> None:
         """`counts[i]` tasks of `need` more on `rows[i]`; rows are distinct."""
-        self.used[0, rows] += counts * need.cpu_milli
-        self.used[1, rows] += counts * need.memory_bytes
-        self.used[2, rows] += counts * need.disk_bytes
+        amounts = (need.cpu_milli, need.memory_bytes, need.disk_bytes)
         if len(rows) == 1:  # most jobs have one task, and numpy is slow for single numbers
-            row = int(rows[0])
+            row, count = int(rows[0]), int(counts[0])
             used, capacity = self.used[:, row].tolist(), self.capacity[:, row].tolist()
+            for kind, amount in enumerate(amounts):
+                used[kind] += count * amount
+                self.used[kind, row] = used[kind]
             self.x[row] = score.power(score.share(used[0], capacity[0]))
             self.y[row] = score.power(score.share(used[1], capacity[1]))
         else:
+            for kind, amount in enumerate(amounts):
+                self.used[kind, rows] += counts * amount
             self._powers(rows)
         if self._active is not None:
             self._active[rows] += counts

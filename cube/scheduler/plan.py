@@ -6,9 +6,10 @@ import hashlib
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
+import immutables
 import msgspec
 
-from cube.model.cluster import PREEMPTED, ClusterState, Job
+from cube.model.cluster import PREEMPTED, ClusterState, Job, Node
 from cube.model.commands import (
     ApplyPlan,
     GroupPlacement,
@@ -72,6 +73,8 @@ class Scheduler:
         self._asleep: dict[JobId, tuple[Job, int]] = {}  # nothing to do before that time
         self._parked: set[Ask] = set()  # found no place; nothing has become free since
         self._order: list[Job] | None = None  # None: jobs have changed
+        self._drained: frozenset[NodeId] = frozenset()
+        self._draining_of: immutables.Map[NodeId, Node] | None = None  # what _drained is about
         # Jobs that plans of this round have looked at, and what they have to be looked at again for.
         self._looked: set[JobId] = set()
         self._round_wake_at_ms: int | None = None
@@ -83,8 +86,12 @@ class Scheduler:
         if self._state is not before:
             return
         nodes = False
+        with_tasks: set[NodeId] = set()
         for event in events:
-            if isinstance(event, TaskEvent | JobEvent | DeploymentEvent):
+            if isinstance(event, TaskEvent):
+                self._dirty.add(event.job_id)
+                with_tasks.add(event.node_id)
+            elif isinstance(event, JobEvent | DeploymentEvent):
                 self._dirty.add(event.job_id)
             elif isinstance(event, NodeEvent):
                 nodes = True
@@ -92,6 +99,8 @@ class Scheduler:
             self._wake_for_nodes(after)
         elif self._mirror is not None:
             self._mirror.same_nodes(before.nodes, after.nodes)
+        if self._mirror is not None:
+            self._mirror.reserved_on(before.reserved, after.reserved, with_tasks)
         if before.jobs is not after.jobs:
             self._order = None
         self._state = after
@@ -111,7 +120,7 @@ class Scheduler:
         draft = _PlanDraft(term, seed)
         placer: Placer | None = None
         preemption: Preemption | None = None
-        draining = draining_nodes(state)
+        draining = self._draining(state)
         schedules = looked = 0
         is_cut = False
         seen: list[JobId] = []
@@ -201,6 +210,11 @@ class Scheduler:
         first %= max(1, len(ids))
         return Preemption(state, now_ms, placer.free, [*ids[first:], *ids[:first]])
 
+    def _draining(self, state: ClusterState) -> frozenset[NodeId]:
+        if self._draining_of is not state.nodes:
+            self._draining_of, self._drained = state.nodes, draining_nodes(state)
+        return self._drained
+
     # What may have changed
 
     def _catch_up(self, state: ClusterState) -> list[Job]:
@@ -251,7 +265,7 @@ class Scheduler:
         """Jobs that a change of nodes may give something to do are not idle."""
         self._asleep.clear()
         self._looked.clear()
-        drains = bool(draining_nodes(state))
+        drains = bool(self._draining(state))
         for job_id, job in list(self._idle.items()):
             if drains or job.spec.type is JobType.SYSTEM:
                 del self._idle[job_id]
