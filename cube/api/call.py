@@ -15,7 +15,9 @@ import msgspec
 from aiohttp import ClientSession, web
 
 from cube.api.auth import Access, Identity, Role
+from cube.api.derived import Derived
 from cube.api.errors import Problem, did_you_mean, refused
+from cube.api.lookup import nodes_by_raft_address, nodes_in_order
 from cube.api.query import flag, integer
 from cube.api.rendered import RenderedTasks
 from cube.api.slots import SlotsOfJobs
@@ -118,6 +120,8 @@ class Api:
         self.scheme = "https" if access.node_tls is not None else "http"  # of every node's API
         self.slots = SlotsOfJobs()
         self.rendered = RenderedTasks()
+        self.nodes_in_order = Derived(nodes_in_order)
+        self.nodes_by_raft_address = Derived(nodes_by_raft_address)
         self.requests = 0  # being answered now
         self.streams = 0
         self.saves = 0  # snapshots on their way

@@ -28,8 +28,11 @@ async def show_status(call: Call) -> web.Response:
     else:  # joined, and its registration not applied yet
         name = next((member.name for member in members if member.node_id == here), "")
     identity = NodeIdentity(here, name, call.api.version)
+    nodes = call.api.nodes_by_raft_address.of(call.state.nodes)
     return call.json(
-        render.status_view(call.state, identity, cluster.log_status(), members, cluster.warnings())
+        render.status_view(
+            call.state, identity, nodes, cluster.log_status(), members, cluster.warnings()
+        )
     )
 
 
@@ -67,9 +70,8 @@ async def show_raft(call: Call) -> web.Response:
     progress: tuple[Progress, ...] = ()  # without a leader nobody knows
     with contextlib.suppress(Unavailable):
         progress = await cluster.progress()
-    return call.json(
-        render.raft_view(call.state, cluster.node_id(), cluster.log_status(), progress)
-    )
+    nodes = call.api.nodes_by_raft_address.of(call.state.nodes)
+    return call.json(render.raft_view(cluster.node_id(), nodes, cluster.log_status(), progress))
 
 
 async def transfer_leadership(call: Call) -> web.Response:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 
 from cube.api.errors import Problem, did_you_mean
 from cube.api.slots import SlotsOfJobs, Unplaced, place_of
@@ -28,6 +29,15 @@ def find_job(state: ClusterState, name: str) -> Job:
         hint = did_you_mean(name, state.job_names) or "GET /v1/jobs lists them"
         raise Problem("not_found", f"there is no job {shown(name)}", hint=hint)
     return job
+
+
+def nodes_in_order(nodes: Mapping[NodeId, Node]) -> list[Node]:
+    """By name."""
+    return sorted(nodes.values(), key=lambda node: node.name)
+
+
+def nodes_by_raft_address(nodes: Mapping[NodeId, Node]) -> dict[str, Node]:
+    return {node.facts.raft_address: node for node in nodes.values()}
 
 
 def find_node(state: ClusterState, word: str) -> Node:

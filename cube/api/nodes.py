@@ -35,10 +35,11 @@ class EligibilityBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 async def list_nodes(call: Call) -> web.Response:
     state = call.state
-    nodes = sorted(state.nodes.values(), key=_name_of)
+    nodes = call.api.nodes_in_order.of(state.nodes)
     page, following = query.page_by_name(nodes, _name_of, call.query)
     status = call.api.cluster.log_status()
-    members = {member.node_id: member for member in call.api.cluster.members()}
+    shown = {node.id for node in page}
+    members = {one.node_id: one for one in call.api.cluster.members() if one.node_id in shown}
     views = tuple(render.node_view(state, node, status, members.get(node.id)) for node in page)
     return call.json(Page(views, following, state.index))
 

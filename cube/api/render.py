@@ -268,11 +268,12 @@ def _used(stats: MemberStats) -> ResourcesView:
 def status_view(
     state: ClusterState,
     here: NodeIdentity,
+    nodes: Mapping[str, Node],
     status: LogStatus,
     members: Sequence[MemberView],
     warnings: tuple[str, ...],
 ) -> StatusView:
-    nodes = nodes_by_raft_address(state)
+    """`nodes`: by Raft address."""
     return StatusView(
         cluster_id=state.cluster_id,
         cluster_name=state.cluster_name,
@@ -287,10 +288,6 @@ def status_view(
         quorum=status.quorum,
         warnings=warnings,
     )
-
-
-def nodes_by_raft_address(state: ClusterState) -> dict[str, Node]:
-    return {node.facts.raft_address: node for node in state.nodes.values()}
 
 
 def leader_view(status: LogStatus, nodes: Mapping[str, Node]) -> LeaderView | None:
@@ -315,14 +312,14 @@ def member_counts(members: Sequence[MemberView]) -> MemberCounts:
 
 
 def raft_view(
-    state: ClusterState, here: str, status: LogStatus, progress: Sequence[Progress] = ()
+    here: str, nodes: Mapping[str, Node], status: LogStatus, progress: Sequence[Progress] = ()
 ) -> RaftView:
-    nodes = nodes_by_raft_address(state)
+    """`nodes`: by Raft address."""
     seen = {one.address: one for one in progress}
     voters = [voter.address for voter in status.voters]
     learners = [
         node.facts.raft_address
-        for node in sorted(state.nodes.values(), key=lambda node: node.name)
+        for node in sorted(nodes.values(), key=lambda node: node.name)
         if role_of(node, status) == Role.LEARNER.value
     ]
     return RaftView(

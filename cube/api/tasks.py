@@ -25,6 +25,8 @@ from cube.ports.cluster import Proposed
 
 Row = Task | Unplaced
 
+# With more nodes a list does not say why a slot is empty, which takes a look at each of them.
+EXPLAINED_NODES_MAX = 1_000
 _CURSOR: msgspec.msgpack.Decoder[Place] = msgspec.msgpack.Decoder(Place)
 _STATES = [state.value for state in TaskState]
 
@@ -70,7 +72,11 @@ async def list_tasks(call: Call) -> web.Response:
     following = query.cursor_text(page[-1][0]) if len(found) > limit else None
     rendered = call.api.rendered
     explanations: list[Explanation] | None = None
-    if wanted.job is not None and any(isinstance(row, Unplaced) for _, row in page):
+    if (
+        wanted.job is not None
+        and len(state.nodes) <= EXPLAINED_NODES_MAX
+        and any(isinstance(row, Unplaced) for _, row in page)
+    ):
         explanations = call.api.cluster.explain(wanted.job)
     items = tuple(
         render.unplaced_view(row, explanations)
