@@ -7,6 +7,7 @@ import shutil
 import socket
 import struct
 import threading
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from cube.adapters.raft import PySyncObjLog, RaftSettings, wire
 from cube.adapters.raft.commands import stamped, unstamped
 from cube.adapters.raft.journal import FileJournal
 from cube.adapters.raft.node import RaftNode
+from cube.adapters.raft.settings import LEADER_FALLBACK_MS
 from cube.model.errors import BadConfig, BadPacket, OutcomeUnknown, Unavailable
 from cube.ports.log import Committed, Role
 from tests.raft_support import (
@@ -85,6 +87,29 @@ async def test_a_leader_that_is_cut_off_steps_down_and_promises_nothing(
     with pytest.raises((OutcomeUnknown, Unavailable)):
         await lost
     assert await cluster.agree() == [b"before", b"after"]
+
+
+async def test_entries_that_take_long_to_apply_cost_no_leader(cluster: RealCluster) -> None:
+    """A second and a half of work is committed at once: the members go on speaking meanwhile."""
+    leader = await cluster.found(3)
+    term = leader.status().term
+    count, each_s = 1_000, 0.002
+    for replica in cluster.replicas.values():
+        _slow_down(replica, each_s)
+    assert count * each_s > LEADER_FALLBACK_MS / 1000
+    await asyncio.gather(*(leader.propose(b"%d" % number, 60_000) for number in range(count)))
+    assert len(await cluster.agree()) == count
+    assert (cluster.leader_number(), leader.status().term) == (0, term)
+
+
+def _slow_down(replica: ListReplica, each_s: float) -> None:
+    apply = replica.apply
+
+    def slowly(index: int, term: int, at_ms: int, data: bytes) -> object:
+        time.sleep(each_s)
+        return apply(index, term, at_ms, data)
+
+    replica.apply = slowly  # type: ignore[method-assign]
 
 
 async def test_a_member_far_behind_catches_up_by_snapshot(cluster: RealCluster) -> None:

@@ -123,6 +123,30 @@ def test_l2_a_leader_that_nobody_answers_steps_down_within_two_seconds(
     assert ours._SyncObj__raftState != LEADER
 
 
+def test_l2_silence_counts_only_while_one_listens(ours: RaftNode) -> None:
+    """A leader that was held up for seconds has the others' answers still to read."""
+    Bench(ours, lambda _index: NO_OP).lead(term=1, last_index=3)
+    ours._SyncObj__lastResponseTime.update(
+        dict.fromkeys([Peer(OTHER), Peer(THIRD)], monotonic() - 10.0)
+    )
+    ours.late_s = 10.0
+    ours._onTick(0.0)
+    assert ours._SyncObj__raftState == LEADER
+    ours.late_s = 0.0  # it has read them: there were none
+    ours._onTick(0.0)
+    assert ours._SyncObj__raftState != LEADER
+
+
+def test_l1_who_was_held_up_listens_before_it_stands(ours: RaftNode) -> None:
+    ours._SyncObj__raftElectionDeadline = monotonic() - 10.0
+    ours.late_s = 10.0
+    ours._step_election()
+    assert ours._pre_vote_term == -1
+    ours.late_s = 0.0
+    ours._step_election()
+    assert ours._pre_vote_term == ours.term
+
+
 def settled_leader(ours: RaftNode) -> list[int]:
     """It leads, its own entry is committed; what changes come to is in the list."""
     Bench(ours, lambda _index: NO_OP).lead(term=1, last_index=2)

@@ -22,7 +22,12 @@ from typing import BinaryIO
 from cube.adapters.raft.commands import KIND_DATA, KIND_MEMBERS, decode_members, kind_of, split
 from cube.adapters.raft.configuration import Configuration
 from cube.adapters.raft.journal import FileJournal
-from cube.adapters.raft.library import REASON_DISCARDED, REASON_SUCCESS, REASON_UNKNOWN_OUTCOME
+from cube.adapters.raft.library import (
+    REASON_DISCARDED,
+    REASON_SUCCESS,
+    REASON_UNKNOWN_OUTCOME,
+    monotonic,
+)
 from cube.adapters.raft.replication import Replication
 from cube.adapters.raft.snapshots import SnapshotHeader
 from cube.model.errors import BadPacket
@@ -30,8 +35,10 @@ from cube.ports.log import Committed, Replica
 
 logger = logging.getLogger(__name__)
 
-# Entries applied in one go before messages are looked at again.
+# Entries applied in one go before messages are looked at again, and for how long: a full plan takes a
+# tenth of a second, and whoever hears nothing meanwhile takes its leader for gone.
 APPLY_BATCH_MAX = 2_000
+APPLY_S_MAX = 0.02
 # The journal is compacted at this size even if few entries made it.
 JOURNAL_BYTES_MAX = 64 << 20
 # The entries kept behind a snapshot are no larger than this together.
@@ -69,6 +76,7 @@ class Applying(Replication):
             return False
         position = first - self.journal.first_index
         waiting = self._SyncObj__commandsWaitingCommit
+        deadline = monotonic() + APPLY_S_MAX
         for command, index, term in self.journal.entries()[position : position + count]:
             result = self._apply(command, index, term)
             self._SyncObj__raftLastApplied = index
@@ -77,6 +85,8 @@ class Applying(Replication):
                     settle(Committed(index, term, result), REASON_SUCCESS)
                 else:
                     settle(None, REASON_DISCARDED)
+            if monotonic() > deadline:
+                break
         if first <= self.configuration.last_index <= self.applied_index:
             self.on_membership_committed()
         return True

@@ -18,6 +18,7 @@ import random
 from cube.adapters.raft.allowed import Roles, may_speak
 from cube.adapters.raft.applying import Applying
 from cube.adapters.raft.library import CANDIDATE, FOLLOWER, Message, Peer, monotonic
+from cube.adapters.raft.settings import LEADER_FALLBACK_MS
 
 logger = logging.getLogger(__name__)
 
@@ -36,11 +37,16 @@ class Election(Applying):
     _votes: set[tuple[int, str]]  # (term, voter) of those counted
     _pre_vote_term = -1  # the term in which `_pre_votes` were asked for
     _may_campaign = False  # the gate of the library's own election
+    late_s = 0.0  # for how long it has not listened, at the beginning of a turn
 
     def _onTick(self, timeToWait: float = 0.0) -> None:  # noqa: N802, N803
         if self.is_leader:
             self._may_campaign = False
             self.heard_at = monotonic()
+            # Answers that came while it was late are still to be read: silence is not held against
+            # the others before.
+            late_s = self.late_s if self.is_late else 0.0
+            self._SyncObj__conf.leaderFallbackTimeout = LEADER_FALLBACK_MS / 1000 + late_s
             self.advance_commit()
         elif not self.is_electable:
             # The library's deadline is kept ahead, so that poll() can sleep until it.
@@ -56,6 +62,11 @@ class Election(Applying):
     def is_electable(self) -> bool:
         return self.is_voter and not self.joining and not self.journal.fault
 
+    @property
+    def is_late(self) -> bool:
+        """What the others have said meanwhile is read at the end of this turn."""
+        return self.late_s > self.settings.heartbeat_ms / 1000
+
     def _step_election(self) -> None:
         now = monotonic()
         if self._SyncObj__transferInProgress or self.quorum_size == 1:
@@ -65,7 +76,7 @@ class Election(Applying):
             self._may_campaign = True
             self._SyncObj__raftElectionDeadline = 0.0
             self._end_pre_vote()
-        elif now > self._SyncObj__raftElectionDeadline:
+        elif now > self._SyncObj__raftElectionDeadline and not self.is_late:
             self._may_campaign = False
             self._SyncObj__raftElectionDeadline = float("inf")
             self._stand_within(RETRY_S)

@@ -48,6 +48,7 @@ if TYPE_CHECKING:
         """What we use of the library's class; `_SyncObj__x` is its private `__x`."""
 
         _poller: Poller
+        _SyncObj__conf: Any
         _SyncObj__raftState: int
         _SyncObj__raftCurrentTerm: int
         _SyncObj__votedForNodeId: str | None
@@ -174,6 +175,7 @@ _METHODS = (
 )
 _PROTECTED_METHODS = ("_onTick", "_applyCommand", "_checkCommandsToApply", "transferLeadership")
 _ATTRIBUTES = (
+    "conf",
     "raftState",
     "raftCurrentTerm",
     "votedForNodeId",

@@ -44,6 +44,7 @@ class RaftNode(Following):
     """All of it belongs to the Raft thread, except `queue` and wake()."""
 
     _disk_retry_at = 0.0
+    _listened_at = 0.0  # when it last read what the others had said; 0: not yet
     recovered_index = 0  # what was known to be committed when it was opened
 
     def __init__(
@@ -137,6 +138,7 @@ class RaftNode(Following):
         """
         self._is_woken = False
         now = monotonic()
+        self.late_s = now - self._listened_at if self._listened_at else 0.0
         self.transport.on_tick(now)
         self.journal.sync()
         if self.journal.fault:
@@ -145,6 +147,7 @@ class RaftNode(Following):
         self.step_handover()
         self.step_following()
         self._onTick(self._poll_s(now))
+        self._listened_at = monotonic()
         self.flush_acks()
         self.transport.flush()
 
