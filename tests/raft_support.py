@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import random
-import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Protocol
@@ -21,6 +19,7 @@ from cube.services.log_follower import LogFollower
 from cube.services.state_feed import StateFeed
 from tests.fake_log import FakeLog, FakeLogCluster
 from tests.fakes.remote import FakeRemote
+from tests.ports import free_port
 from tests.raft_tls import Authority, MemberTls, Roster
 
 PROPOSE_MS = 5_000
@@ -233,19 +232,6 @@ class RealCluster(Cluster):
     async def close(self) -> None:
         await super().close()
         assert self.fatal == []
-
-
-def free_port() -> int:
-    """A port that nothing listens on, outside the range that outgoing connections take."""
-    for _ in range(200):
-        port = random.randint(10_240, 19_999)
-        with socket.socket() as probe:
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            return port
-    raise AssertionError("no free port")
 
 
 async def propose_surely(log: Log, data: bytes, deadline_s: float = 15.0) -> None:

@@ -36,7 +36,7 @@ from cube.services.state_feed import StateFeed
 from tests.builders import facts
 from tests.fakes.cluster import FakeClock, FakeCluster, FakeLocalTasks, FakePeers, World
 from tests.fakes.served import token_desk
-from tests.raft_support import free_port
+from tests.ports import free_port
 
 OPERATION = bytes(200)
 SEQUENTIAL = 500

@@ -64,7 +64,7 @@ from cube.services.voter_loop import VoterLoop
 from tests.builders import GIB, facts, group, job
 from tests.fakes.cluster import FakeLocalTasks, FakePeers, World
 from tests.fakes.served import token_desk
-from tests.raft_support import free_port
+from tests.ports import free_port
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 ENVIRONMENT = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'scripts'}"}  # of the other processes

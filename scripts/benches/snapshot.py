@@ -33,7 +33,7 @@ from cube.ports.log import Role
 from cube.services.state_feed import StateFeed
 from cube.statemachine import snapshot
 from tests.builders import Machine, job
-from tests.raft_support import free_port
+from tests.ports import free_port
 
 TURN_S = 0.002
 TICK_S = 0.001

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -15,29 +14,15 @@ from cube.agent.agent import Agent
 from cube.config import build
 from cube.model.addresses import join_address
 from cube.model.errors import Unavailable
+from tests.ports import free_ports
 
 READY_S = 30
-
-
-def free_ports(host: str, count: int) -> list[int]:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with contextlib.ExitStack() as held:
-        found: list[int] = []
-        while len(found) < count:
-            tcp = held.enter_context(socket.socket(family, socket.SOCK_STREAM))
-            udp = held.enter_context(socket.socket(family, socket.SOCK_DGRAM))
-            tcp.bind((host, 0))
-            port = tcp.getsockname()[1]
-            with contextlib.suppress(OSError):
-                udp.bind((host, port))
-                found.append(port)
-        return found
 
 
 @contextlib.asynccontextmanager
 async def running(host: str, directory: Path, join: str = "") -> AsyncIterator[Agent]:
     """An agent that is ready."""
-    http, raft, gossip = free_ports(host, 3)
+    http, raft, gossip = free_ports(3, host)
     flags: dict[str, object] = {
         "insecure": True, "bind": host, "http": http, "raft": raft, "gossip": gossip,
         "data_dir": str(directory), "name": directory.name,
@@ -85,8 +70,8 @@ async def test_two_agents_make_a_cluster(host: str, tmp_path: Path) -> None:
 
 
 async def test_an_agent_that_is_to_join_itself_says_so(tmp_path: Path) -> None:
-    (http,) = free_ports("127.0.0.1", 1)
-    raft, gossip = free_ports("127.0.0.1", 2)
+    (http,) = free_ports(1)
+    raft, gossip = free_ports(2)
     flags = {
         "insecure": True, "http": http, "raft": raft, "gossip": gossip,
         "data_dir": str(tmp_path), "join": [f"127.0.0.1:{http}"],
@@ -101,7 +86,7 @@ async def test_an_agent_that_is_to_join_itself_says_so(tmp_path: Path) -> None:
 
 
 async def test_a_cancelled_agent_is_cancelled(tmp_path: Path) -> None:
-    http, raft, gossip = free_ports("127.0.0.1", 3)
+    http, raft, gossip = free_ports(3)
     flags = {
         "insecure": True, "http": http, "raft": raft, "gossip": gossip,
         "data_dir": str(tmp_path), "join": ["127.0.0.1:1"],

@@ -31,6 +31,7 @@ from tests.contract.docker_rig import (
     shell,
 )
 from tests.contract.driver_cases import ended, new_task_id, read, text, until
+from tests.ports import free_port
 
 pytestmark = pytest.mark.docker
 
@@ -66,13 +67,6 @@ async def until_told(rig: DockerRig, launch: Launch, state: RunState) -> Observa
 
     await until(is_told, rig.patience_s)
     return told()[-1]
-
-
-def free_port() -> int:
-    with contextlib.closing(socket.socket()) as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def publishing(launch: Launch, host: int, target: int = 80) -> Launch:

@@ -25,6 +25,7 @@ from cube.gossip.swim import Swim
 from cube.model.ids import ClusterId, NodeId
 from cube.services.gossip_loop import GossipLoop
 from tests.fakes.disk import FakeDisk
+from tests.ports import free_port
 
 PACKETS = 100_000
 CONNECTIONS = 200  # at the TCP half
@@ -46,20 +47,13 @@ class Gadget:
 class Member:
     def __init__(self, name: str) -> None:
         self.name = NodeId(name)
-        self.socket = UdpDatagrams("127.0.0.1", _free_port())
+        self.socket = UdpDatagrams("127.0.0.1", free_port())
         self.address = f"127.0.0.1:{self.socket.port}"
         clock = SystemClock()
         now_ms = clock.now_ms()
         self.seal = AesSeal(CLUSTER, self.name, [KEY], FakeDisk(), now_ms)
         swim = Swim(SETTINGS, self.name, self.address, b"", now_ms, random.Random(name))
         self.loop = GossipLoop(swim, self.socket, clock, self.seal)
-
-
-def _free_port() -> int:
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 async def until(condition: Callable[[], object]) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -45,28 +46,40 @@ async def learn(cluster: RealCluster, number: int) -> PySyncObjLog:
     return log
 
 
+def watch_sent(node: RaftNode, address: str, told: Callable[[], None]) -> None:
+    """`told` is called for each frame that the node sends there."""
+    send = node.transport.send_frame
+
+    def watch(peer: Peer, frame: bytes) -> bool:
+        if peer.id == address:
+            told()
+        return send(peer, frame)
+
+    node.transport.send_frame = watch  # type: ignore[method-assign]
+
+
 async def test_the_leader_sends_a_learner_nothing(cluster: RealCluster) -> None:
     """Its Raft connections are for what the learner proposes; without them it follows all the same."""
     leader = await cluster.found(3)
     cluster.cut.add(0)  # nor is it asked
     learner = await learn(cluster, 3)
-    node = node_of(cluster, 0)
-    sent: list[str] = []
-    send = node.transport.send_frame
-
-    def watch(peer: Peer, frame: bytes) -> bool:
-        if peer.id == cluster.addresses[3]:
-            sent.append(peer.id)
-        return send(peer, frame)
-
-    node.transport.send_frame = watch  # type: ignore[method-assign]
+    sent: list[int] = []
+    for number in range(3):  # an election may come in between: the rule is for whoever leads
+        watch_sent(node_of(cluster, number), cluster.addresses[3], partial(sent.append, number))
     last = 0
     for number in range(50):
         last = (await leader.propose(b"%d" % number, PROPOSE_MS)).index
     await until(lambda: learner.status().applied_index >= last)
     assert sent == []
-    voters = {cluster.addresses[1], cluster.addresses[2]}
-    assert {p.address for p in leader.progress()} == voters
+    voters = {cluster.addresses[number] for number in range(3)}
+
+    def leads_voters_only() -> bool:
+        return any(
+            {p.address for p in cluster.logs[n].progress()} == voters - {cluster.addresses[n]}
+            for n in cluster.leaders()
+        )
+
+    await until(leads_voters_only)
     assert {(3, 0)} & cluster.asked.keys() == set()
     await cluster.agree()
 
@@ -234,7 +247,9 @@ async def test_compaction_in_the_middle_loses_nothing(tmp_path: Path) -> None:
                 await cluster.stop(3)
                 learner = await learn_again(cluster)
         await propose_surely(learner, b"end")
-        assert sorted(await cluster.agree()) == sorted([*cluster_wide, b"end"])
+        payloads = await cluster.agree()
+        assert b"end" in payloads  # once or, after an outcome unknown, again
+        assert sorted(cluster_wide) == sorted(p for p in payloads if p != b"end")
         assert node_of(cluster, 3).journal.first_index > 400
     finally:
         await cluster.close()

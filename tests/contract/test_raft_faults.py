@@ -21,11 +21,11 @@ from cube.adapters.raft.node import RaftNode
 from cube.adapters.raft.settings import LEADER_FALLBACK_MS
 from cube.model.errors import BadConfig, BadPacket, OutcomeUnknown, Unavailable
 from cube.ports.log import Committed, Role
+from tests.ports import free_port
 from tests.raft_support import (
     PROPOSE_MS,
     ListReplica,
     RealCluster,
-    free_port,
     propose_surely,
     until,
 )

@@ -20,11 +20,11 @@ from cube.adapters.trust.tls import NodeTls, ca_only_context, unverified_context
 from cube.model.errors import BadConfig, Unavailable
 from cube.model.ids import ClusterId, NodeId
 from cube.ports.log import Role
+from tests.ports import free_port
 from tests.raft_support import (
     PROPOSE_MS,
     ListReplica,
     RealCluster,
-    free_port,
     propose_surely,
     until,
 )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import ssl
 import subprocess
 import sys
@@ -20,6 +19,7 @@ from typing import Any, TypeVar
 from cube.agent.cleanup import end_tasks_now
 from cube.config import load
 from cube.model.errors import CubeError
+from tests.ports import free_ports
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "cube" / "examples"
@@ -39,23 +39,6 @@ def wait_for(what: str, condition: Callable[[], T], timeout_s: float = WAIT_S) -
         if time.monotonic() > deadline:
             raise AssertionError(f"not within {timeout_s:g} s: {what}; last seen: {value!r}")
         time.sleep(0.05)
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports that were free just now, for TCP and UDP; below the range that the kernel hands out to
-    outgoing connections and above what the tasks get."""
-    found: list[int] = []
-    port = 10_000 + (os.getpid() * 37) % 9_000
-    while len(found) < count:
-        port = port + 1 if port < 19_900 else 10_000
-        try:
-            for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
-                with socket.socket(socket.AF_INET, kind) as probe:
-                    probe.bind(("127.0.0.1", port))
-        except OSError:
-            continue
-        found.append(port)
-    return found
 
 
 @dataclass(eq=False)
@@ -142,11 +125,8 @@ class TestCluster:
     token: str = ""  # the join token, of a secure cluster
 
     def add(self, name: str) -> Node:
-        ports = free_ports(3)
-        taken = {p for node in self.nodes for p in (node.http, node.raft, node.gossip)}
-        while taken & set(ports):
-            ports = [p for p in free_ports(12) if p not in taken][:3]
-        node = Node(name, self.directory / name, ports[0], ports[1], ports[2])
+        http, raft, gossip = free_ports(3)
+        node = Node(name, self.directory / name, http, raft, gossip)
         self.nodes.append(node)
         if self.is_secure:
             node.host = f"127.0.0.{len(self.nodes)}"

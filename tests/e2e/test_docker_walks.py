@@ -11,7 +11,8 @@ from pathlib import Path
 import docker
 import pytest
 
-from tests.e2e.harness import EXAMPLES, Json, Node, TestCluster, curl, free_ports, same, wait_for
+from tests.e2e.harness import EXAMPLES, Json, Node, TestCluster, curl, same, wait_for
+from tests.ports import free_port
 
 pytestmark = [pytest.mark.e2e, pytest.mark.docker]
 
@@ -147,7 +148,7 @@ def test_the_books_own_api_and_verbs(
     cluster.form(1)
     node = cluster.nodes[0]
     wait_for("the engine answers", lambda: docker_ready(cluster))
-    [port] = free_ports(1)
+    port = free_port()
     task = {
         "ID": "266592cd-960d-4091-981c-8c25c44b1018",
         "State": 2,

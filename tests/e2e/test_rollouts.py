@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.contract.docker_rig import engine_for_tests
-from tests.e2e.harness import Json, TestCluster, free_ports, same, wait_for
+from tests.e2e.harness import Json, TestCluster, same, wait_for
 from tests.e2e.registry import empty_registry
 from tests.e2e.rollouts import (
     COUNT,
@@ -24,6 +24,7 @@ from tests.e2e.rollouts import (
     service,
     submit,
 )
+from tests.ports import free_port
 
 pytestmark = [pytest.mark.e2e, pytest.mark.docker]
 
@@ -80,7 +81,7 @@ def test_an_image_that_does_not_exist_is_taken_back_by_itself(shop: TestCluster)
 
 def test_a_registry_out_of_reach_is_tried_again_until_the_deadline(shop: TestCluster) -> None:
     before = {same(task) for task in shop.serving(JOB, COUNT)}
-    image = f"127.0.0.1:{free_ports(1)[0]}/ghost:1"
+    image = f"127.0.0.1:{free_port()}/ghost:1"
     update = service("any")["groups"]["web"]["update"]
     bad = service("bad", image=image, update={**update, "deadline": "3s"})
     told = deployment_over(shop, submit(shop, bad))

@@ -15,11 +15,11 @@ from tests.e2e.harness import (
     Json,
     TestCluster,
     curl,
-    free_ports,
     pid_exists,
     same,
     wait_for,
 )
+from tests.ports import free_ports
 
 pytestmark = pytest.mark.e2e
 

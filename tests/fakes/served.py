@@ -16,6 +16,7 @@ from aiohttp.web import Application, BaseRunner, Request
 from cube.adapters import entropy
 from cube.adapters.trust.authority import X509Certificates
 from cube.adapters.trust.envelope import open_envelope, seal_envelope
+from cube.agent.listening import GOODBYE_S
 from cube.api.app import make_app
 from cube.api.auth import Access
 from cube.api.boundary import API
@@ -86,10 +87,12 @@ async def read(response: ClientResponse, status: int = 200) -> object:
 
 
 class PlainServer(TestServer):
-    """As an agent runs it: aiohttp's own would cancel handlers whose client has gone."""
+    """As an agent runs it: aiohttp's own would cancel handlers whose client has gone, and wait a
+    minute for those that wait when it closes."""
 
     async def _make_runner(self, **options: Any) -> BaseRunner:
-        return await super()._make_runner(**{**options, "handler_cancellation": False})
+        agents = {"handler_cancellation": False, "shutdown_timeout": GOODBYE_S}
+        return await super()._make_runner(**{**options, **agents})
 
 
 def token_desk(world: World) -> TokenDesk:

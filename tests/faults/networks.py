@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
-import random
 import shutil
 import socket
 import subprocess
@@ -18,6 +17,8 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
+
+from tests.ports import free_ports
 
 _CLONE_NEWNET = 0x40000000
 _NAMESPACES = Path("/run/netns")
@@ -51,19 +52,12 @@ class Network(Protocol):
 class Loopback:
     is_loopback = True
 
-    def __init__(self) -> None:
-        self._given: set[int] = set()
-
     def address(self, number: int) -> str:
         return "127.0.0.1"
 
     def ports(self) -> tuple[int, int, int]:
-        while True:
-            first = random.randrange(10_000, 19_900)  # others start agents here, too: far apart
-            found = (first, first + 1, first + 2)
-            if not self._given & set(found) and all(_is_free(port) for port in found):
-                self._given |= set(found)
-                return found
+        http, raft, gossip = free_ports(3)
+        return http, raft, gossip
 
     def wrap(self, number: int, command: list[str]) -> list[str]:
         return command
@@ -168,16 +162,6 @@ class Hosts:
 
     def _nft(self, number: int, command: str) -> None:
         _run(*self.wrap(number, ["nft", command]))
-
-
-def _is_free(port: int) -> bool:
-    for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
-        with socket.socket(socket.AF_INET, kind) as probe:
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                return False
-    return True
 
 
 def why_no_hosts() -> str:
