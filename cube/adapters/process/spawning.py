@@ -12,14 +12,8 @@ from cube.adapters.process.supervisor import BOOTSTRAP, STDIN_FD
 
 # Found once: an upgrade of the files must not change what a running agent starts.
 PACKAGE_ROOT = str(Path(cube.__file__).parent.parent)
-RESET = (
-    signal.SIGPIPE,
-    signal.SIGXFSZ,
-    signal.SIGINT,
-    signal.SIGTERM,
-    signal.SIGHUP,
-    signal.SIGCHLD,
-)
+# What the agent ignores, its tasks need not: a shell's `cube agent &` ignores SIGINT and SIGQUIT.
+RESET = tuple(sorted(signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}))
 
 
 def spawn(order: bytes, out: int, err: int, label: str, stdin: int | None = None) -> int:
