@@ -54,7 +54,7 @@ class Part:
 
     def start(self) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "pytest", *self.arguments],
+            [sys.executable, "-u", "-m", "pytest", *self.arguments],
             cwd=ROOT,
             env={**os.environ, "CUBE_TEST_PORTS": self.ports},
             stdin=subprocess.DEVNULL,
