@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -84,9 +85,17 @@ class Node:
             headers["Content-Type"] = "application/json"
         url = f"{scheme}://{self.address}{path}"
         request = urllib.request.Request(url, data, headers, method=method)
-        with urllib.request.urlopen(request, timeout=15, context=context) as answer:
-            told: Json = json.load(answer)
-            return told
+        try:
+            with urllib.request.urlopen(request, timeout=15, context=context) as answer:
+                told: Json = json.load(answer)
+                return told
+        except urllib.error.HTTPError as error:
+            text = error.read()
+            refused = urllib.error.HTTPError(
+                url, error.code, error.msg, error.headers, io.BytesIO(text)
+            )
+            refused.add_note(text.decode(errors="replace"))  # for tests that did not expect it
+            raise refused from None
 
     def try_get(self, path: str) -> Json | None:
         try:
