@@ -73,8 +73,7 @@ def allowed(context: Context, node: Node) -> Reason | None:
     missing = lacks_permission(node, context.group.driver.value, permissions(context.group))
     if not missing:
         return None
-    words = ", ".join(missing)
-    return Reason("not_allowed", f"node {refusal(missing)}", words, "not allowed")
+    return Reason("not_allowed", f"node {refusal(missing)}")
 
 
 def permissions(group: GroupSpec) -> tuple[str, ...]:

@@ -79,8 +79,8 @@ CASES: list[tuple[str, GroupSpec, str, str]] = [
             driver=DriverName.DOCKER,
             docker=DockerOptions(privileged=True, cap_add=("NET_ADMIN",), gpus="all"),
         ),
-        "gpus, privileged",
-        "not allowed",
+        "",
+        "",
     ),
     (
         "constraint",
