@@ -9,7 +9,7 @@ import msgspec
 from aiohttp import web
 
 from cube.api import query, render
-from cube.api.bodies import check_media_type, read_body, read_json, read_nothing
+from cube.api.bodies import check_media_type, media_type, read_body, read_json, read_nothing
 from cube.api.call import JSON, Call
 from cube.api.deployments import read_roll_back
 from cube.api.errors import Problem, job_problem
@@ -17,6 +17,7 @@ from cube.api.lookup import find_job, shown
 from cube.api.slots import JobStatus, Standing
 from cube.model import commands
 from cube.model.cluster import Job
+from cube.model.compose.project import Composed, parse_compose
 from cube.model.deployment import deployment_id
 from cube.model.errors import BadConfig
 from cube.model.ids import JobId
@@ -83,20 +84,20 @@ async def show_job(call: Call) -> web.Response:
 
 async def submit_job(call: Call) -> web.Response:
     expected = call.expected_version()
-    spec, data = await read_job(call)
+    spec, data, notes = await read_job(call)
     body = commands.SubmitJob(spec, JobId(call.api.new_id()), expected)
     proposed = await call.propose(body, data)
-    return _changed(call, spec.name, proposed, all_warnings(call, spec))
+    return _changed(call, spec.name, proposed, notes + all_warnings(call, spec))
 
 
 async def validate_job(call: Call) -> web.Response:
-    spec, _ = await read_job(call)
+    spec, _, notes = await read_job(call)
     return call.json(
         JobValid(
             valid=True,
             name=spec.name,
             spec=render_spec(spec),
-            warnings=all_warnings(call, spec),
+            warnings=notes + all_warnings(call, spec),
         )
     )
 
@@ -106,20 +107,29 @@ def all_warnings(call: Call, spec: JobSpec) -> tuple[str, ...]:
     return (*warnings(spec), *dependencies.warnings(call.state, spec))
 
 
-async def read_job(call: Call) -> tuple[JobSpec, bytes]:
-    """Raises Problem: not TOML or JSON (400), or not a job (422, every error of it)."""
-    found = call.request.headers.get("Content-Type", "").partition(";")[0].strip().lower()
-    if found in _YAML:
-        raise Problem("not_built", "compose files are not read yet", hint=f"send {TOML} or {JSON}")
-    kind = check_media_type(call, JSON, TOML)
-    data = await read_body(call)
-    if len(data) > TEXT_BYTES_MAX:
-        raise Problem("too_large", f"a job is at most {TEXT_BYTES_MAX} bytes, this is {len(data)}")
+async def read_job(call: Call) -> tuple[JobSpec, bytes, tuple[str, ...]]:
+    """The job, the body, and what a compose file says in vain.
+
+    Raises Problem: not TOML, JSON or YAML (400), or not a job (422, every error of it)."""
+    if media_type(call) in _YAML:
+        data = await _read_text(call)
+        composed = await asyncio.to_thread(parse_compose, data)  # up to some 0.2 s
+        assert isinstance(composed, Composed), "without a directory no files are wanted"
+        return composed.spec, data, composed.notes
+    kind = check_media_type(call, JSON, TOML, _YAML[0])
+    data = await _read_text(call)
     try:
         tree = toml_tree(data) if kind == TOML else json_tree(data)
     except BadConfig as error:
         raise job_problem(error, "bad_body") from None
-    return parse_tree(tree), data
+    return parse_tree(tree), data, ()
+
+
+async def _read_text(call: Call) -> bytes:
+    data = await read_body(call)
+    if len(data) > TEXT_BYTES_MAX:
+        raise Problem("too_large", f"a job is at most {TEXT_BYTES_MAX} bytes, this is {len(data)}")
+    return data
 
 
 async def delete_job(call: Call) -> web.Response:

@@ -39,7 +39,7 @@ class NodePlanBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 async def plan_job(call: Call) -> web.Response:
-    spec, _ = await read_job(call)
+    spec, _, notes = await read_job(call)
     old = call.state.job_named(spec.name)
     command = commands.SubmitJob(spec, JobId(call.api.new_id()))
     found = await _foreseen(call, command)
@@ -58,7 +58,7 @@ async def plan_job(call: Call) -> web.Response:
         moves=_moves(own.moves),
         explanations=tuple(render.explanation_view(one) for one in own.explanations),
         others=tuple(_effect(effect) for effect in found.jobs if effect is not own),
-        warnings=all_warnings(call, spec),
+        warnings=notes + all_warnings(call, spec),
         fails=own.fails,
         cut=found.cut,
         index=found.index,

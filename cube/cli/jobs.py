@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import time
+from typing import TYPE_CHECKING
 
 import click
 
 from cube.cli.context import Settings, command, group
 from cube.cli.cron import job_runs, job_trigger
 from cube.cli.exits import FAILED, TIMED_OUT, USAGE, CommandError
-from cube.cli.output import Style, age, answer, note, out, raw, table, until
+from cube.cli.output import Style, age, answer, note, out, plural, raw, table, until
 from cube.cli.rollout import tasks_gone, wait_until
-from cube.cli.run import follow, read_job
+from cube.cli.run import FORMATS, follow, read_file
 from cube.cli.why import job_of
 from cube.client.client import Client
 from cube.model.views import JobView
+
+if TYPE_CHECKING:
+    from cube.model.spec import JobSpec
 
 QUIET_S = 2.0  # a wait that is longer is told
 STOP_WAIT_S = 60.0  # above every usual stop_timeout
@@ -184,25 +189,51 @@ def job_versions(settings: Settings, job_name: str) -> None:
 
 @command("validate")
 @click.argument("file", metavar="FILE|-")
-@click.option("--format", "format_", type=click.Choice(["toml", "json"]), help="Of the file.")
+@click.option("--format", "format_", type=click.Choice(list(FORMATS)), help="Of the file.")
 def job_validate(settings: Settings, file: str, format_: str | None) -> None:
-    """Whether a job file is right; every error at once. Needs no agent."""
+    """Whether a job file or a compose file is right; every error at once. Needs no agent."""
+    spec = _spec_of(file, format_)
+    groups = plural(len(spec.groups), "group")
+    note(f"{file} is valid: job {spec.name}, {groups}. next: cube run {file}")
+    del settings
+
+
+@command("convert")
+@click.argument("file", metavar="FILE|-")
+@click.option("--format", "format_", type=click.Choice(list(FORMATS)), help="Of the file.")
+def job_convert(settings: Settings, file: str, format_: str | None) -> None:
+    """A compose file, or a job in JSON, as a job file on standard output. Needs no agent."""
+    spec = _spec_of(file, format_)
+    if settings.output == "json":
+        from cube.model.jobrender import render
+
+        raw(json.dumps(render(spec)).encode())
+        return
+    from cube.model.jobtoml import job_toml
+
+    out(job_toml(spec).rstrip("\n"))
+
+
+def _spec_of(file: str, format_: str | None) -> JobSpec:
+    """The job in a file; what is not honoured is told on stderr. Raises CommandError."""
     from cube.model.errors import BadConfig
     from cube.model.jobfile import parse_json, parse_toml
     from cube.model.warnings import warnings
 
-    data, content_type = read_job(file, format_)
-    if content_type == "application/yaml":
-        raise CommandError(USAGE, "compose files come in a later version of Cube")
-    try:
-        spec = parse_json(data) if content_type == "application/json" else parse_toml(data)
-    except BadConfig as bad:
-        problems = "\n".join(str(error) for error in bad.errors)
-        raise CommandError(USAGE, f"{file} is not a valid job", problems) from None
+    data, found = read_file(file, format_)
+    if found == "compose":
+        from cube.cli.compose import read_compose
+
+        spec = read_compose(file, data)
+    else:
+        try:
+            spec = parse_json(data) if found == "json" else parse_toml(data)
+        except BadConfig as bad:
+            problems = "\n".join(str(error) for error in bad.errors)
+            raise CommandError(USAGE, f"{file} is not a valid job", problems) from None
     for warning in warnings(spec):
         note(f"warning: {warning}")
-    note(f"{file} is valid: job {spec.name}, {len(spec.groups)} groups. next: cube run {file}")
-    del settings
+    return spec
 
 
 @command("init")
@@ -216,5 +247,14 @@ def job_init(settings: Settings, name: str) -> None:
     del settings
 
 
-for item in (job_ls, job_show, job_runs, job_trigger, job_versions, job_validate, job_init):
+for item in (
+    job_ls,
+    job_show,
+    job_runs,
+    job_trigger,
+    job_versions,
+    job_validate,
+    job_convert,
+    job_init,
+):
     job.add_command(item)

@@ -13,6 +13,7 @@ from cube.cli.exits import FAILED, OK, UNPLACED, USAGE, CommandError
 from cube.cli.output import Style, answer, clean, note, out, plural, table
 from cube.cli.run import FORMATS, read_job
 from cube.cli.why import print_explanations
+from cube.model.jobkeys import DURATION_KEYS, SIZE_KEYS
 from cube.model.planviews import (
     ChangeView,
     GroupEffectView,
@@ -27,13 +28,6 @@ from cube.model.views import ExplanationView
 ROWS_SHOWN = 100  # of a table of slots: more is for `-o json`
 VALUE_CHARS_MAX = 60  # of a value in the list of changes
 _ACTIONS = ("drain", "lose")
-_SIZES = frozenset({"memory", "memory_max", "disk", "shm_size", "size"})
-_DURATIONS = frozenset(
-    {
-        "stop_timeout", "shutdown_delay", "interval", "timeout", "start_period", "window", "delay",
-        "max_delay", "min_healthy", "deadline",
-    }
-)  # fmt: skip
 
 
 @command("plan")
@@ -169,9 +163,9 @@ def _value(path: str, value: object) -> str:
     if isinstance(value, str):
         text = value
     elif isinstance(value, (int, float)) and not isinstance(value, bool) and ".env." not in path:
-        if key in _SIZES:
+        if key in SIZE_KEYS:
             text = exact_size(int(value))
-        elif key in _DURATIONS:
+        elif key in DURATION_KEYS:
             text = exact_duration(round(value * 1000))
         else:
             text = f"{value:g}"

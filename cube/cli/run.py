@@ -92,22 +92,37 @@ def _file_and_command(
 
 
 def read_job(file: str, format_: str | None) -> tuple[bytes, str]:
-    """The bytes of a job file and their content type. Raises CommandError."""
+    """The bytes of a job and their content type, a compose file's as JSON. Raises CommandError."""
+    data, found = read_file(file, format_)
+    if found != "compose":
+        return data, FORMATS[found]
+    from cube.cli.compose import compose_json
+
+    return compose_json(file, data), FORMATS["json"]
+
+
+def read_file(file: str, format_: str | None) -> tuple[bytes, str]:
+    """The bytes of a file and the name of its format. Raises CommandError."""
     if file == "-":
-        return sys.stdin.buffer.read(JOB_BYTES_MAX + 1), FORMATS[format_ or "toml"]
+        return sys.stdin.buffer.read(JOB_BYTES_MAX + 1), format_ or "toml"
     path = Path(file)
     try:
         with path.open("rb") as opened:
             data = opened.read(JOB_BYTES_MAX + 1)
     except FileNotFoundError:
-        near = [p for p in sorted(path.parent.glob("*.toml")) if b"[groups." in p.read_bytes()]
+        near = [
+            found
+            for pattern, mark in (("*.toml", b"[groups."), ("*compose*.y*ml", b"services:"))
+            for found in sorted(path.parent.glob(pattern))
+            if mark in found.read_bytes()
+        ]
         hint = "\n".join(f"cube run {p}" for p in near[:5]) or "cube job init > job.toml"
         raise CommandError(NOT_FOUND, f"there is no file {file}", hint=hint) from None
     except OSError as error:
         raise CommandError(USAGE, f"cannot read {file}: {error.strerror}") from None
     if len(data) > JOB_BYTES_MAX:
         raise CommandError(USAGE, f"{file} is larger than 1 MiB: is it a job file?")
-    return data, FORMATS[format_ or _BY_SUFFIX.get(path.suffix.lower(), "toml")]
+    return data, format_ or _BY_SUFFIX.get(path.suffix.lower(), "toml")
 
 
 def _made(

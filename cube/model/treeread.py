@@ -243,7 +243,7 @@ class Table:
         if not isinstance(value, str):
             self.error(key, f"must be text, not {kind(value)}", accepted)
         elif value not in words:
-            self.error(key, f"{shown(value)} is not accepted", _close(value, words) or accepted)
+            self.error(key, f"{shown(value)} is not accepted", close_word(value, words) or accepted)
         else:
             return values(value)
         return default
@@ -367,12 +367,12 @@ class Table:
 def _meant(key: str, known: list[str], synonyms: Mapping[str, str]) -> str:
     if key in synonyms:
         return f"did you mean `{synonyms[key]}`?"
-    if near := _close(key, known):
+    if near := close_word(key, known):
         return near
     return f"accepted: {', '.join(known)}" if known else ""
 
 
-def _close(word: str, words: list[str]) -> str:
+def close_word(word: str, words: list[str]) -> str:
     if len(word) < 3:  # `=` is as near to `>=` as to `==`
         return ""
     near = difflib.get_close_matches(word[:KEY_CHARS_SHOWN].lower(), words, n=1, cutoff=0.6)

@@ -41,7 +41,7 @@ class RepeatedKeys(dict[str, object]):
 
 def toml_tree(data: bytes) -> dict[str, object]:
     """The tree of a TOML document. Raises BadConfig that names line and column."""
-    text = _text(data)
+    text = decoded(data)
     structure = _TOML_OPAQUE.sub("_", text)
     if max(piece.count(".") for piece in _KEY_BREAK.split(structure)) >= KEY_PARTS_MAX:
         _refuse(f"a dotted key has more than {KEY_PARTS_MAX} parts")
@@ -61,9 +61,9 @@ def json_tree(data: bytes) -> object:
     Objects that repeat a key come back as RepeatedKeys, NaN and infinities as floats: whoever
     reads the tree knows the path and refuses them there.
     """
-    text = _text(data)
+    text = decoded(data)
     try:
-        tree: object = json.loads(text, object_pairs_hook=_object, parse_int=_integer)
+        tree: object = json.loads(text, object_pairs_hook=_object, parse_int=limited_int)
     except json.JSONDecodeError as error:
         where = f"(at line {error.lineno}, column {error.colno})"
         _refuse(f"is not JSON: {_bounded(error.msg)} {where}")
@@ -72,7 +72,8 @@ def json_tree(data: bytes) -> object:
     return tree
 
 
-def _text(data: bytes) -> str:
+def decoded(data: bytes) -> str:
+    """The text of a file. Raises BadConfig: too long, or not UTF-8."""
     if len(data) > TEXT_BYTES_MAX:
         _refuse(f"is {len(data)} bytes long; at most {TEXT_BYTES_MAX} are read")
     try:
@@ -98,7 +99,8 @@ def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
     return marked
 
 
-def _integer(digits: str) -> int:
+def limited_int(digits: str) -> int:
+    """The number; one of very many digits as one that is far out of every range."""
     if len(digits) > INT_DIGITS_MAX:  # still an int of the right sign, and out of every range
         digits = ("-" if digits.startswith("-") else "") + "9" * INT_DIGITS_MAX
     return int(digits)

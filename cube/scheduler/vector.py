@@ -24,7 +24,6 @@ class Ask(msgspec.Struct, frozen=True):
 
     driver: str
     constraints: tuple[Any, ...]
-    permissions: tuple[str, ...]
     need: Resources
     policy: PlacementPolicy
 

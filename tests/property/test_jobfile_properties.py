@@ -13,6 +13,7 @@ from cube.model.bookapi import book_task
 from cube.model.errors import BadConfig, ConfigError
 from cube.model.jobfile import parse_json, parse_toml, parse_tree
 from cube.model.jobrender import diff, render
+from cube.model.jobtoml import job_toml
 from cube.model.spec import (
     CheckType,
     JobSpec,
@@ -121,8 +122,7 @@ DOCKER = optional(
     cap_add=st.just(["NET_ADMIN"]), cap_drop=st.just(["ALL"]), devices=st.just(["/dev/null"]),
     gpus=st.one_of(st.just("all"), st.integers(0, 8)),
     ulimits=ulimits("memlock", "locks"),
-    shm_size=BYTES, memory_swap=BYTES, security_opt=st.lists(LINES, max_size=2),
-    dns=st.just(["10.0.0.1", "::1"]),
+    shm_size=BYTES, security_opt=st.lists(LINES, max_size=2), dns=st.just(["10.0.0.1", "::1"]),
     extra_hosts=st.just(["a:10.0.0.1"]), hostname=st.just("web.local"),
     labels=st.dictionaries(st.sampled_from(["a", "com.example/x", "é"]), WORDS),
     pull=st.sampled_from(["missing", "always", "never"]), registry_secret=st.just("reg"),
@@ -162,8 +162,6 @@ def groups(
         tree |= {"driver": "process", "command": ["x", *draw(st.lists(WORDS, max_size=2))]}
     else:
         tree |= {"image": "busybox:1", "docker": draw(DOCKER)}
-        if names and tree["docker"].get("network_mode") in ("none", "container:x"):
-            tree["docker"]["network_mode"] = "front"
         tree |= draw(optional(command=st.lists(WORDS, max_size=2), entrypoint=st.just(["a"])))
     if job_type != "system":
         tree["count"] = draw(st.integers(0, 9))
@@ -269,6 +267,7 @@ def judge(tree: object) -> None:
     spec = outcome(parse_tree, tree)
     if isinstance(spec, JobSpec):
         assert parse_tree(render(spec)) == spec
+        assert parse_toml(job_toml(spec).encode()) == spec
         warnings(spec)
         return
     assert spec
@@ -285,6 +284,7 @@ def test_a_right_job_survives_every_round_trip(tree: dict[str, Any]) -> None:
     spec = parse_tree(tree)
     assert parse_tree(render(spec)) == spec
     assert parse_json(json.dumps(render(spec)).encode()) == spec
+    assert parse_toml(job_toml(spec).encode()) == spec
     assert diff(render(spec), render(spec)) == []
     packed = msgspec.msgpack.encode(spec)  # what the log carries
     assert msgspec.msgpack.decode(packed, type=JobSpec) == spec

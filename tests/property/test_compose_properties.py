@@ -1,0 +1,91 @@
+"""Any bytes are a job or BadConfig with errors a person can read, and what is a job survives as TOML."""
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import hypothesis.strategies as st
+from hypothesis import HealthCheck, given, settings
+
+from cube.model.compose.keys import SECTIONS
+from cube.model.compose.project import Composed, FilesWanted, parse_compose
+from cube.model.compose.section import Surroundings
+from cube.model.compose.yamltext import yaml_tree
+from cube.model.errors import BadConfig
+from cube.model.jobfile import parse_toml, parse_tree
+from cube.model.jobrender import render
+from cube.model.jobtoml import job_toml
+
+FILES = sorted((Path(__file__).parents[1] / "unit" / "compose" / "files").glob("*.yaml"))
+TREES: list[Any] = [yaml_tree(path.read_bytes()) for path in FILES]
+WORDS = sorted({key for keys in SECTIONS.values() for key in keys})
+TEXTS = st.one_of(
+    st.sampled_from(
+        ["${A}", "${A:-b}", "$", "80:80", "1-2", "/a:/b:ro", "a:b", "10s", "64m", "host", "all", "web",
+         "global", "node.id==a", "on-failure:3", "-1", "true", "NONE", "service:x", "~", "../x"]
+    ),
+    st.text(max_size=8),
+)  # fmt: skip
+ANYTHING: st.SearchStrategy[Any] = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), TEXTS),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3),
+        st.dictionaries(st.one_of(st.sampled_from(WORDS), TEXTS), inner, max_size=4),
+    ),
+    max_leaves=12,
+)
+AROUND = Surroundings("/srv", "/home/x", "shop", {"A": "a"}, {".env": None})
+
+
+def judge(data: bytes) -> None:
+    for around in (AROUND, Surroundings()):
+        try:
+            found = parse_compose(data, around)
+        except BadConfig as bad:
+            for error in bad.errors:
+                assert error.path
+                assert error.problem
+                assert len(str(error)) < 2_000
+                assert "\n" not in str(error)
+                assert str(error).encode()
+            continue
+        if isinstance(found, FilesWanted):
+            assert around.directory
+            continue
+        assert isinstance(found, Composed)
+        assert parse_tree(render(found.spec)) == found.spec
+        assert parse_toml(job_toml(found.spec).encode()) == found.spec
+        assert all(": " in note and len(note) < 2_000 for note in found.notes)
+
+
+@given(st.sampled_from(TREES), st.data())
+@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+def test_a_file_with_anything_anywhere_is_a_job_or_bad(tree: Any, data: Any) -> None:
+    tree = copy.deepcopy(tree)
+    node = tree
+    while True:
+        keys = list(node) if isinstance(node, dict) else list(range(len(node)))
+        key = data.draw(st.sampled_from(keys)) if keys else None
+        if key is None or not isinstance(node[key], dict | list) or data.draw(st.booleans()):
+            break
+        node = node[key]
+    if isinstance(node, dict) and (key is None or data.draw(st.booleans())):
+        key = data.draw(st.sampled_from(WORDS))
+    if key is not None:
+        node[key] = data.draw(ANYTHING)
+    judge(json.dumps(tree).encode())
+
+
+@given(ANYTHING)
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+def test_any_service_is_a_group_or_bad(tree: object) -> None:
+    judge(json.dumps({"services": {"web": tree}, "networks": tree}).encode())
+
+
+@given(
+    st.one_of(st.binary(max_size=200), st.text(alphabet="[]{}:-&*!|>'\"#,\n ab<0$", max_size=80))
+)
+@settings(max_examples=400, deadline=None)
+def test_any_bytes_are_a_job_or_bad(data: bytes | str) -> None:
+    judge(data if isinstance(data, bytes) else data.encode())
