@@ -36,12 +36,14 @@ class RollBackBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 async def list_deployments(call: Call) -> web.Response:
+    """With `latest`, the newest of each job only."""
     state, name = call.state, call.query.get("job", "")
+    first = -1 if query.flag(call.query, "latest") else 0
     found = [
         (f"{job.name}/{one.version:0{_VERSION_DIGITS}}", job, one)
         for job in call.api.slots.ordered(state)
         if job.listed and name in ("", job.name)
-        for one in job.deployments
+        for one in job.deployments[first:]
     ]
     page, following = query.page_by_name(found, lambda item: item[0], call.query)
     tasks = {job.id: state.tasks_of_job(job.id) for _, job, _ in page}  # once for all its versions

@@ -99,7 +99,7 @@ _JOBS = (
 )
 
 _DEPLOYMENTS = (
-    _route("GET", "/v1/deployments", _VIEWER, _PAGE, deployments.list_deployments, "job"),
+    _route("GET", "/v1/deployments", _VIEWER, _PAGE, deployments.list_deployments, "job", "latest"),
     _route("GET", "/v1/deployments/{deployment}", _VIEWER, _READ, deployments.show_deployment),
     *(
         _route(

@@ -64,11 +64,11 @@ document.addEventListener("click", async (event) => {
   byId("details").showModal();
 });
 
-async function readAll(path) {
+async function readAll(path, query = "") {
   const items = [];
   let cursor = "";
   for (let page = 0; page < PAGES_MAX; page++) {
-    const body = await read(`${path}?limit=1000${cursor}`);
+    const body = await read(`${path}?limit=1000${query}${cursor}`);
     items.push(...body.items);
     if (!body.next) break;
     cursor = `&cursor=${encodeURIComponent(body.next)}`;
@@ -128,9 +128,8 @@ function addresses(tasks) {
 }
 
 // The newest deployment of each job, while there is something to say of it.
-function rollouts(deployments) {
-  const newest = new Map(deployments.map((one) => [one.job, one])); // versions ascend
-  return new Map([...newest].filter(([, one]) => one.status !== "successful"));
+function rollouts(newest) {
+  return new Map(newest.filter((one) => one.status !== "successful").map((one) => [one.job, one]));
 }
 
 function versionCell(job, rollout) {
@@ -143,6 +142,30 @@ function versionCell(job, rollout) {
   note.title = rollout.message;
   cell.append(note);
   return cell;
+}
+
+// A cron job's last run, and when the next one is due; its history behind the link.
+function runsCell(job) {
+  const cell = element("td");
+  const [run] = job.runs;
+  if (run) {
+    const at = run.finished_at || run.started_at || run.scheduled_at;
+    const link = element("a", "", `${run.run === null ? "" : `run ${run.run} `}${run.status}`);
+    link.href = `/v1/jobs/${encodeURIComponent(job.name)}/runs`;
+    link.title = `runs of ${job.name}${run.message ? "\n" + run.message : ""}`;
+    cell.append(link, at ? ` ${moment(at)}` : "");
+  } else {
+    cell.append("no run yet");
+  }
+  if (job.next_run_at) cell.append(element("small", "soft", ` next ${moment(job.next_run_at)}`));
+  return cell;
+}
+
+// In the browser's own time zone; the day only when it is another one.
+function moment(text) {
+  const at = new Date(text);
+  const day = at.toDateString() === new Date().toDateString() ? "" : `${at.toLocaleDateString()} `;
+  return day + at.toLocaleTimeString();
 }
 
 function jobRow(job, tasks, rollout) {
@@ -165,7 +188,8 @@ function jobRow(job, tasks, rollout) {
     places.append(place, " ");
   }
   if (found.length > ADDRESSES_MAX) places.append(`and ${found.length - ADDRESSES_MAX} more`);
-  row.append(name, element("td", "", job.type), versionCell(job, rollout), status, element("td", "", done), places);
+  const progress = job.type === "cron" ? runsCell(job) : element("td", "", done);
+  row.append(name, element("td", "", job.type), versionCell(job, rollout), status, progress, places);
   return row;
 }
 
@@ -204,7 +228,7 @@ async function round() {
         await readAll("/v1/nodes"),
         await readAll("/v1/tasks"),
         await readAll("/v1/jobs"),
-        await readAll("/v1/deployments"),
+        await readAll("/v1/deployments", "&latest=1"),
       );
     } catch (error) {
       if (!(error instanceof Unanswered)) trouble(`This node does not answer as it should: ${error.message}`);

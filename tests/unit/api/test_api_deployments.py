@@ -49,6 +49,27 @@ async def test_a_deployment_is_shown_listed_and_counted() -> None:
         assert [item["id"] for item in rest["items"]] == ["shop.v2"]
 
 
+async def test_only_the_newest_of_each_job_when_asked() -> None:
+    async with served() as api:
+        for name in ("a", "b"):
+            api.world.run(job_spec(name, web={"count": 2}))
+        api.world.run(job_spec("b", web=update()))
+        api.world.run(job_spec("c", "batch"))  # has none
+        for query, expected in (
+            ("latest=1", ["a.v1", "b.v2"]),
+            ("latest=0", ["a.v1", "b.v1", "b.v2"]),
+            ("latest=1&job=b", ["b.v2"]),
+            ("latest=1&job=none", []),
+        ):
+            found: Json = await api.get(f"/v1/deployments?{query}")
+            assert [item["id"] for item in found["items"]] == expected, query
+        page: Json = await api.get("/v1/deployments?latest=1&limit=1")
+        rest: Json = await api.get(f"/v1/deployments?latest=1&limit=1&cursor={page['next']}")
+        assert [item["id"] for item in (*page["items"], *rest["items"])] == ["a.v1", "b.v2"]
+        assert rest["next"] is None
+        await api.problem("GET", "/v1/deployments?latest=yes", 400)
+
+
 async def test_deployments_are_steered() -> None:
     async with served() as api:
         api.world.running(job_spec(web={"count": 2}))
