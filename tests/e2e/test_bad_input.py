@@ -130,9 +130,9 @@ def test_an_invalid_file_is_exit_2_with_every_error(one: TestCluster, tmp_path: 
 def test_a_key_that_is_not_honoured_is_named(one: TestCluster) -> None:
     job = (
         b'name="w"\ntype="service"\n[groups.g]\ndriver="process"\ncommand=["sleep","9"]\n'
-        b'[[groups.g.mounts]]\ntype="tmpfs"\ntarget="/scratch"\n'
+        b"ports = { http = { target = 80 } }\n"
     )
     done = one.cube("run", "-", "--detach", stdin=job)
     assert "warning: " in done.stderr
-    assert "groups.g.mounts" in done.stderr
+    assert "groups.g.ports.http.target" in done.stderr
     one.cube("rm", "w")
