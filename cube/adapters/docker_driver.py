@@ -22,7 +22,8 @@ from cube.adapters.docker_engine.marks import Found, Marks, gone, observe
 from cube.adapters.docker_engine.output import Wanted, read_output
 from cube.adapters.docker_engine.request import check_allowed, container_config
 from cube.adapters.docker_engine.session import open_session
-from cube.adapters.docker_engine.settings import ALLOW_WORDS, DockerSettings
+from cube.adapters.docker_engine.settings import DockerSettings
+from cube.model import allowed
 from cube.model.errors import DriverFailed
 from cube.model.ids import ClusterId, NodeId, TaskId
 from cube.model.launch import DriverInfo, ExecResult, Launch, LogChunk, Observation, RunState
@@ -30,7 +31,7 @@ from cube.model.sessions import ExecOrder
 from cube.ports.clock import Clock
 from cube.ports.session import Session
 
-__all__ = ["ALLOW_WORDS", "DockerDriver", "DockerSettings"]
+__all__ = ["DockerDriver", "DockerSettings"]
 
 log = logging.getLogger(__name__)
 
@@ -109,7 +110,8 @@ class DockerDriver:
             facts = await self._engine.facts()
         except DriverFailed as failure:
             return DriverInfo(self.name, healthy=False, reason=failure.message)
-        return DriverInfo(self.name, healthy=True, attributes=dict(facts))
+        allow = ",".join(sorted(self._settings.allow))
+        return DriverInfo(self.name, healthy=True, attributes={**facts, allowed.ALLOW: allow})
 
     async def recover(self) -> list[Observation]:
         starting = frozenset(self._starting)
@@ -125,6 +127,9 @@ class DockerDriver:
 
     async def prepare(self, launch: Launch) -> None:
         check_allowed(launch, self._settings.allow)
+        mode = launch.docker.network_mode
+        if allowed.is_named_network(mode):
+            await self._engine.call(partial(containers.check_network, mode=mode))
         await self._images.ensure(launch.image, launch.docker.pull)
 
     async def start(self, launch: Launch) -> Observation:
@@ -142,11 +147,12 @@ class DockerDriver:
         return seen
 
     async def _start(self, launch: Launch) -> Observation:
+        log_driver = (await self._engine.facts())["log_driver"]
         start = partial(
             containers.start,
             marks=self._marks,
             launch=launch,
-            config=container_config(launch, self._marks, self._settings),
+            config=container_config(launch, self._marks, self._settings, log_driver),
             is_first=self._is_listed and launch.task_id not in self._attempts,
         )
         try:

@@ -31,6 +31,7 @@ from cube.config.settings import (
 )
 from cube.gossip.settings import GossipSettings
 from cube.model.addresses import is_loopback, is_unspecified
+from cube.model.allowed import ALLOW_WORDS
 from cube.model.errors import BadConfig, ConfigError
 from cube.model.places import default_data_dir
 from cube.model.resources import Resources
@@ -45,12 +46,7 @@ BOOTSTRAP_MAX = 9
 WRITE_TIMEOUT_MS_MIN = 100
 GRACE_MS_MIN = 1_000  # below it a pause of the interpreter counts as death
 
-# What a job may be allowed beyond the ordinary; the docker driver gives these words their meaning.
-ALLOW_WORDS = (
-    "bind", "cap_add", "devices", "gpus", "host_network", "network", "privileged", "security_opt",
-)  # fmt: skip
-
-PROCESS_ALLOW_WORDS = ("root",)  # the same of the process driver
+PROCESS_ALLOW_WORDS = ("root",)  # what a job may ask of the process driver beyond the ordinary
 
 SECTIONS: dict[str, type[msgspec.Struct]] = {
     "node": NodeSettings,

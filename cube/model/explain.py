@@ -8,7 +8,7 @@ from cube.model.ids import NodeId
 
 
 class Reason(msgspec.Struct, frozen=True):
-    """`code`: not_ready, ineligible, draining, driver, constraint, cpu, memory, disk, port,
+    """`code`: not_ready, ineligible, draining, driver, not_allowed, constraint, cpu, memory, disk, port,
     port_range, max_per_node, depends_on, backoff, avoided, volume, … `need` and `have` are for people."""
 
     code: str

@@ -24,7 +24,7 @@ _RESERVED_LABELS = ("cube.", "io.cube.")  # how the docker driver knows its own 
 
 def read_docker(table: Table) -> DockerOptions:
     options = DockerOptions(
-        init=table.boolean("init", False),
+        init=table.boolean("init", True),
         privileged=table.boolean("privileged", False),
         network_mode=table.text("network_mode", pattern=_NETWORK, accepted="bridge, host, none, …"),
         cap_add=_words(table, "cap_add", _CAPABILITY, 'write ["NET_ADMIN"]'),
@@ -33,6 +33,7 @@ def read_docker(table: Table) -> DockerOptions:
         gpus=_gpus(table),
         ulimits=read_ulimits(table.table("ulimits"), DriverName.DOCKER),
         shm_size_bytes=table.size_bytes("shm_size", 0),
+        memory_swap_bytes=table.size_bytes("memory_swap", 0),
         read_only=table.boolean("read_only", False),
         security_opt=_words(table, "security_opt", None, 'write ["no-new-privileges"]'),
         dns=_dns(table),
@@ -42,7 +43,7 @@ def read_docker(table: Table) -> DockerOptions:
         pull=_pull(table),
         registry_secret=table.text("registry_secret", pattern=NAME),
     )
-    table.close({"network": "network_mode", "shm": "shm_size"})
+    table.close({"network": "network_mode", "shm": "shm_size", "swap": "memory_swap"})
     return options
 
 

@@ -141,6 +141,8 @@ def _relations(table: Table, group: GroupSpec, job_type: JobType) -> None:
         table.error(
             "lost_after", 'means nothing without on_partition = "stop"', "add it, or leave this out"
         )
+    if group.docker != DockerOptions():
+        _docker_relations(table.table("docker"), group)
     if not group.at_most_one or not table.ok("at_most_one"):
         return
     if group.on_partition is OnPartition.KEEP and table.ok("on_partition"):
@@ -158,6 +160,19 @@ def _relations(table: Table, group: GroupSpec, job_type: JobType) -> None:
             "at_most_one",
             'is at odds with update.order = "start-first", which runs two tasks for a while',
         )
+
+
+def _docker_relations(table: Table, group: GroupSpec) -> None:
+    mode = group.docker.network_mode
+    if group.ports and (mode == "none" or mode.startswith("container:")):
+        table.error(
+            "network_mode",
+            f"{shown(mode)} publishes no ports, and the group has some",
+            'use "bridge" or "host", or leave the ports out',
+        )
+    limit_bytes = group.memory_max_bytes or group.resources.memory_bytes
+    if group.docker.memory_swap_bytes and not limit_bytes:
+        table.error("memory_swap", "means nothing without a limit", "set resources.memory")
 
 
 def _on_partition(at_most_one: bool) -> OnPartition:

@@ -180,6 +180,7 @@ def _docker(docker: DockerOptions) -> Tree:
         "gpus": docker.gpus or None,
         "ulimits": _ulimits(docker.ulimits),
         "shm_size": docker.shm_size_bytes,
+        "memory_swap": docker.memory_swap_bytes,
         "read_only": docker.read_only,
         "security_opt": list(docker.security_opt),
         "dns": list(docker.dns),

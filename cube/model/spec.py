@@ -221,9 +221,10 @@ class Ulimit(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class DockerOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What only the docker driver understands. Empty means: the engine's default."""
+    """What only the docker driver understands. Empty means: the engine's default. Capabilities are those
+    of cube.model.allowed, less `cap_drop` ("ALL": all), and `cap_add`."""
 
-    init: bool = False
+    init: bool = True  # as process 1 a program that handles no SIGTERM would ignore it
     privileged: bool = False
     network_mode: str = ""
     cap_add: tuple[str, ...] = ()
@@ -232,6 +233,7 @@ class DockerOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     gpus: str = ""
     ulimits: tuple[Ulimit, ...] = ()  # the older place of GroupSpec.ulimits
     shm_size_bytes: int = 0
+    memory_swap_bytes: int = 0  # beside the memory limit
     read_only: bool = False
     security_opt: tuple[str, ...] = ()
     dns: tuple[str, ...] = ()

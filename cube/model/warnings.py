@@ -40,7 +40,6 @@ _GROUP: tuple[_GroupRow, ...] = (
         lambda g: bool(g.docker.registry_secret),
         "images are pulled without a login yet",
     ),
-    ("docker.gpus", lambda g: bool(g.docker.gpus), "tasks get no GPU yet"),
 )
 
 

@@ -10,11 +10,12 @@ from collections.abc import Callable, Iterator, Mapping
 
 import msgspec
 
+from cube.model.allowed import ALLOW, asks, lacking, refusal
 from cube.model.cluster import ClusterState, Node, port_key
 from cube.model.explain import Reason
 from cube.model.ids import NodeId
 from cube.model.lifecycle import NodeStatus
-from cube.model.spec import GroupSpec, Protocol
+from cube.model.spec import DriverName, GroupSpec, Protocol
 from cube.model.units import format_cores, format_duration, format_size
 from cube.scheduler.attributes import attribute, satisfies, wording
 
@@ -65,6 +66,24 @@ def driver(context: Context, node: Node) -> Reason | None:
     if info.healthy:
         return None
     return Reason("driver", f"driver {name} is not healthy: {info.reason}", name, "unhealthy")
+
+
+def allowed(context: Context, node: Node) -> Reason | None:
+    """What the group asks of its host is what the node's operator allows."""
+    missing = lacks_permission(node, context.group.driver.value, permissions(context.group))
+    if not missing:
+        return None
+    return Reason("not_allowed", f"node {refusal(missing)}")
+
+
+def permissions(group: GroupSpec) -> tuple[str, ...]:
+    """The words of `[drivers.docker] allow` that a node must have for the group."""
+    return asks(group.docker, group.mounts) if group.driver is DriverName.DOCKER else ()
+
+
+def lacks_permission(node: Node, driver: str, asked: tuple[str, ...]) -> tuple[str, ...]:
+    info = node.facts.drivers.get(driver)
+    return lacking(asked, None if info is None else info.attributes.get(ALLOW))
 
 
 def constraints(context: Context, node: Node) -> Reason | None:
@@ -156,7 +175,7 @@ def dynamic_ports(context: Context, node: Node) -> Reason | None:
 
 
 # What a node is: it changes only when somebody changes the node.
-STANDING: tuple[Filter, ...] = (driver, constraints)
+STANDING: tuple[Filter, ...] = (driver, allowed, constraints)
 # Whether the node takes anything at all.
 ACCEPTING: tuple[Filter, ...] = (status, eligibility, draining)
 # What is left of it.

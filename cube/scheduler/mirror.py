@@ -65,7 +65,9 @@ class Mirror:
         self._reserved: list[Resources] = []
         self._reserved_seen: immutables.Map[NodeId, Resources] = immutables.Map()
         self._reserved_noted: set[NodeId] = set()  # all that may differ from the last sync's
-        self._masks: OrderedDict[tuple[str, tuple[Any, ...]], Bools] = OrderedDict()
+        self._masks: OrderedDict[tuple[str, tuple[Any, ...], tuple[str, ...]], Bools] = (
+            OrderedDict()
+        )
         self._scans: OrderedDict[Ask, Scan] = OrderedDict()
         self._zones: OrderedDict[tuple[str, ...], dict[tuple[str, ...], Ints]] = OrderedDict()
         self._points: OrderedDict[tuple[Affinity, ...], Ints] = OrderedDict()
@@ -260,11 +262,15 @@ class Mirror:
 
     def standing_mask(self, ask: Ask, group: GroupSpec) -> Bools:
         """Nodes of the right kind, ready or not."""
-        name = (ask.driver, ask.constraints)
+        name = (ask.driver, ask.constraints, ask.permissions)
         found = self._masks.get(name)
         if found is None:
             found = np.array(
-                [filters.driver_is_healthy(node, ask.driver) for node in self.nodes],
+                [
+                    filters.driver_is_healthy(node, ask.driver)
+                    and not filters.lacks_permission(node, ask.driver, ask.permissions)
+                    for node in self.nodes
+                ],
                 dtype=np.bool_,
             )
             for wish in group.placement.constraints:

@@ -19,7 +19,7 @@ import numpy as np
 from cube.model.ids import JobId, NodeId
 from cube.model.resources import NOTHING, Resources
 from cube.model.spec import PlacementPolicy
-from cube.scheduler import score
+from cube.scheduler import filters, score
 from cube.scheduler.candidates import candidates_for
 from cube.scheduler.columns import by_columns, by_zones
 from cube.scheduler.heap import by_heap
@@ -55,6 +55,7 @@ class Placer:
         return Ask(
             group.driver.value,
             group.placement.constraints,
+            filters.permissions(group),
             group.resources,
             score.policy_of(group, self._default),
         )

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 import msgspec
 
 from cube.model import commands as c
+from cube.model.allowed import ALLOW
 from cube.model.cluster import ClusterState, Job, Node, NodeFacts, port_key
 from cube.model.ids import JobId, NodeId
 from cube.model.launch import DriverInfo
@@ -77,7 +78,7 @@ class _Search:
 
     def kinds(self) -> Iterator[Callable[[], Iterator[Remedy]]]:
         yield from (self.let, self.smaller, self.constraints, self.labels, self.more_per_node)
-        yield from (self.ports, self.others, self.drivers, self.lost_nodes)
+        yield from (self.ports, self.others, self.drivers, self.permissions, self.lost_nodes)
         if not self.want.only_on:
             yield self.another_node
 
@@ -110,6 +111,20 @@ class _Search:
             verb = "enable" if info is None else "repair"
             told = f"{verb} the {name} driver on {node.name}"
             yield Remedy(_facts(node, drivers=drivers), told, (REPAIR, 0))
+
+    def permissions(self) -> Iterator[Remedy]:
+        name, asked = self.group.driver.value, filters.permissions(self.group)
+        for node in self.only("not_allowed")[:EACH_MAX]:
+            info = node.facts.drivers[name]
+            words = {*info.attributes.get(ALLOW, "").split(","), *asked} - {""}
+            attributes = {**info.attributes, ALLOW: ",".join(sorted(words))}
+            now = msgspec.structs.replace(info, attributes=attributes)
+            body = _facts(node, drivers={**node.facts.drivers, name: now})
+            listed = ", ".join(f'"{word}"' for word in sorted(words))
+            told = (
+                f"in the agent's configuration of {node.name}: [drivers.docker] allow = [{listed}]"
+            )
+            yield Remedy(body, told, (REPAIR, 0))
 
     # The job file
 

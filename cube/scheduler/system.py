@@ -54,6 +54,7 @@ class SystemPass:
         context = filters.Context(self.draft.state, self.group, self.draft.now_ms)
         return (
             self.group.driver.value in node.facts.drivers
+            and filters.allowed(context, node) is None
             and filters.constraints(context, node) is None
         )
 

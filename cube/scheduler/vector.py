@@ -24,6 +24,7 @@ class Ask(msgspec.Struct, frozen=True):
 
     driver: str
     constraints: tuple[Any, ...]
+    permissions: tuple[str, ...]
     need: Resources
     policy: PlacementPolicy
 

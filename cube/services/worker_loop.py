@@ -245,6 +245,8 @@ class WorkerLoop:
             self._note_recovery(name, failure)
             self._inputs.put_nowait(_failed(instruction.token, failure))
             return
+        if name not in self._recovered_once:
+            _log.info("recovered driver=%s found=%d", name, len(found))
         self._note_recovery(name, None)
         self._inputs.put_nowait(i.Recovered(instruction.token, tuple(found)))
 

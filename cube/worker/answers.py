@@ -13,7 +13,10 @@ from cube.worker.local_task import Cause, LocalTask, Phase
 from cube.worker.step import Step
 
 # Nothing has run and another node may well do better: not an attempt that failed.
-REJECT_CODES = frozenset({"port_taken", "engine_down", "not_allowed", "no_driver"})
+REJECT_CODES = frozenset(
+    {"port_taken", "engine_down", "not_allowed", "no_driver", "network_missing", "device_missing",
+     "mount_missing", "init_missing"}
+)  # fmt: skip
 
 
 def on_done(local: LocalTask, seen: Observation | None, step: Step) -> None:

@@ -13,6 +13,8 @@ from cube.worker.step import Step
 # `cube stop`, removal and the end of a lost task do not wait.
 DELAYED_REASONS = frozenset({"scale_down", "update", "rollout", "drain", "rebalance"})
 
+# What shells and the container's init mean by these; a program may mean something else.
+_SHELL_CODES = {126: "a command that cannot be executed?", 127: "command not found?"}
 SIGNAL_EXIT_BASE = 128  # exit codes above it: killed by signal (code - 128)
 
 
@@ -158,6 +160,9 @@ def cause_of(seen: Observation) -> Cause:
         return Cause("exited", seen.reason or "ended; its exit code is not known")
     if code > SIGNAL_EXIT_BASE:
         return Cause("exited", f"killed by signal {code - SIGNAL_EXIT_BASE}", code)
+    if code in _SHELL_CODES:
+        message = f"exited with code {code} ({seen.reason or _SHELL_CODES[code]})"
+        return Cause("exited", message, code)
     return Cause("exited", f"exited with code {code}", code, is_success=code == 0)
 
 

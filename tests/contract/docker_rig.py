@@ -21,6 +21,7 @@ from cube.adapters.docker_engine import transport
 from cube.adapters.system_clock import SystemClock
 from cube.model.ids import ClusterId, NodeId, TaskId
 from cube.model.launch import Launch, Observation
+from cube.model.spec import DockerOptions
 from cube.ports.driver import Driver
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -163,7 +164,9 @@ class DockerRig:
         )
 
     def cannot_start(self, launch: Launch) -> Launch:
-        return msgspec.structs.replace(launch, command=("/no/such/command",))
+        """With an init the container starts, and init ends with 127: see test_docker_driver.py."""
+        without = DockerOptions(init=False)
+        return msgspec.structs.replace(launch, command=("/no/such/command",), docker=without)
 
     def argv_that_says(self, text: str, code: int) -> tuple[str, ...]:
         return ("sh", "-c", f"echo {text}; exit {code}")
@@ -183,6 +186,15 @@ class DockerRig:
     async def process_count(self, task_id: TaskId) -> int:
         ids = [container["Id"] for container in self.containers(task_id)]
         return sum(len(processes_in(container_id)) for container_id in ids)
+
+
+def with_options(launch: Launch, **options: Any) -> Launch:
+    return msgspec.structs.replace(launch, docker=DockerOptions(**options))
+
+
+async def run(rig: DockerRig, launch: Launch) -> Observation:
+    await rig.driver.prepare(launch)
+    return await rig.driver.start(launch)
 
 
 def processes_in(container_id: str) -> list[int]:

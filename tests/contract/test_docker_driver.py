@@ -20,7 +20,7 @@ from cube.adapters.docker_engine.engine import Engine
 from cube.model.errors import DriverFailed
 from cube.model.ids import TaskId
 from cube.model.launch import Launch, LaunchPort, Observation, RunState
-from cube.model.spec import DockerOptions, MountSpec, MountType, Protocol, Ulimit
+from cube.model.spec import DockerOptions, Protocol
 from tests.contract.docker_rig import (
     IMAGE,
     OBEYS,
@@ -28,7 +28,9 @@ from tests.contract.docker_rig import (
     DockerRig,
     engine_for_tests,
     processes_in,
+    run,
     shell,
+    with_options,
 )
 from tests.contract.driver_cases import ended, new_task_id, read, text, until
 from tests.ports import free_port
@@ -49,15 +51,6 @@ async def rig(docker_host: str) -> AsyncIterator[DockerRig]:
     await rig.close()
 
 
-def with_options(launch: Launch, **options: Any) -> Launch:
-    return msgspec.structs.replace(launch, docker=DockerOptions(**options))
-
-
-async def run(rig: DockerRig, launch: Launch) -> Observation:
-    await rig.driver.prepare(launch)
-    return await rig.driver.start(launch)
-
-
 async def until_told(rig: DockerRig, launch: Launch, state: RunState) -> Observation:
     def told() -> list[Observation]:
         return [c for c in rig.changes if c.task_id == launch.task_id and c.state is state]
@@ -72,128 +65,6 @@ async def until_told(rig: DockerRig, launch: Launch, state: RunState) -> Observa
 def publishing(launch: Launch, host: int, target: int = 80) -> Launch:
     port = LaunchPort("http", host, target, Protocol.TCP, "127.0.0.1")
     return msgspec.structs.replace(launch, ports=(port,))
-
-
-# -- what the engine is asked for -----------------------------------------------------------------
-
-
-async def test_limits_and_options_are_the_containers(rig: DockerRig) -> None:
-    launch = msgspec.structs.replace(
-        rig.launch(new_task_id()),
-        env={"A": "1"},
-        user="1000:1000",
-        working_dir="/tmp",
-        stop_signal="SIGINT",
-        cpu_milli=250,
-        cpu_max_milli=1500,
-        memory_bytes=16 << 20,
-        memory_limit_bytes=64 << 20,
-        pids_limit=77,
-        mounts=(
-            MountSpec(MountType.TMPFS, "/scratch", size_bytes=1 << 20),
-            MountSpec(MountType.VOLUME, "/data", source=f"v-{rig.node_id}", read_only=True),
-        ),
-        docker=DockerOptions(
-            read_only=True,
-            cap_drop=("NET_RAW",),
-            ulimits=(Ulimit("nofile", 100, 200),),
-            shm_size_bytes=1 << 20,
-            dns=("192.0.2.53",),
-            extra_hosts=("other:192.0.2.7",),
-            hostname="inside",
-            labels={"team": "web", "cube.node": "a lie"},
-        ),
-    )
-    seen = await run(rig, launch)
-    inspected = rig.inspected(launch.task_id)
-    assert inspected["Id"] == seen.handle
-    assert len(seen.handle) == 64
-    host, config = inspected["HostConfig"], inspected["Config"]
-    wanted = {
-        "CpuShares": 256,
-        "CpuPeriod": 100_000,
-        "CpuQuota": 150_000,
-        "MemoryReservation": 16 << 20,
-        "Memory": 64 << 20,
-        "MemorySwap": 64 << 20,
-        "PidsLimit": 77,
-        "ReadonlyRootfs": True,
-        "CapDrop": ["NET_RAW"],
-        "SecurityOpt": ["no-new-privileges"],
-        "Ulimits": [{"Name": "nofile", "Soft": 100, "Hard": 200}],
-        "ShmSize": 1 << 20,
-        "Dns": ["192.0.2.53"],
-        "ExtraHosts": ["other:192.0.2.7"],
-        "Privileged": False,
-        "RestartPolicy": {"Name": "no", "MaximumRetryCount": 0},
-    }
-    assert {key: host[key] for key in wanted} == wanted
-    assert host["LogConfig"]["Config"] == {"max-size": str(10 << 20), "max-file": "2"}
-    assert config["User"] == "1000:1000"
-    assert config["WorkingDir"] == "/tmp"
-    assert config["StopSignal"] == "SIGINT"
-    assert config["Hostname"] == "inside"
-    assert "A=1" in config["Env"]
-    assert config["Labels"]["team"] == "web"
-    assert config["Labels"]["cube.node"] == rig.node_id
-    for path, value in (("memory/memory.limit_in_bytes", "67108864"), ("pids/pids.max", "77")):
-        said = await rig.driver.execute(
-            launch.task_id,
-            1,
-            ("sh", "-c", f"cat /sys/fs/cgroup/{path} || cat /sys/fs/cgroup/*.max"),
-            30_000,
-        )
-        assert value in said.output.decode()
-    said = await rig.driver.execute(
-        launch.task_id, 1, ("sh", "-c", "id -u; hostname; mount"), 30_000
-    )
-    assert said.output.decode().startswith("1000\ninside\n")
-    assert "/scratch type tmpfs" in said.output.decode()
-    await rig.driver.stop(launch.task_id, 1, "SIGKILL", 0)
-    await rig.driver.remove(launch.task_id, keep_logs=False)
-    rig.client.remove_volume(f"v-{rig.node_id}")
-
-
-@pytest.mark.parametrize(
-    ("word", "changes"),
-    [
-        ("privileged", {"docker": DockerOptions(privileged=True)}),
-        ("host_network", {"docker": DockerOptions(network_mode="host")}),
-        ("network", {"docker": DockerOptions(network_mode="container:x")}),
-        ("cap_add", {"docker": DockerOptions(cap_add=("SYS_ADMIN",))}),
-        ("devices", {"docker": DockerOptions(devices=("/dev/fuse",))}),
-        ("gpus", {"docker": DockerOptions(gpus="all")}),
-        ("security_opt", {"docker": DockerOptions(security_opt=("seccomp=unconfined",))}),
-        ("bind", {"mounts": (MountSpec(MountType.BIND, "/x", source="/etc"),)}),
-    ],
-)
-async def test_what_the_node_does_not_allow_is_refused(
-    rig: DockerRig, word: str, changes: dict[str, Any]
-) -> None:
-    launch = msgspec.structs.replace(rig.launch(new_task_id()), **changes)
-    for call in (rig.driver.prepare, rig.driver.start):
-        with pytest.raises(DriverFailed, match=word) as failed:
-            await call(launch)
-        assert (failed.value.code, failed.value.transient) == ("not_allowed", False)
-    assert rig.containers() == []
-
-
-async def test_what_the_node_allows_is_done(docker_host: str) -> None:
-    settings = DockerSettings(host=docker_host, allow=("bind", "cap_add"))
-    rig = DockerRig(docker_host, settings)
-    await rig.open()
-    try:
-        launch = msgspec.structs.replace(
-            rig.launch(new_task_id()),
-            mounts=(MountSpec(MountType.BIND, "/x", source="/etc", read_only=True),),
-            docker=DockerOptions(cap_add=("SYS_PTRACE",)),
-        )
-        await run(rig, launch)
-        host = rig.inspected(launch.task_id)["HostConfig"]
-        assert host["CapAdd"] == ["SYS_PTRACE"]
-        assert [mount["Source"] for mount in host["Mounts"]] == ["/etc"]
-    finally:
-        await rig.close()
 
 
 # -- ports ----------------------------------------------------------------------------------------
@@ -279,7 +150,12 @@ async def test_a_nonsensical_option_is_a_lasting_failure(rig: DockerRig) -> None
         (msgspec.structs.replace(base, image="Not A Name"), "image_invalid"),
         (msgspec.structs.replace(base, memory_limit_bytes=1024), "bad_option"),
         (msgspec.structs.replace(base, user="nobody-here"), "user_missing"),
-        (msgspec.structs.replace(base, command=("/etc/passwd",)), "command_not_executable"),
+        (
+            msgspec.structs.replace(
+                base, command=("/etc/passwd",), docker=DockerOptions(init=False)
+            ),
+            "command_not_executable",
+        ),
         (with_options(base, pull="sometimes"), "bad_option"),
     ):
         with pytest.raises(DriverFailed) as failed:

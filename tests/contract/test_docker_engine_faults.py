@@ -21,7 +21,7 @@ from cube.adapters.system_clock import SystemClock
 from cube.model.errors import DriverFailed
 from cube.model.ids import ClusterId, NodeId
 from cube.model.launch import Launch, Observation, RunState
-from tests.contract.docker_rig import CHECKOUT, OBEYS, WAITS, DockerRig, add_image, shell
+from tests.contract.docker_rig import CHECKOUT, OBEYS, WAITS, DockerRig, add_image, run, shell
 from tests.contract.driver_cases import BOTH, new_task_id, read, text, until, wait_for_output
 
 SCRIPT = CHECKOUT / "scripts" / "test-engine"
@@ -81,11 +81,6 @@ async def rig(engine: PrivateEngine) -> AsyncIterator[DockerRig]:
     await rig.open()
     yield rig
     await rig.close()
-
-
-async def run(rig: DockerRig, launch: Launch) -> Observation:
-    await rig.driver.prepare(launch)
-    return await rig.driver.start(launch)
 
 
 async def until_healthy(rig: DockerRig) -> None:

@@ -18,6 +18,7 @@ import pytest
 from cube.adapters.process.host import cgroup_pids
 from cube.adapters.process.settings import ProcessSettings
 from cube.adapters.process.spawning import PACKAGE_ROOT
+from cube.adapters.process.supervisor import BOOTSTRAP
 from cube.model.errors import DriverFailed
 from cube.model.launch import Launch, RunState
 from cube.model.spec import MountSpec, MountType, Ulimit
@@ -522,6 +523,17 @@ async def test_a_limit_that_nobody_may_set_is_a_reason(rig: ProcessRig) -> None:
     with pytest.raises(DriverFailed) as failed:
         await rig.driver.start(launch)
     assert (failed.value.code, failed.value.transient) == ("limits_not_set", False)
+
+
+async def test_a_task_has_not_its_supervisors_standing_when_memory_runs_out(
+    rig: ProcessRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Also where this user may not ask for less than usual, a supervisor may ask for more.
+    setting = "cube.adapters.process.supervisor.OOM_SCORE_ADJ = b'500'; main()"
+    bootstrap = BOOTSTRAP.replace("main()", f"import cube.adapters.process.supervisor; {setting}")
+    monkeypatch.setattr("cube.adapters.process.spawning.BOOTSTRAP", bootstrap)
+    launch = rig.shell(rig.launch(new_task_id()), "cat /proc/self/oom_score_adj")
+    assert await output_of(rig, launch) == "0\n"
 
 
 async def test_when_memory_runs_out_the_task_goes_before_its_supervisor(rig: ProcessRig) -> None:

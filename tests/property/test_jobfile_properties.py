@@ -122,7 +122,8 @@ DOCKER = optional(
     cap_add=st.just(["NET_ADMIN"]), cap_drop=st.just(["ALL"]), devices=st.just(["/dev/null"]),
     gpus=st.one_of(st.just("all"), st.integers(0, 8)),
     ulimits=ulimits("memlock", "locks"),
-    shm_size=BYTES, security_opt=st.lists(LINES, max_size=2), dns=st.just(["10.0.0.1", "::1"]),
+    shm_size=BYTES, memory_swap=BYTES, security_opt=st.lists(LINES, max_size=2),
+    dns=st.just(["10.0.0.1", "::1"]),
     extra_hosts=st.just(["a:10.0.0.1"]), hostname=st.just("web.local"),
     labels=st.dictionaries(st.sampled_from(["a", "com.example/x", "é"]), WORDS),
     pull=st.sampled_from(["missing", "always", "never"]), registry_secret=st.just("reg"),
@@ -162,6 +163,8 @@ def groups(
         tree |= {"driver": "process", "command": ["x", *draw(st.lists(WORDS, max_size=2))]}
     else:
         tree |= {"image": "busybox:1", "docker": draw(DOCKER)}
+        if names and tree["docker"].get("network_mode") in ("none", "container:x"):
+            tree["docker"]["network_mode"] = "front"
         tree |= draw(optional(command=st.lists(WORDS, max_size=2), entrypoint=st.just(["a"])))
     if job_type != "system":
         tree["count"] = draw(st.integers(0, 9))

@@ -24,6 +24,8 @@ from cube.model.resources import Resources
 from cube.model.spec import (
     Affinity,
     Constraint,
+    DockerOptions,
+    DriverName,
     JobSpec,
     JobType,
     MountSpec,
@@ -49,6 +51,14 @@ NODES = [f"n{i}" for i in range(7)]
 JOBS = ["alpha", "beta", "gamma", "delta"]
 
 
+ALLOWING: list[dict[str, str]] = [
+    {},
+    {"allow": ""},
+    {"allow": "gpus"},
+    {"allow": "gpus,privileged"},
+]
+
+
 @st.composite
 def node_facts(draw: st.DrawFn) -> c.RegisterNode:
     number = draw(st.integers(0, len(NODES) - 1))
@@ -65,7 +75,10 @@ def node_facts(draw: st.DrawFn) -> c.RegisterNode:
                 "zone": draw(st.sampled_from(["a", "b", "c"])),
                 "rack": draw(st.sampled_from(["1", "2"])),
             },
-            drivers={"process": DriverInfo("process", draw(st.integers(0, 9)) > 0)},
+            drivers={
+                "process": DriverInfo("process", draw(st.integers(0, 9)) > 0),
+                "docker": DriverInfo("docker", True, attributes=draw(st.sampled_from(ALLOWING))),
+            },
             port_first=20000,
             port_last=draw(st.sampled_from([20002, 20020])),
         )
@@ -113,7 +126,7 @@ resources = st.builds(
     st.sampled_from([0, 0, 1000]),
 )
 groups = st.builds(
-    lambda count, ports, resources, placement, command, volumes: group(
+    lambda count, ports, resources, placement, command, volumes, driver: group(
         count=count,
         ports=ports,
         resources=resources,
@@ -121,6 +134,7 @@ groups = st.builds(
         command=(command,),
         reschedule=ReschedulePolicy(delay_ms=1000),
         mounts=tuple(MountSpec(MountType.VOLUME, f"/{name}", name) for name in volumes),
+        **driver,
     ),
     st.sampled_from([0, 1, 2, 3, 5, 9, 40]),
     ports,
@@ -128,6 +142,14 @@ groups = st.builds(
     placement,
     st.sampled_from(["one", "two"]),
     st.sampled_from(["", "", "", "u", "v", "uv"]),
+    st.sampled_from(
+        [
+            {},
+            {},
+            {"driver": DriverName.DOCKER},
+            {"driver": DriverName.DOCKER, "docker": DockerOptions(privileged=True, gpus="1")},
+        ]
+    ),
 )
 specs = st.builds(
     lambda name, type_, one, two, priority: job(

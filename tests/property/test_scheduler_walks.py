@@ -168,7 +168,7 @@ def test_columns_and_single_numbers_agree_to_the_last_bit(policy: PlacementPolic
     ]
     assert abs(score.power(0.777) / score.BASE**0.777 - 1) < 1e-10
     unit = score.marginal_unit(list(zip(grown[0].tolist(), grown[1].tolist(), strict=True)))
-    many = policy_cost(Ask("", (), need, policy), unit, used_, capacity_, powers, grown)
+    many = policy_cost(Ask("", (), (), need, policy), unit, used_, capacity_, powers, grown)
     assert many.tolist() == [
         score.cost(policy, u, k, need, unit, 0) for u, k in zip(used, capacity, strict=True)
     ]

@@ -41,7 +41,6 @@ def test_defaults_do_not_warn(name: str) -> None:
             [],
         ),
         (GROUP + 'docker.registry_secret = "r"', ["groups.g.docker.registry_secret"]),
-        (GROUP + "docker.gpus = 1", ["groups.g.docker.gpus"]),
         (
             GROUP + 'env = { A = { secret = "a" }, "b.c" = { secret = "b" }, D = "d" }',
             ["groups.g.env.A", 'groups.g.env."b.c"'],

@@ -472,6 +472,23 @@ ONE_ERROR = [
     (GROUP + "placement = 0", "groups.g.placement", "must be a table, not a number"),
     (GROUP + "docker.init = 'yes'", "groups.g.docker.init", "true or false, not text"),
     (GROUP + "docker.pull = 'sometimes'", "groups.g.docker.pull", "missing, always, never"),
+    (GROUP + "docker.memory_swap = -1", "groups.g.docker.memory_swap", "between 0"),
+    (GROUP + "docker.swap = 1", "groups.g.docker.swap", "`memory_swap`"),
+    (
+        GROUP + "docker.memory_swap = 1\nresources.memory = 0",
+        "groups.g.docker.memory_swap",
+        "without a limit",
+    ),
+    (
+        GROUP + "docker.network_mode = 'none'\nports.http.target = 80",
+        "groups.g.docker.network_mode",
+        "publishes no ports",
+    ),
+    (
+        GROUP + "docker.network_mode = 'container:db'\nports.http.target = 80",
+        "groups.g.docker.network_mode",
+        "publishes no ports",
+    ),
     (GROUP + "docker.dns = ['dns.example']", "groups.g.docker.dns", "not an IP address"),
     (GROUP + "docker.cap_add = ['NET ADMIN']", "groups.g.docker.cap_add[0]", "NET_ADMIN"),
     (GROUP + "docker.devices = ['null']", "groups.g.docker.devices[0]", "/dev/ttyUSB0"),

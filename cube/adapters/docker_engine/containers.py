@@ -10,10 +10,12 @@ import logging
 import time
 
 import docker.errors
+import msgspec
 
 from cube.adapters.docker_engine.engine import Client
 from cube.adapters.docker_engine.failures import WEATHER
 from cube.adapters.docker_engine.marks import (
+    REASON_CHARS_MAX,
     Found,
     Marks,
     Raw,
@@ -31,6 +33,10 @@ log = logging.getLogger(__name__)
 CONFLICT = 409
 NAME_TRIES = 20  # 2 s: a creation takes a tenth of it
 NAME_RETRY_S = 0.1
+# Of the container's init (tini) when it cannot execute the command, as a shell would exit.
+NOT_EXECUTED = (126, 127)
+INIT_FATAL = "[FATAL tini"
+INIT_LINES = 5
 
 
 def find(client: Client, marks: Marks, task_id: TaskId, attempt: int) -> Raw | None:
@@ -44,7 +50,38 @@ def find(client: Client, marks: Marks, task_id: TaskId, attempt: int) -> Raw | N
 
 def look(client: Client, marks: Marks, task_id: TaskId, attempt: int) -> Observation:
     inspected = find(client, marks, task_id, attempt)
-    return observe(inspected, task_id, attempt) if inspected else gone(task_id, attempt)
+    if inspected is None:
+        return gone(task_id, attempt)
+    seen = observe(inspected, task_id, attempt)
+    if seen.exit_code in NOT_EXECUTED and inspected["HostConfig"].get("Init"):
+        return msgspec.structs.replace(seen, reason=_said_by_init(client, seen.handle))
+    return seen
+
+
+def _said_by_init(client: Client, container_id: str) -> str:
+    """Why the command could not be executed, when that is what happened. Without an init the engine
+    itself says so at the start; with one, the container starts, and init says it as its last words."""
+    try:
+        tail: bytes = client.logs(container_id, stdout=False, tail=INIT_LINES)
+    except WEATHER:
+        return ""
+    for line in tail.decode(errors="replace").splitlines():
+        if line.startswith(INIT_FATAL):
+            return line.partition("] ")[2][:REASON_CHARS_MAX]
+    return ""
+
+
+def check_network(client: Client, mode: str) -> None:
+    """A named network is there. Raises DriverFailed."""
+    try:
+        client.inspect_network(mode)
+    except docker.errors.NotFound:
+        raise DriverFailed(
+            "network_missing",
+            f"there is no network {mode} on this node: docker network create {mode} there, or set "
+            "docker.network_mode to another",
+            transient=False,
+        ) from None
 
 
 def listing(client: Client, marks: Marks, task_id: TaskId | None = None) -> list[Found]:

@@ -259,5 +259,6 @@ def _read_facts(client: Client) -> dict[str, str]:
         "storage": str(info.get("Driver", "")),
         "os": str(info.get("OSType", "")),
         "arch": str(info.get("Architecture", "")),
+        "log_driver": str(info.get("LoggingDriver", "")),
         "runtimes": ",".join(sorted(info.get("Runtimes") or {})),
     }

@@ -4,53 +4,42 @@ from __future__ import annotations
 
 from cube.adapters.docker_engine.marks import Marks
 from cube.adapters.docker_engine.settings import DockerSettings
+from cube.model import allowed
 from cube.model.errors import DriverFailed
 from cube.model.launch import Launch
-from cube.model.spec import MountSpec, MountType
+from cube.model.spec import DockerOptions, MountSpec, MountType
 
 CPU_PERIOD_US = 100_000  # the kernel's own default
 CPU_QUOTA_US_MIN = 1_000  # the kernel refuses less: 10 millicores
 CPU_SHARES_PER_CORE = 1024
 CPU_SHARES_MIN = 2  # the kernel refuses less
 
-# security_opt values that only take rights away
-_HARMLESS_SECURITY = frozenset({"no-new-privileges", "no-new-privileges:true"})
 _NO_NEW_PRIVILEGES = "no-new-privileges"
-_PLAIN_NETWORKS = frozenset({"", "default", "bridge", "none"})
+# Log drivers that keep files here and take these bounds. Others are the operator's own choice of where
+# output goes: the engine keeps a bounded copy beside them, which logs() reads.
+_BOUNDED_LOGS = frozenset({"json-file", "local"})
 
 
 def check_allowed(launch: Launch, allow: tuple[str, ...]) -> None:
     """Raises DriverFailed "not_allowed" that names everything this node does not allow."""
-    options = launch.docker
-    is_asked = {
-        "bind": any(mount.type is MountType.BIND for mount in launch.mounts),
-        "cap_add": bool(options.cap_add),
-        "devices": bool(options.devices),
-        "gpus": bool(options.gpus),
-        "host_network": options.network_mode == "host",
-        "network": options.network_mode not in _PLAIN_NETWORKS | {"host"},
-        "privileged": options.privileged,
-        "security_opt": bool(set(options.security_opt) - _HARMLESS_SECURITY),
-    }
-    missing = [word for word, asked in is_asked.items() if asked and word not in allow]
+    missing = allowed.lacking(allowed.asks(launch.docker, launch.mounts), ",".join(allow))
     if missing:
-        raise DriverFailed(
-            "not_allowed",
-            f"this node does not allow {', '.join(missing)}: "
-            "its operator can list it in [drivers.docker] allow",
-            transient=False,
-        )
+        message = f"this node {allowed.refusal(missing)}"
+        raise DriverFailed("not_allowed", message, transient=False)
 
 
-def container_config(launch: Launch, marks: Marks, settings: DockerSettings) -> dict[str, object]:
-    """The body of POST /containers/create. What the launch leaves empty is the image's."""
+def container_config(
+    launch: Launch, marks: Marks, settings: DockerSettings, log_driver: str
+) -> dict[str, object]:
+    """The body of POST /containers/create. What the launch leaves empty is the image's. `log_driver`:
+    the engine's default one."""
     options = launch.docker
     fixed: dict[str, object] = {
         "Image": launch.image,
         "Env": [f"{name}={value}" for name, value in launch.env.items()],
         # Ours win: the user's labels cannot make a container look like another node's.
         "Labels": {**options.labels, **marks.labels(launch)},
-        "HostConfig": _host_config(launch, settings, marks),
+        "HostConfig": _host_config(launch, settings, marks, log_driver),
         "AttachStdout": False,
         "AttachStderr": False,
     }
@@ -66,16 +55,11 @@ def container_config(launch: Launch, marks: Marks, settings: DockerSettings) -> 
     return fixed | {key: value for key, value in asked.items() if value}
 
 
-def _host_config(launch: Launch, settings: DockerSettings, marks: Marks) -> dict[str, object]:
+def _host_config(
+    launch: Launch, settings: DockerSettings, marks: Marks, log_driver: str
+) -> dict[str, object]:
     options = launch.docker
     fixed: dict[str, object] = {
-        "LogConfig": {
-            "Type": "json-file",  # whatever the engine's default is: logs() must be able to read it
-            "Config": {
-                "max-size": str(settings.log_file_bytes),
-                "max-file": str(settings.log_files),
-            },
-        },
         "RestartPolicy": {"Name": "no"},  # that is the worker's business
         "Privileged": options.privileged,
         "Init": options.init,
@@ -84,8 +68,7 @@ def _host_config(launch: Launch, settings: DockerSettings, marks: Marks) -> dict
     }
     asked: dict[str, object] = {
         "NetworkMode": options.network_mode,
-        "CapAdd": list(options.cap_add),
-        "CapDrop": list(options.cap_drop),
+        "LogConfig": _log_config(settings, log_driver),
         "Dns": list(options.dns),
         "ExtraHosts": list(options.extra_hosts),
         "ShmSize": options.shm_size_bytes,
@@ -95,7 +78,26 @@ def _host_config(launch: Launch, settings: DockerSettings, marks: Marks) -> dict
         "Mounts": [_mount(mount, marks) for mount in launch.mounts],
         "PortBindings": {} if options.network_mode == "host" else _bindings(launch),
     }
-    return fixed | _limits(launch) | {key: value for key, value in asked.items() if value}
+    rights = {} if options.privileged else _capabilities(options)
+    return fixed | rights | _limits(launch) | {key: value for key, value in asked.items() if value}
+
+
+def _log_config(settings: DockerSettings, log_driver: str) -> dict[str, object]:
+    """Empty: all of it is the engine's own."""
+    if log_driver not in _BOUNDED_LOGS:
+        return {}
+    bounds = {"max-size": str(settings.log_file_bytes), "max-file": str(settings.log_files)}
+    return {"Type": log_driver, "Config": bounds}
+
+
+def _capabilities(options: DockerOptions) -> dict[str, object]:
+    """Everything is dropped, and what the task has is named, so that nothing depends on the engine."""
+    added = {allowed.capability(name) for name in options.cap_add}
+    dropped = {allowed.capability(name) for name in options.cap_drop}
+    if allowed.ALL in added:
+        return {"CapAdd": [allowed.ALL], "CapDrop": sorted(dropped - {allowed.ALL})}
+    kept = set() if allowed.ALL in dropped else set(allowed.CAPABILITIES)
+    return {"CapAdd": sorted((kept | added) - dropped), "CapDrop": [allowed.ALL]}
 
 
 def _limits(launch: Launch) -> dict[str, object]:
@@ -111,14 +113,15 @@ def _limits(launch: Launch) -> dict[str, object]:
         limits["MemoryReservation"] = launch.memory_bytes
     if launch.memory_limit_bytes:
         limits["Memory"] = launch.memory_limit_bytes
-        limits["MemorySwap"] = launch.memory_limit_bytes  # memory and swap together: no swap
+        # Memory and swap together: without memory_swap there is none.
+        limits["MemorySwap"] = launch.memory_limit_bytes + launch.docker.memory_swap_bytes
     if launch.pids_limit:
         limits["PidsLimit"] = launch.pids_limit
     return limits
 
 
 def _security(launch: Launch) -> list[str]:
-    asked = [word for word in launch.docker.security_opt if word not in _HARMLESS_SECURITY]
+    asked = [word for word in launch.docker.security_opt if allowed.adds_rights(word)]
     if launch.docker.privileged or any(w.startswith(_NO_NEW_PRIVILEGES) for w in asked):
         return asked
     return [*asked, _NO_NEW_PRIVILEGES]
@@ -170,7 +173,7 @@ def _device(text: str) -> dict[str, str]:
 
 def _gpus(text: str) -> list[dict[str, object]]:
     """`all`, a count, or ids with commas between them."""
-    if not text:
+    if text in ("", "0"):
         return []
     request: dict[str, object] = {"Driver": "", "Capabilities": [["gpu"]]}
     if text == "all":

@@ -4,24 +4,12 @@ from __future__ import annotations
 
 import msgspec
 
-# What a task may ask of its host beyond a plain container, each a word of [drivers.docker] allow.
-ALLOW_WORDS = (
-    "bind",  # mounts of host directories
-    "cap_add",
-    "devices",
-    "gpus",
-    "host_network",
-    "network",  # any network but bridge and none: another container's, or a named one
-    "privileged",
-    "security_opt",
-)
-
 
 class DockerSettings(msgspec.Struct, frozen=True, kw_only=True):
     """`host` None: DOCKER_HOST and its companions, else the default socket."""
 
     host: str | None = None
-    allow: tuple[str, ...] = ()  # of ALLOW_WORDS
+    allow: tuple[str, ...] = ()  # of cube.model.allowed.ALLOW_WORDS
     call_timeout_ms: int = 30_000  # create and start under load take seconds; longer is a hang
     ping_timeout_ms: int = 2_000  # an engine that is well answers a ping in about a millisecond
     pull_timeout_ms: int = 600_000

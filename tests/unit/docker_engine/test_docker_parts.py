@@ -24,7 +24,8 @@ from cube.adapters.docker_engine.failures import explain, pull_failed, shorten
 from cube.adapters.docker_engine.frames import FRAME_BYTES_MAX, read_frames
 from cube.adapters.docker_engine.marks import Marks, observe, time_ns
 from cube.adapters.docker_engine.request import check_allowed, container_config
-from cube.adapters.docker_engine.settings import ALLOW_WORDS, DockerSettings
+from cube.adapters.docker_engine.settings import DockerSettings
+from cube.model.allowed import ALLOW_WORDS
 from cube.model.errors import DriverFailed
 from cube.model.ids import ClusterId, NodeId, TaskId
 from cube.model.launch import Launch, LaunchPort, Observation, RunState
@@ -44,9 +45,9 @@ LAUNCH = Launch(
 )
 
 
-def config_of(**changes: Any) -> dict[str, Any]:
+def config_of(log_driver: str = "json-file", **changes: Any) -> dict[str, Any]:
     launch = msgspec.structs.replace(LAUNCH, **changes)
-    return cast("dict[str, Any]", container_config(launch, MARKS, DockerSettings()))
+    return cast("dict[str, Any]", container_config(launch, MARKS, DockerSettings(), log_driver))
 
 
 # -- the create request ---------------------------------------------------------------------------
@@ -58,7 +59,8 @@ def test_what_a_launch_leaves_empty_is_the_images() -> None:
         "Image", "Env", "Labels", "HostConfig", "AttachStdout", "AttachStderr"
     }  # fmt: skip
     assert set(config["HostConfig"]) == {
-        "LogConfig", "RestartPolicy", "Privileged", "Init", "ReadonlyRootfs", "SecurityOpt"
+        "LogConfig", "RestartPolicy", "Privileged", "Init", "ReadonlyRootfs", "SecurityOpt",
+        "CapAdd", "CapDrop",
     }  # fmt: skip
     assert config["Labels"] == {
         "cube.cluster": "c",
@@ -80,6 +82,13 @@ def test_what_a_launch_leaves_empty_is_the_images() -> None:
         ({"cpu_max_milli": 64_000}, {"CpuQuota": 6_400_000}),
         ({"memory_bytes": 5}, {"MemoryReservation": 5}),
         ({"memory_limit_bytes": 7}, {"Memory": 7, "MemorySwap": 7}),
+        ({"memory_limit_bytes": 7, "docker": DockerOptions(memory_swap_bytes=3)},
+         {"Memory": 7, "MemorySwap": 10}),
+        ({"docker": DockerOptions(cap_drop=("ALL",), cap_add=("chown", "CAP_SYS_TIME"))},
+         {"CapAdd": ["CHOWN", "SYS_TIME"], "CapDrop": ["ALL"]}),
+        ({"docker": DockerOptions(cap_drop=("all",))}, {"CapAdd": [], "CapDrop": ["ALL"]}),
+        ({"docker": DockerOptions(cap_add=("ALL",), cap_drop=("NET_RAW",))},
+         {"CapAdd": ["ALL"], "CapDrop": ["NET_RAW"]}),
         ({"docker": DockerOptions(gpus="all")}, {"DeviceRequests": [
             {"Driver": "", "Capabilities": [["gpu"]], "Count": -1}]}),
         ({"docker": DockerOptions(gpus="2")}, {"DeviceRequests": [
@@ -102,6 +111,32 @@ def test_what_a_launch_leaves_empty_is_the_images() -> None:
 def test_the_engine_is_told(changes: dict[str, Any], wanted: dict[str, Any]) -> None:
     host = config_of(**changes)["HostConfig"]
     assert {key: host[key] for key in wanted} == wanted
+
+
+def test_what_is_kept_of_the_rights_is_what_docker_documents_less_what_is_dropped() -> None:
+    kept = (
+        "AUDIT_WRITE CHOWN DAC_OVERRIDE FOWNER FSETID KILL MKNOD NET_BIND_SERVICE NET_RAW SETFCAP"
+    )
+    kept += " SETGID SETPCAP SETUID SYS_CHROOT"
+    host = config_of()["HostConfig"]
+    assert (host["CapAdd"], host["CapDrop"]) == (kept.split(), ["ALL"])
+    less = config_of(docker=DockerOptions(cap_drop=("cap_net_raw",)))["HostConfig"]
+    assert less["CapAdd"] == [name for name in kept.split() if name != "NET_RAW"]
+    assert not {"CapAdd", "CapDrop"} & set(
+        config_of(docker=DockerOptions(privileged=True))["HostConfig"]
+    )
+
+
+@pytest.mark.parametrize("driver", ["json-file", "local"])
+def test_output_that_the_engine_keeps_in_files_is_bounded(driver: str) -> None:
+    assert config_of(driver)["HostConfig"]["LogConfig"] == {
+        "Type": driver, "Config": {"max-size": str(10 << 20), "max-file": "2"}
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("driver", ["journald", "fluentd", ""])
+def test_where_an_operator_sends_all_output_is_left_alone(driver: str) -> None:
+    assert "LogConfig" not in config_of(driver)["HostConfig"]
 
 
 def test_two_host_ports_may_lead_to_one_target() -> None:
@@ -129,22 +164,30 @@ def test_everything_not_allowed_is_named_at_once_and_allowing_it_all_allows() ->
         docker=DockerOptions(
             privileged=True,
             network_mode="host",
-            cap_add=("X",),
+            cap_add=("X", "CHOWN"),
             devices=("/dev/x",),
             gpus="all",
             security_opt=("label=x",),
         ),
     )
-    named = ", ".join(word for word in ALLOW_WORDS if word != "network")
-    with pytest.raises(DriverFailed, match=named):
-        check_allowed(launch, ())
+    words = [word for word in ALLOW_WORDS if word != "network"]
+    with pytest.raises(DriverFailed) as failed:
+        check_allowed(launch, ("network",))
+    assert ", ".join(words) in failed.value.message
+    assert "[drivers.docker] allow = [" + ", ".join(f'"{word}"' for word in words) + "]" in (
+        failed.value.message
+    )
     check_allowed(launch, ALLOW_WORDS)
 
 
 @pytest.mark.parametrize("mode", ["", "bridge", "none", "default"])
 def test_a_plain_container_is_always_allowed(mode: str) -> None:
     options = DockerOptions(
-        network_mode=mode, cap_drop=("ALL",), security_opt=("no-new-privileges:true",)
+        network_mode=mode,
+        cap_drop=("ALL",),
+        cap_add=("cap_chown",),
+        gpus="0",
+        security_opt=("no-new-privileges:true",),
     )
     check_allowed(msgspec.structs.replace(LAUNCH, docker=options), ())
 

@@ -19,6 +19,8 @@ from cube.model.spec import (
     CheckSpec,
     CheckType,
     Constraint,
+    DockerOptions,
+    DriverName,
     GroupSpec,
     JobType,
     Operator,
@@ -54,6 +56,9 @@ def set_up(cluster: Cluster, case: str) -> None:
         case "driver":
             drivers = {"process": DriverInfo("process", False, "engine is down")}
             cluster.do(c.RegisterNode(facts("n", drivers=drivers)))
+        case "not_allowed":
+            info = DriverInfo("docker", True, attributes={"allow": "cap_add"})
+            cluster.do(c.RegisterNode(facts("n", drivers={"docker": info})))
         case "port":
             cluster.submit(job("first", one(ports={"http": PortSpec(host=80)})))
             cluster.plan()
@@ -68,6 +73,15 @@ CASES: list[tuple[str, GroupSpec, str, str]] = [
     ("ineligible", group(), "eligible", "cordoned"),
     ("draining", group(), "not draining", "draining"),
     ("driver", group(), "process", "unhealthy"),
+    (
+        "not_allowed",
+        group(
+            driver=DriverName.DOCKER,
+            docker=DockerOptions(privileged=True, cap_add=("NET_ADMIN",), gpus="all"),
+        ),
+        "",
+        "",
+    ),
     (
         "constraint",
         group(

@@ -16,6 +16,7 @@ from cube.model.resources import Resources
 from cube.model.spec import (
     Constraint,
     CronSpec,
+    DockerOptions,
     DriverName,
     GroupSpec,
     JobType,
@@ -244,6 +245,17 @@ def test_no_nodes_and_another_driver() -> None:
     cluster.do(c.RegisterNode(facts("n", drivers={"process": DriverInfo("process", True)})))
     cluster.submit(job("shop", one(driver=DriverName.DOCKER, image="busybox", command=())))
     assert told(cluster, "shop")[0] == "enable the docker driver on n"
+
+
+def test_what_no_node_allows() -> None:
+    cluster = Cluster()
+    allows = DriverInfo("docker", True, attributes={"allow": "bind"})
+    cluster.do(c.RegisterNode(facts("n", drivers={"docker": allows})))
+    docker = {"driver": DriverName.DOCKER, "image": "busybox", "command": ()}
+    cluster.submit(job("shop", one(**docker, docker=DockerOptions(privileged=True))))
+    assert told(cluster, "shop")[0] == (
+        'in the agent\'s configuration of n: [drivers.docker] allow = ["bind", "privileged"]'
+    )
 
 
 def test_a_name_that_no_node_can_have_is_no_reason_to_buy_one() -> None:

@@ -29,7 +29,7 @@ def test_an_absent_engine_is_said_once_and_its_loss_is_a_warning(
             assert said() == [("INFO", "recover_failed")]
             world.host.engine_down = False
             await asyncio.sleep(600)
-            assert said() == [("INFO", "recover_restored")]
+            assert said() == [("INFO", "recovered"), ("INFO", "recover_restored")]
             world.host.engine_down = True
             await asyncio.sleep(600)
             assert said() == [("WARNING", "recover_failed")]

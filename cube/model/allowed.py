@@ -1,0 +1,79 @@
+"""What a group asks of its host beyond a plain container. A node's operator allows it or does not, each
+by a word of `[drivers.docker] allow`: the driver refuses what is not allowed, and the scheduler does not
+place it there (the node says what it allows in the attribute ALLOW of its docker driver)."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+from cube.model.spec import DockerOptions, MountSpec, MountType
+
+# In the order in which they are named to people.
+ALLOW_WORDS = (
+    "bind",  # mounts of host directories
+    "cap_add",  # capabilities beyond CAPABILITIES
+    "devices",
+    "gpus",
+    "host_network",
+    "network",  # any network but bridge and none: another container's, or a named one
+    "privileged",
+    "security_opt",
+)
+ALLOW = "allow"  # the driver's attribute: the words with commas between them
+
+# What Docker documents as kept by default: enough for images that start as root and step down.
+# Everything else is dropped by name, whatever the engine's own default is.
+CAPABILITIES = frozenset(
+    {"AUDIT_WRITE", "CHOWN", "DAC_OVERRIDE", "FOWNER", "FSETID", "KILL", "MKNOD", "NET_BIND_SERVICE",
+     "NET_RAW", "SETFCAP", "SETGID", "SETPCAP", "SETUID", "SYS_CHROOT"}
+)  # fmt: skip
+ALL = "ALL"
+
+_PLAIN_NETWORKS = frozenset({"", "default", "bridge", "none"})
+_HARMLESS_SECURITY = frozenset({"no-new-privileges", "no-new-privileges:true"})
+
+
+def capability(name: str) -> str:
+    """`NET_ADMIN` for any of net_admin, CAP_NET_ADMIN."""
+    return name.upper().removeprefix("CAP_")
+
+
+def adds_rights(security_opt: str) -> bool:
+    """It may take away what confines the container."""
+    return security_opt not in _HARMLESS_SECURITY
+
+
+def is_named_network(mode: str) -> bool:
+    """One that somebody has made on the node."""
+    return mode not in _PLAIN_NETWORKS and mode != "host" and ":" not in mode
+
+
+def asks(docker: DockerOptions, mounts: Sequence[MountSpec]) -> tuple[str, ...]:
+    """The ALLOW_WORDS that a node must have for it."""
+    mode = docker.network_mode
+    is_asked = {
+        "bind": any(mount.type is MountType.BIND for mount in mounts),
+        "cap_add": any(capability(name) not in CAPABILITIES for name in docker.cap_add),
+        "devices": bool(docker.devices),
+        "gpus": docker.gpus not in ("", "0"),
+        "host_network": mode == "host",
+        "network": mode not in _PLAIN_NETWORKS and mode != "host",
+        "privileged": docker.privileged,
+        "security_opt": any(adds_rights(option) for option in docker.security_opt),
+    }
+    return tuple(word for word in ALLOW_WORDS if is_asked[word])
+
+
+def lacking(asked: Collection[str], allowed: str | None) -> tuple[str, ...]:
+    """Of what is asked, the words that are not in `allowed`, a driver's attribute ALLOW; None (an agent
+    of an older release): nothing is known to be lacking."""
+    if allowed is None or not asked:
+        return ()
+    have = allowed.split(",")
+    return tuple(word for word in asked if word not in have)
+
+
+def refusal(words: Sequence[str]) -> str:
+    """For people, with the key that would change it."""
+    quoted = ", ".join(f'"{word}"' for word in words)
+    return f"does not allow {', '.join(words)}: its operator can set [drivers.docker] allow = [{quoted}]"
