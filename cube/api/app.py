@@ -16,7 +16,9 @@ from cube.ports.clock import Clock
 from cube.ports.cluster import Cluster, LocalTasks, Peers, TokenDesk
 
 KEEPALIVE_S = 60.0  # an idle connection; clients open a new one without noticing
-NODE_CONNECTIONS_MAX = 64  # to other nodes at once: followed logs hold one each
+# To other nodes at once: every request and stream that is passed on holds one, and those are bounded
+# (ApiSettings). Fewer would make a request wait for somebody's `logs -f` to end.
+NODE_CONNECTIONS_MAX = 512
 
 
 def make_app(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import datetime
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 
 import aiohttp
 import msgspec
@@ -21,8 +21,8 @@ from cube.api.streams import relay
 from cube.model.cluster import Node, Task
 from cube.model.errors import Unavailable
 from cube.model.launch import LogChunk
-from cube.model.lifecycle import NodeStatus
-from cube.model.units import parse_duration_ms
+from cube.model.lifecycle import NodeStatus, TaskState
+from cube.model.units import format_size, parse_duration_ms
 
 STREAMS = ("stdout", "stderr")
 TAIL_MAX = 1_000_000  # lines; what a node keeps is less
@@ -97,21 +97,68 @@ def _no_zone() -> int:
 
 
 async def _local(call: Call, task: Task, wanted: LogQuery) -> AsyncIterator[bytes]:
-    chunks = call.api.local_tasks.logs(
-        task,
-        streams=wanted.streams,
-        tail=wanted.tail,
-        since_ms=wanted.since_ms,
-        follow=wanted.follow,
-    )
+    """Of all attempts; when following, until the task has ended: a driver knows attempts only."""
     stamp = Stamps() if wanted.timestamps else None
-    try:
-        async for chunk in chunks:
-            yield chunk.data if stamp is None else stamp.of(chunk)
-    finally:
-        close = getattr(chunks, "aclose", None)
-        if close is not None:
-            await close()
+    gaps = Gaps()
+    # What comes after nothing was wanted is new.
+    latest_ms = call.api.clock.now_ms() if wanted.tail == 0 else wanted.since_ms
+    while True:
+        seen = _standing(call, task)
+        chunks = call.api.local_tasks.logs(
+            task, streams=wanted.streams, tail=wanted.tail, since_ms=wanted.since_ms,
+            follow=wanted.follow,
+        )  # fmt: skip
+        try:
+            async for chunk in chunks:
+                latest_ms = max(latest_ms, chunk.at_ms + 1)
+                for piece in gaps.told(chunk):
+                    yield piece.data if stamp is None else stamp.of(piece)
+        finally:
+            close = getattr(chunks, "aclose", None)
+            if close is not None:
+                await close()
+        if not wanted.follow or seen is None:
+            return
+        await _until_it_goes_on(call, task, seen)
+        wanted = msgspec.structs.replace(wanted, tail=None, since_ms=latest_ms)
+
+
+Standing = tuple[int, TaskState]
+
+
+def _standing(call: Call, task: Task) -> Standing | None:
+    """Attempt and state by this node's state; None once the task has ended."""
+    now = call.api.cluster.state().tasks.get(task.id)
+    return None if now is None or now.ended else (now.attempt, now.state)
+
+
+async def _until_it_goes_on(call: Call, task: Task, seen: Standing) -> None:
+    """There may be more output than there was: another attempt, or the first one at last."""
+    while True:
+        now = _standing(call, task)
+        if now is None or now[0] != seen[0] or (now != seen and now[1] is TaskState.RUNNING):
+            return
+        await asyncio.sleep(call.api.settings.stream_poll_ms / 1000)
+
+
+class Gaps:
+    """Says in the output itself, on a line of its own, where some of it is missing."""
+
+    def __init__(self) -> None:
+        self._ends_open = False  # what was sent last was not the end of a line
+
+    def told(self, chunk: LogChunk) -> Iterator[LogChunk]:
+        if chunk.dropped_bytes:
+            start = "\n" if self._ends_open else ""
+            text = (
+                f"{start}-- cube: about {format_size(chunk.dropped_bytes)} of {chunk.stream} dropped "
+                "here: it was written faster than it is read --\n"
+            )
+            self._ends_open = False
+            yield LogChunk(chunk.stream, text.encode(), chunk.at_ms)
+        if chunk.data:
+            self._ends_open = not chunk.data.endswith(b"\n")
+            yield chunk
 
 
 class Stamps:

@@ -13,7 +13,16 @@ import msgspec
 from cube.cli.context import Settings
 from cube.model.units import format_duration
 
-COLORS = {"green": "32", "yellow": "33", "red": "31", "grey": "90", "bold": "1", "cyan": "36"}
+COLORS = {
+    "green": "32", "yellow": "33", "red": "31", "grey": "90", "bold": "1", "cyan": "36",
+    "blue": "34", "magenta": "35", "light green": "92", "light yellow": "93", "light blue": "94",
+    "light magenta": "95", "light cyan": "96",
+}  # fmt: skip
+# For telling things apart: no colour that means something, and neighbours that differ.
+PALETTE = (
+    "cyan", "yellow", "magenta", "green", "blue",
+    "light cyan", "light yellow", "light magenta", "light green", "light blue",
+)  # fmt: skip
 STATE_COLORS = {
     "running": "green", "healthy": "green", "ready": "green", "completed": "grey", "alive": "green",
     "pending": "yellow", "scheduled": "yellow", "preparing": "yellow", "starting": "yellow",

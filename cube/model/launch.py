@@ -104,11 +104,14 @@ class DriverInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class LogChunk(msgspec.Struct, frozen=True):
-    """A piece of a task's output. Lines may be cut anywhere. `at_ms` 0: the driver does not know."""
+    """A piece of a task's output. Lines may be cut anywhere. `at_ms` 0: the driver does not know.
+    `dropped_bytes`: about so much of the stream before this piece was lost, because it was
+    overwritten before it could be read."""
 
     stream: str  # stdout | stderr
     data: bytes
     at_ms: int = 0
+    dropped_bytes: int = 0
 
 
 class ExecResult(msgspec.Struct, frozen=True):

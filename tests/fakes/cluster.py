@@ -334,7 +334,7 @@ class FakeLocalTasks:
         if self.failure is not None:
             raise self.failure
         for chunk in self.chunks:
-            if chunk.stream in streams:
+            if chunk.stream in streams and (chunk.at_ms >= since_ms or not chunk.at_ms):
                 yield chunk
         if not follow:
             return

@@ -203,7 +203,9 @@ async def test_following_output_ends_with_the_task_and_with_the_client() -> None
             assert await response.content.readline() == b"first\n"
             api.local_tasks.say(LogChunk("stdout", b"second\n"))
             assert await response.content.readline() == b"second\n"
+            api.world.report(task, TaskState.FAILED)
             api.local_tasks.say(None)
+            api.local_tasks.say(None)  # asked once more, now that nothing can follow
             assert await response.content.read() == b""
         async with api.client.get(path) as response:
             await response.content.readline()
@@ -211,6 +213,43 @@ async def test_following_output_ends_with_the_task_and_with_the_client() -> None
             response.close()
         await eventually(lambda: api.local_tasks.followers == 0)
         assert not api.shared.lasting
+
+
+async def test_following_goes_on_with_the_next_attempt_and_says_nothing_twice() -> None:
+    async with served() as api:
+        [task] = api.world.running(job_spec())
+        lines(api, "first\n")
+        async with api.client.get(f"/v1/tasks/{task.id}/logs?follow=1&tail=1") as response:
+            assert await response.content.readline() == b"first\n"
+            api.local_tasks.chunks = [LogChunk("stdout", b"second\n", START_MS + 5_000)]
+            api.world.report(task, TaskState.PENDING, attempt=2, reason="exited")
+            api.local_tasks.say(None)  # what the driver says at the end of an attempt
+            assert await response.content.readline() == b"second\n"
+            api.world.report(task, TaskState.FAILED, attempt=2)
+            api.local_tasks.chunks = []
+            api.local_tasks.say(None)
+            api.local_tasks.say(None)
+            assert await response.content.read() == b""
+        both = ("stdout", "stderr")
+        asked = api.local_tasks.asked
+        assert asked[:2] == [(task.id, both, 1, 0, True), (task.id, both, None, START_MS + 1, True)]
+        assert set(asked[2:]) <= {(task.id, both, None, START_MS + 5_001, True)}
+
+
+async def test_what_was_dropped_is_said_where_it_was() -> None:
+    async with served() as api:
+        [task] = api.world.running(job_spec())
+        lost = 12 << 20
+        api.local_tasks.chunks = [
+            LogChunk("stdout", b"half a li"),
+            LogChunk("stdout", b"ne\nmore\n", dropped_bytes=lost),
+            LogChunk("stderr", b"", dropped_bytes=lost),
+        ]
+        told = (
+            "-- cube: about 12 MiB of {} dropped here: it was written faster than it is read --\n"
+        )
+        want = "half a li\n" + told.format("stdout") + "ne\nmore\n" + told.format("stderr")
+        assert await output(api, task) == want
 
 
 async def test_a_driver_that_fails_at_once_is_a_problem() -> None:
