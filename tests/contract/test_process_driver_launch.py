@@ -553,6 +553,60 @@ async def test_when_memory_runs_out_the_task_goes_before_its_supervisor(rig: Pro
     assert Path(f"/proc/{parent}/oom_score_adj").read_text().strip() == wanted
 
 
+# -- disk -------------------------------------------------------------------------------------------
+
+LOOKS = ProcessSettings(disk_look_ms=50)
+
+
+async def test_who_keeps_more_than_it_asked_for_is_ended_and_begins_anew(tmp_path: Path) -> None:
+    async with process_rig(tmp_path / "tasks", LOOKS) as rig:
+        task_id = new_task_id()
+        launch = rig.shell(rig.launch(task_id), "head -c 2000000 /dev/zero > big; sleep 1000")
+        await rig.driver.start(changed(launch, disk_bytes=MIB))
+        seen = await ended(rig, task_id)
+        assert (seen.exit_code, seen.reason, seen.oom_killed) == (137, "disk_exceeded", False)
+        assert "holds 1.9 MiB (2" in seen.message
+        assert seen.message.endswith("; resources.disk is 1 MiB")
+        assert await rig.driver.inspect(task_id, 1) == seen
+        await rig.restart()  # it is known to the next agent, too
+        assert await rig.driver.recover() == [seen]
+        launch = changed(rig.shell(rig.launch(task_id, 2), "ls; sleep 1000"), disk_bytes=MIB)
+        await rig.driver.start(launch)
+
+        async def was_looked_at() -> bool:
+            return rig.process_driver.disk_watch.looks >= 2
+
+        await until(was_looked_at, rig.patience_s)
+        assert (await rig.driver.inspect(task_id, 2)).state is RunState.RUNNING
+        assert text(await read(rig, task_id)) == "", "the directory was emptied"
+
+
+async def test_the_disk_of_adopted_tasks_is_watched_and_that_of_the_unlimited_is_not(
+    tmp_path: Path,
+) -> None:
+    async with process_rig(tmp_path / "tasks", LOOKS) as rig:
+        script = (
+            "while [ ! -e go ]; do sleep 0.01; done; head -c 2000000 /dev/zero > big; sleep 1000"
+        )
+        limited, free = rig.shell(rig.launch(new_task_id()), script), rig.launch(new_task_id())
+        await rig.driver.start(changed(limited, disk_bytes=MIB))
+        await rig.driver.start(rig.shell(free, script))
+        await rig.restart()
+        assert len(await rig.driver.recover()) == 2
+        for launch in (limited, free):
+            (rig.directory / rig.node_id / launch.task_id / "work" / "go").touch()
+        assert (await ended(rig, limited.task_id)).reason == "disk_exceeded"
+        assert (await rig.driver.inspect(free.task_id, 1)).state is RunState.RUNNING
+
+        async def is_told() -> bool:
+            return bool(rig.changes)
+
+        await until(is_told, rig.patience_s)
+        assert {(seen.task_id, seen.reason) for seen in rig.changes} == {
+            (limited.task_id, "disk_exceeded")
+        }
+
+
 # -- output and the price of a task -----------------------------------------------------------------
 
 
@@ -616,6 +670,21 @@ async def test_a_full_disk_costs_output_but_not_the_exit_code(small_disk: Path) 
         assert (await ended(rig, lost.task_id)).reason == "supervisor_lost"
         filler.unlink()
         await rig.driver.start(rig.launch(task_id, 2))
+
+
+@pytest.mark.root
+async def test_who_fills_the_disk_is_told_so_though_that_cannot_be_written_down(
+    small_disk: Path,
+) -> None:
+    async with process_rig(small_disk / "tasks", LOOKS) as rig:
+        script = "yes > fill; echo full > full; sleep 1000"
+        launch = rig.shell(rig.launch(new_task_id()), script)
+        await rig.driver.start(changed(launch, disk_bytes=100_000))
+        seen = await ended(rig, launch.task_id)
+        assert (seen.exit_code, seen.reason) == (137, "disk_exceeded")
+        again = changed(rig.shell(rig.launch(launch.task_id, 2), "ls"), disk_bytes=100_000)
+        await rig.driver.start(again)
+        assert (await ended(rig, launch.task_id, 2)).exit_code == 0
 
 
 async def test_output_need_not_be_text(rig: ProcessRig) -> None:

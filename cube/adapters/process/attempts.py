@@ -14,7 +14,15 @@ import msgspec
 from cube.adapters.process.cgroups import Cgroups
 from cube.adapters.process.host import boot_id, cgroup_pids, kill_round, start_time, task_pids
 from cube.adapters.process.processes import is_process, orphans
-from cube.adapters.process.records import SAFE_ID, Claim, Exit, Run, TaskPaths, read_record
+from cube.adapters.process.records import (
+    SAFE_ID,
+    Claim,
+    Exit,
+    Run,
+    TaskPaths,
+    Verdict,
+    read_record,
+)
 from cube.adapters.process.wire import VERSION, write_new, write_over
 from cube.model.ids import ClusterId, NodeId, TaskId
 from cube.model.launch import Observation, RunState
@@ -26,6 +34,7 @@ ORPHAN_ROUNDS = 100  # of killing what a dead supervisor left
 ORPHAN_ROUND_MS = 10
 QUIET_ROUNDS = 3  # one look through /proc can miss what forks meanwhile
 
+DISK_EXCEEDED = "disk_exceeded"  # the reason of an attempt that held more than it asked for
 # Why the end of an attempt is not known, for people.
 LOST = {
     "host_rebooted": "its host was rebooted",
@@ -42,6 +51,7 @@ class Attempt(msgspec.Struct, frozen=True):
     claim: Claim | None
     run: Run | None
     exit: Exit | None
+    verdict: Verdict | None = None
 
 
 class Attempts:
@@ -60,6 +70,7 @@ class Attempts:
         self._directory = directory
         self._clock = clock
         self._boot_id = boot_id()
+        self._verdicts: dict[Identity, Verdict] = {}  # also of those that a full disk did not take
         self.cgroups = cgroups
 
     def paths(self, task_id: TaskId) -> TaskPaths:
@@ -85,7 +96,11 @@ class Attempts:
             return None
         # The end is read first: once there is one, run.json is complete too.
         ended = read_record(directory / "exit.json", Exit)
-        return Attempt(claim, read_record(directory / "run.json", Run), ended)
+        run = read_record(directory / "run.json", Run)
+        verdict = self._verdicts.get(identity)
+        if verdict is None and ended is not None:
+            verdict = read_record(directory / "verdict.json", Verdict)
+        return Attempt(claim, run, ended, verdict)
 
     def is_supervised(self, attempt: Attempt) -> bool:
         """Its supervisor lives: this one, of this boot."""
@@ -108,13 +123,16 @@ class Attempts:
         )
         if ended is None:
             return seen
+        reason, message = ended.failure or ended.reason, ended.message or LOST.get(ended.reason, "")
+        if attempt.verdict is not None:
+            reason, message = attempt.verdict.reason, attempt.verdict.message
         return msgspec.structs.replace(
             seen,
             state=RunState.EXITED,
             exit_code=ended.exit_code,
             oom_killed=ended.oom_killed,
-            reason=ended.failure or ended.reason,
-            message=ended.message or LOST.get(ended.reason, ""),
+            reason=reason,
+            message=message,
             finished_at_ms=ended.finished_at_ms,
         )
 
@@ -160,6 +178,23 @@ class Attempts:
             return msgspec.structs.replace(known, exit=end)
         return known
 
+    def judge(self, identity: Identity, reason: str, message: str) -> None:
+        """Once the attempt has ended, this is why. A full disk keeps it from outliving the agent."""
+        verdict = self._verdicts[identity] = Verdict(VERSION, reason, message)
+        path = self.paths(identity[0]).attempt(identity[1]) / "verdict.json"
+        try:
+            write_over(str(path), msgspec.json.encode(verdict))
+        except OSError as error:
+            LOG.warning("process_verdict_not_written task=%s attempt=%d %s", *identity, error)
+
+    def was_over_disk(self, task_id: TaskId) -> bool:
+        """The last attempt of which something is known was ended for what it held."""
+        numbers = self.paths(task_id).numbers()
+        last = self.look((task_id, numbers[-1])) if numbers else None
+        return (
+            last is not None and last.verdict is not None and last.verdict.reason == DISK_EXCEEDED
+        )
+
     def _reason(self, attempt: Attempt) -> str:
         if attempt.claim is None:
             return "record_lost"
@@ -177,6 +212,7 @@ class Attempts:
     def forget(self, identity: Identity) -> None:
         """Nothing of this attempt is left but its output. It must have ended."""
         task_id, number = identity
+        _ = self._verdicts.pop(identity, None)
         self.cgroups.remove(group_name(identity))
         remove_tree(self.paths(task_id).attempt(number))
 

@@ -11,8 +11,15 @@ from pathlib import Path
 from weakref import WeakValueDictionary
 
 from cube.adapters.process import cgroups, orders
-from cube.adapters.process.attempts import Attempts, Identity, group_name
+from cube.adapters.process.attempts import (
+    DISK_EXCEEDED,
+    Attempts,
+    Identity,
+    group_name,
+    remove_tree,
+)
 from cube.adapters.process.beside import run_beside
+from cube.adapters.process.disk_watch import DiskWatch, Quota
 from cube.adapters.process.failures import host_errors, lasting, passing, patience, refused
 from cube.adapters.process.lease import FILE as LEASE_FILE
 from cube.adapters.process.log_files import LogReader
@@ -22,11 +29,12 @@ from cube.adapters.process.session import ProcessSession, open_session
 from cube.adapters.process.settings import ProcessSettings
 from cube.adapters.process.spawning import spawn
 from cube.adapters.process.users import user_of
-from cube.adapters.process.wire import Order, pack, read_all, unpack
+from cube.adapters.process.wire import Order, first, pack, read_all, unpack
 from cube.model.errors import DriverFailed
 from cube.model.ids import ClusterId, NodeId, TaskId
 from cube.model.launch import DriverInfo, ExecResult, Launch, LogChunk, Observation, RunState
 from cube.model.sessions import ExecOrder
+from cube.model.units import format_size
 from cube.ports.clock import Clock
 from cube.ports.session import Session
 
@@ -73,6 +81,14 @@ class ProcessDriver:
         self._sessions: dict[Identity, set[ProcessSession]] = {}
         self._settling: set[asyncio.Task[None]] = set()
         self._locks: WeakValueDictionary[TaskId, asyncio.Lock] = WeakValueDictionary()
+        self.disk_watch = DiskWatch(
+            clock,
+            self._settings.disk_look_ms,
+            lambda: self._watches,
+            self._quota_of,
+            self._end_for_disk,
+        )
+        self._looking: asyncio.Task[None] | None = None
         self.fault = "not opened"  # empty: it can run tasks
 
     @property
@@ -91,6 +107,7 @@ class ProcessDriver:
         self.fault = await asyncio.to_thread(self._set_up)
         if self.fault:
             LOG.error("process_driver_unusable reason=%r", self.fault)
+        self._looking = asyncio.get_running_loop().create_task(self.disk_watch.run())
 
     def _set_up(self) -> str:
         """Directories and groups are there; else what is wrong."""
@@ -110,9 +127,10 @@ class ProcessDriver:
         for watch in self._watches.values():
             watch.close()
         self._watches.clear()
-        for task in self._settling:
+        ending = [*self._settling, *([self._looking] if self._looking else [])]
+        for task in ending:
             task.cancel()
-        await asyncio.gather(*self._settling, return_exceptions=True)
+        await asyncio.gather(*ending, return_exceptions=True)
 
     async def fingerprint(self) -> DriverInfo:
         groups = self._attempts.cgroups
@@ -232,6 +250,8 @@ class ProcessDriver:
         paths = self._attempts.paths(launch.task_id)
         attempt_dir = paths.attempt(launch.attempt)
         user = user_of(launch, self._settings)
+        if self._attempts.was_over_disk(launch.task_id):
+            remove_tree(paths.work)  # with what is in it no attempt could ever run again
         is_new = not paths.work.exists()
         for directory, mode in (
             (paths.home, 0o711),
@@ -329,6 +349,18 @@ class ProcessDriver:
         if watch is not None:
             async with patience(FINISH_WAIT_MS, "supervisor_busy", "it does not end"):
                 await watch.over.wait()
+
+    # -- disk -------------------------------------------------------------------------------------
+
+    async def _quota_of(self, identity: Identity) -> Quota:
+        order = await self._order_of(identity)
+        return Quota(self._attempts.paths(identity[0]).work, int(first(order, "disk_bytes") or 0))
+
+    async def _end_for_disk(self, identity: Identity, quota: Quota, held: int) -> None:
+        limit = format_size(quota.limit_bytes)
+        text = f"its directory holds {format_size(held)} ({held} bytes); resources.disk is {limit}"
+        await asyncio.to_thread(self._attempts.judge, identity, DISK_EXCEEDED, text)
+        await self.stop(*identity, "SIGKILL", 0)
 
     # -- ending -----------------------------------------------------------------------------------
 

@@ -85,6 +85,8 @@ def order_fields(
     env = environment(launch, user)
     fields += [("env", os.fsencode(f"{name}={value}")) for name, value in env.items()]
     fields += [("cgroup", os.fsencode(directory)) for directory in cgroup]
+    if launch.disk_bytes:
+        fields.append(("disk_bytes", str(launch.disk_bytes).encode()))
     fields += [("rlimit", rlimit(limit)) for limit in launch.ulimits]
     if user is not None:
         fields += [("uid", str(user.uid).encode()), ("gid", str(user.gid).encode())]

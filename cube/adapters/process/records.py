@@ -5,6 +5,7 @@
     work/                              the working directory, kept across attempts
     attempts/<n>/claim.json            who supervises it; made once, whole, by whoever comes first
     attempts/<n>/run.json              the command's process; there before the command does anything
+    attempts/<n>/verdict.json  why it was ended from outside, when there is more to say than its code
     attempts/<n>/exit.json             how it ended
     attempts/<n>/supervisor.log        empty, unless a supervisor itself went wrong
 
@@ -59,7 +60,15 @@ class Exit(msgspec.Struct, frozen=True):
     reason: str = ""
 
 
-R = TypeVar("R", Claim, Run, Exit)
+class Verdict(msgspec.Struct, frozen=True):
+    """Written before the KILL that it explains."""
+
+    version: int
+    reason: str
+    message: str
+
+
+R = TypeVar("R", Claim, Run, Exit, Verdict)
 
 
 def read_record(path: Path, kind: type[R]) -> R | None:
