@@ -252,11 +252,22 @@ def _memory(section: Section, limits: Section, reserved: Section, group: Group) 
             section.reading.note(reserved_at, "is the limit too, as no other is given")
     elif limit:
         group.put("resources.memory", limit, origin)
-    swap = None if section.raw("memswap_limit") == -1 else section.size_bytes("memswap_limit")
-    if section.has("memswap_limit") and (swap is None or swap not in (0, limit)):
-        section.error(
-            "memswap_limit", "tasks have no swap", "leave it out, or write mem_limit's value"
-        )
+    _swap(section, limit or reservation, group)
+
+
+def _swap(section: Section, limit: int | None, group: Group) -> None:
+    """memswap_limit is memory and swap together; 0 is as if it were not there."""
+    key = "memswap_limit"
+    if section.raw(key) in (-1, "-1"):
+        section.error(key, "every task has a limit", "write a size above that of mem_limit")
+        return
+    both = section.size_bytes(key)
+    if not both:
+        return
+    if not limit or both < limit:
+        section.error(key, "must be at least mem_limit, and mem_limit be given")
+    elif both > limit:
+        group.put("docker.memory_swap", both - limit, section.at(key))
 
 
 def _gpus(section: Section, reserved: Section, group: Group) -> None:

@@ -46,9 +46,9 @@ _NO_NAMES = (
 )
 _NO_LABELS = "labels of this are not kept"
 _NO_HOOKS = ("runs beside the task, which Cube does not do", "do it in the image's entrypoint")
-_NO_SECRETS = (
-    "files of secrets and configs are not mounted yet",
-    "a secret in the environment: x-cube: { env: { NAME: { secret: name } } }",
+_STORED = (
+    "Cube keeps secrets and configs itself, and jobs name them",
+    "cube secret set NAME (cube config set NAME) stores it; write external: true here",
 )
 _HOST_SHARED = "shares a namespace with the host or another container, which Cube does not do"
 
@@ -63,8 +63,8 @@ TOP = {
         "becomes docker.network_mode"
     ),
     "volumes": _honoured("the names of mounts"),
-    "secrets": _refused(*_NO_SECRETS),
-    "configs": _refused(*_NO_SECRETS),
+    "secrets": _honoured("secrets that the cluster keeps, each external: true"),
+    "configs": _honoured("configs that the cluster keeps, each external: true"),
     "x-cube": _honoured("type, priority, meta, cron and name of the job, as in a job file"),
 }
 
@@ -78,7 +78,7 @@ SERVICE = {
     "cgroup": _refused("the namespace of cgroups is the engine's choice", "", "private"),
     "cgroup_parent": _refused("Cube says under which cgroup a task runs"),
     "command": _honoured("command; text is split into words as a shell would, no shell runs"),
-    "configs": _refused(*_NO_SECRETS),
+    "configs": _honoured("mounts of type config, at /NAME without a target"),
     "container_name": _noted("tasks are called JOB.SERVICE.SLOT, and so are their containers"),
     "cpu_count": _refused(_NO_WINDOWS, "use cpus"),
     "cpu_percent": _refused(_NO_WINDOWS, "use cpus"),
@@ -124,7 +124,7 @@ SERVICE = {
     "mem_limit": _honoured("resources.memory, or memory_max beside a reservation"),
     "mem_reservation": _honoured("resources.memory"),
     "mem_swappiness": _refused("swapping is not tuned: tasks have no swap", "", 0),
-    "memswap_limit": _honoured("nothing when it is the memory limit (no swap); else refused"),
+    "memswap_limit": _honoured("less the memory limit: docker.memory_swap"),
     "models": _refused("are run by Docker Model Runner", "run the model as a service of its own"),
     "network_mode": _honoured("docker.network_mode: bridge, host, none, an existing network"),
     "networks": _honoured("nothing, or docker.network_mode: see networks at the top level"),
@@ -145,7 +145,7 @@ SERVICE = {
     "restart": _honoured("restart.policy and attempts; without it, the job type's default"),
     "runtime": _refused("the engine's default runtime is used", "", "runc"),
     "scale": _honoured("count, as deploy.replicas"),
-    "secrets": _refused(*_NO_SECRETS),
+    "secrets": _honoured("mounts of type secret, at /run/secrets/NAME without a target"),
     "security_opt": _honoured("docker.security_opt"),
     "shm_size": _honoured("docker.shm_size"),
     "stdin_open": _refused("tasks have no standard input", "take it out; cube exec for a shell"),
@@ -199,13 +199,19 @@ _DEVICE_REQUEST = {
     "options": _refused("options of GPUs are not passed on"),
 }
 _FILE_REFERENCE = {
-    key: _refused(*_NO_SECRETS) for key in ("source", "target", "uid", "gid", "mode")
+    key: _honoured(f"{key} of the mount") for key in ("source", "target", "uid", "gid", "mode")
 }
 _FILE_SOURCE = {
-    key: _refused(*_NO_SECRETS)
-    for key in ("name", "content", "environment", "file", "external", "labels", "driver",
-                "driver_opts", "template_driver")
-}  # fmt: skip
+    "name": _honoured("its name in the cluster"),
+    "content": _refused(*_STORED),
+    "environment": _refused(*_STORED),
+    "file": _refused(*_STORED),
+    "external": _honoured("required: it is one that the cluster keeps"),
+    "labels": _noted(_NO_LABELS),
+    "driver": _refused(*_STORED),
+    "driver_opts": _refused(*_STORED),
+    "template_driver": _refused("values are mounted as they are"),
+}
 
 SECTIONS: dict[str, dict[str, Key]] = {
     "top level": TOP,

@@ -13,8 +13,11 @@ _QUIET_OPTIONS = frozenset({"rw", "cached", "delegated", "consistent"})
 _TMPFS_DEFAULTS = frozenset({"rw", "noexec", "nosuid", "nodev", "mode=1777"})
 
 
-def read_mounts(section: Section, group: Group, volumes: dict[str, str]) -> None:
-    """mounts, from `volumes` and `tmpfs`. `volumes`: name in the file to the volume's name."""
+def read_mounts(
+    section: Section, group: Group, volumes: dict[str, str], stored: dict[str, dict[str, str]]
+) -> None:
+    """mounts, from `volumes`, `tmpfs`, `secrets` and `configs`. `volumes`: name in the file to the
+    volume's name; `stored` likewise, for each of the latter two."""
     mounts: list[dict[str, object]] = []
     origins: list[str] = []
     for path, item in section.items("volumes"):
@@ -32,6 +35,12 @@ def read_mounts(section: Section, group: Group, volumes: dict[str, str]) -> None
         if _tmpfs_options(section, options, mount):
             mounts.append(mount)
             origins.append(section.at("tmpfs"))
+    for key, names in stored.items():
+        for path, item in section.items(key):
+            mount = _stored(section.reading, path, key, item, names)
+            if mount is not None:
+                mounts.append(mount)
+                origins.append(path)
     if mounts:
         group.put("mounts", mounts, section.at("volumes"))
         for index, origin in enumerate(origins):
@@ -114,6 +123,33 @@ def _sourced(
         return {"type": "volume", "source": volumes[source]}
     found = _on_node(reading, path, source)
     return None if found is None else {"type": "bind", "source": found}
+
+
+def _stored(
+    reading: Reading, path: str, kind: str, item: object, names: dict[str, str]
+) -> dict[str, object] | None:
+    """The file of a secret or a config."""
+    tree = {"source": item} if isinstance(item, str) else item
+    inner = Section(reading, path, f"service {kind}", tree)
+    if not isinstance(tree, dict):
+        return None
+    source = inner.text("source")
+    if source is None or source not in names:
+        where = path if isinstance(item, str) else inner.at("source")
+        near = close_word(source or "", list(names))
+        problem = f"there is no {shown(source or '')} under {kind} at the top level"
+        reading.errors.add(where, problem, near)
+        return None
+    mount: dict[str, object] = {"type": kind.removesuffix("s"), "source": names[source]}
+    target = inner.text("target")
+    mount["target"] = target or (source if kind == "secrets" else f"/{source}")
+    for key in ("uid", "gid"):
+        if (number := inner.whole(key)) is not None:
+            mount[key] = number
+    mode = inner.raw("mode")
+    if mode is not None:  # a number is what YAML made of 0440
+        mount["mode"] = f"{mode:04o}" if type(mode) is int and mode >= 0 else inner.text("mode")
+    return mount
 
 
 def _on_node(reading: Reading, path: str, source: str) -> str | None:

@@ -10,6 +10,7 @@ from cube.model.compose import deploy
 from cube.model.compose.dotenv import read_dotenv
 from cube.model.compose.extends import extended
 from cube.model.compose.interpolate import Interpolation
+from cube.model.compose.keys import SECTIONS
 from cube.model.compose.network import Network
 from cube.model.compose.section import Reading, Section, Surroundings
 from cube.model.compose.service import Known, group_name, read_service
@@ -23,6 +24,12 @@ from cube.model.treetext import FILE
 
 DOTENV = ".env"
 FILES_MAX = 64  # that one compose file names
+_SOURCES = (
+    "content",
+    "environment",
+    "file",
+    "driver",
+)  # of a secret or config: refused by themselves
 _JOB_KEYS = ("name", "type", "priority", "meta", "cron")
 _PROJECT_UNFIT = re.compile(r"[^a-z0-9-]+")
 _VOLUME_UNFIT = re.compile(r"[^A-Za-z0-9_.-]+")
@@ -113,6 +120,7 @@ def _read(reading: Reading, tree: dict[str, object]) -> None:
         groups=groups,
         left_out=dict.fromkeys(name for name in services if name not in on),
         volumes=_volumes(root, project),
+        stored={"secrets": _stored(root, "secret"), "configs": _stored(root, "config")},
         networks=_networks(root),
         is_batch=type_ in ("batch", "cron"),
     )
@@ -236,6 +244,22 @@ def _volumes(root: Section, project: str) -> dict[str, str]:
         found[name] = given or (
             name if is_external else _VOLUME_UNFIT.sub("-", f"{project}_{name}")
         )
+    return found
+
+
+def _stored(root: Section, kind: str) -> dict[str, str]:
+    """Name in the file to the name of a secret or config that the cluster keeps."""
+    found = {}
+    for path, name, tree in root.named(f"{kind}s"):
+        inner = Section(root.reading, path, kind, tree)
+        external, given = inner.raw("external"), inner.text("name")
+        if isinstance(external, dict) and isinstance(external.get("name"), str):
+            given = str(external["name"])
+        is_external = isinstance(external, dict) or inner.flag("external") is True
+        why = SECTIONS[kind]["file"]
+        if not is_external and not any(inner.has(key) for key in _SOURCES):
+            inner.error("external", why.words, why.hint)
+        found[name] = given or name
     return found
 
 

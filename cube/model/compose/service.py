@@ -30,6 +30,7 @@ class Known(msgspec.Struct, frozen=True):
     groups: dict[str, str]  # service: group
     left_out: dict[str, None]
     volumes: dict[str, str]  # name in the file: the volume's name
+    stored: dict[str, dict[str, str]]  # secrets and configs: likewise
     networks: dict[str, network.Network]
     is_batch: bool
 
@@ -55,7 +56,7 @@ def read_service(reading: Reading, path: str, service: str, tree: object, known:
     deploy.read_resources(section, group)
     deploy.read_deploy(section, group)
     deploy.read_platform(section, group)
-    mounts.read_mounts(section, group, known.volumes)
+    mounts.read_mounts(section, group, known.volumes, known.stored)
     mounts.read_devices(section, group)
     network.read_ports(section, group)
     network.read_networks(section, group, known.networks)

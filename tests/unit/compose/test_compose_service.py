@@ -42,8 +42,13 @@ WEB: dict[str, Any] = {"image": "nginx", "mem_limit": "64m"}
         ({"shm_size": -1}, "shm_size", "is not a size"),
         ({"mem_limit": "1m"}, "mem_limit", "is below 6MiB"),
         ({"mem_limit": "10m", "mem_reservation": "20m"}, "mem_limit", "are less than memory"),
-        ({"memswap_limit": -1}, "memswap_limit", "tasks have no swap"),
-        ({"mem_limit": "10m", "memswap_limit": "20m"}, "memswap_limit", "tasks have no swap"),
+        ({"memswap_limit": -1}, "memswap_limit", "every task has a limit"),
+        ({"memswap_limit": "20m"}, "memswap_limit", "must be at least mem_limit"),
+        ({"mem_limit": "30m", "memswap_limit": "20m"}, "memswap_limit", "must be at least mem_limit"),
+        ({"secrets": ["nope"]}, "secrets[0]", 'there is no "nope" under secrets at the top level'),
+        ({"configs": [{"target": "/a"}]}, "configs[0].source", "under configs at the top level"),
+        ({"secrets": [1]}, "secrets[0]", "must be a map"),
+        ({"secrets": "db"}, "secrets", "must be a list"),
         ({"pull_policy": "build"}, "pull_policy", "builds nothing"),
         ({"pull_policy": "daily"}, "pull_policy", "by age"),
         ({"extra_hosts": ["a"]}, "extra_hosts[0]", "is not accepted"),
@@ -170,6 +175,14 @@ def test_mistakes(tree: dict[str, Any], path: str, problem: str) -> None:
         ({"services": {"a": WEB}, "x-cube": {"type": "cron"}}, "cron", "is required by type"),
         ({"services": {"a": WEB}, "x-cube": 1}, "x-cube", "must be a map"),
         ({"services": {"a": WEB}, "volumes": {"v": 1}}, "volumes.v", "must be a map"),
+        ({"services": {"a": WEB}, "secrets": {"s": {"file": "x"}}},
+         "secrets.s.file", "cube secret set NAME"),
+        ({"services": {"a": WEB}, "configs": {"c": {"content": "x"}}},
+         "configs.c.content", "external: true"),
+        ({"services": {"a": WEB}, "secrets": {"s": None}}, "secrets.s.external", "keeps secrets"),
+        ({"services": {"a": {**WEB, "secrets": [{"source": "s", "mode": "9"}]}},
+          "secrets": {"s": {"external": True}}},
+         "services.a.secrets[0].mode", "is not accepted"),
         ({"services": {"a": WEB}, "volumes": []}, "volumes", "must be a map"),
         ({"services": {"a": WEB}, "servces": {}}, "servces", "did you mean `services`?"),
         ({"services": {"a": {**WEB, "networks": ["n", "m"]}},
@@ -270,6 +283,8 @@ def test_memory_and_cores() -> None:
 
     assert resources() == (64, 0, 100, 0)
     assert resources(mem_limit="32m") == (32, 0, 100, 0)
+    swapping = service({"mem_limit": "32m", "memswap_limit": "48m"})
+    assert swapping.docker.memory_swap_bytes == 16 << 20
     assert resources(mem_limit="32m", memswap_limit="32m") == (32, 0, 100, 0)
     assert resources(mem_reservation="80m") == (80, 0, 100, 0)
     assert resources(mem_limit="90m", mem_reservation="80m") == (80, 90, 100, 0)
@@ -387,3 +402,26 @@ def test_depends_on_what_a_profile_leaves_out() -> None:
         }
     }
     assert composed(file).spec.groups["a"].depends_on == ("c",)
+
+
+def test_secrets_and_configs_are_files_that_the_cluster_keeps() -> None:
+    group = service(
+        {
+            "secrets": [
+                "db",
+                {"source": "key", "target": "/etc/key.pem", "mode": 0o440, "uid": "7"},
+            ],
+            "configs": [
+                "site",
+                {"source": "site", "target": "/etc/site", "gid": 9, "mode": "0400"},
+            ],
+        },
+        secrets={"db": {"external": True}, "key": {"external": True, "name": "tls-key"}},
+        configs={"site": {"external": {"name": "nginx.conf"}}},
+    )
+    assert [(m.type.value, m.source, m.target, m.mode, m.uid, m.gid) for m in group.mounts] == [
+        ("secret", "db", "/run/secrets/db", 0o400, None, None),
+        ("secret", "tls-key", "/etc/key.pem", 0o440, 7, None),
+        ("config", "nginx.conf", "/site", 0o444, None, None),
+        ("config", "nginx.conf", "/etc/site", 0o400, None, 9),
+    ]
