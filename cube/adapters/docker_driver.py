@@ -204,6 +204,14 @@ class DockerDriver:
 
         return await self._engine.call(send)
 
+    async def signal(self, task_id: TaskId, attempt: int, name: str) -> None:
+        await self._engine.call(
+            partial(
+                containers.signal_running,
+                marks=self._marks, task_id=task_id, attempt=attempt, name=name,
+            )
+        )  # fmt: skip
+
     async def _end_of(
         self, task_id: TaskId, attempt: int, event: asyncio.Event, wait_ms: int
     ) -> Observation:

@@ -228,6 +228,15 @@ class FakeDriver:
         await known.over.wait()
         return known.seen
 
+    async def signal(self, task_id: TaskId, attempt: int, name: str) -> None:
+        seen = await self.inspect(task_id, attempt)
+        if name.removeprefix("SIG") not in ("TERM", "KILL", "HUP", "USR1"):
+            raise DriverFailed("bad_signal", f"there is no signal {name!r}", transient=False)
+        if seen.state is not RunState.RUNNING:
+            raise DriverFailed("not_running", f"task {task_id} does not run", transient=False)
+        if name.removeprefix("SIG") == "KILL":
+            self._end(task_id, 137, False)
+
     async def remove(self, task_id: TaskId, *, keep_logs: bool) -> None:
         self._check_engine()
         known = self._attempt(task_id)

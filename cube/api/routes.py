@@ -26,6 +26,7 @@ from cube.api import (
     runs,
     saving,
     settings,
+    task_tools,
     tasks,
     trust,
     watch,
@@ -118,6 +119,8 @@ _TASKS = (
         "GET", "/v1/tasks/{task}/logs", _VIEWER, _STREAM, logs.show_logs,
         "stream", "tail", "since", "follow", "timestamps",
     ),
+    _route("POST", "/v1/tasks/{task}/restart", _DEPLOYER, _WRITE, tasks.restart_task),
+    _route("POST", "/v1/tasks/{task}/signal", _DEPLOYER, _WRITE, task_tools.signal_task),
     _route("GET", "/v1/tasks/{task}/exec", _OPERATOR, _STREAM, exec_socket.open_exec),
 )  # fmt: skip
 
@@ -175,8 +178,6 @@ _DASHBOARD = (
 _SECRETS = "secrets come with a later version"
 _LATER = (
     _later("GET", "/v1/tasks/{task}/stats", _VIEWER, "statistics of a task come later"),
-    _later("POST", "/v1/tasks/{task}/restart", _DEPLOYER, "restarting one task comes later"),
-    _later("POST", "/v1/tasks/{task}/signal", _DEPLOYER, "signals to a task come later"),
     *(
         _later(method, path, _OPERATOR, sentence)
         for noun, sentence in (("secrets", _SECRETS),)

@@ -19,7 +19,7 @@ from cube.model.cluster import ClusterState, Job, Task
 from cube.model.explain import Explanation
 from cube.model.ids import NodeId, TaskId
 from cube.model.lifecycle import TaskState
-from cube.model.outcome import TaskStopped
+from cube.model.outcome import Done, TaskStopped
 from cube.model.views import Page, TaskChanged
 from cube.ports.cluster import Proposed
 
@@ -152,6 +152,22 @@ async def stop_task(call: Call) -> web.Response:
             "changes its count",
         )
     return _stopped(call, await call.propose(commands.StopTask(row.id), data), row.name)
+
+
+async def restart_task(call: Call) -> web.Response:
+    """Another attempt of it on the same node. A request that is repeated under its key restarts it
+    once."""
+    data = await read_nothing(call)
+    row = find_task(call.state, call.api.slots, call.path("task"))
+    if isinstance(row, Unplaced):
+        raise Problem(
+            "refused", f"{row.name} is not placed, so there is nothing to restart",
+            hint=f"cube why {row.job.name}",
+        )  # fmt: skip
+    proposed = await call.propose(commands.RestartTask(row.id), data)
+    outcome = proposed.outcome
+    assert isinstance(outcome, Done), outcome
+    return call.json(TaskChanged(row.id, row.name, outcome.changed, proposed.index), status=202)
 
 
 def _stopped(call: Call, proposed: Proposed, name: str) -> web.Response:

@@ -47,7 +47,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     ),
     "job": ("cube.cli.jobs:job", "Jobs: ls, show, runs, trigger, validate, versions, init."),
     "rebalance": ("cube.cli.rebalance:rebalance", "Move tasks to where they are better off."),
-    "task": ("cube.cli.tasks:task", "Tasks: show, stop."),
+    "task": ("cube.cli.tasks:task", "Tasks: show, restart, stop, signal."),
     "service": ("cube.cli.cluster:service", "Healthy endpoints: ls, resolve."),
     "events": ("cube.cli.cluster:events", "What happens, as it happens."),
     "raft": ("cube.cli.raft:raft", "The replicated log: members, transfer, snapshot."),

@@ -125,5 +125,28 @@ def task_stop(settings: Settings, name: str) -> None:
     note(f"{stopped.name} is stopping" if stopped.changed else f"{stopped.name} has ended already")
 
 
-for item in (task_show, task_stop):
+@command("restart")
+@click.argument("name", metavar="TASK")
+def task_restart(settings: Settings, name: str) -> None:
+    """Restart one task in place: on its node, as its next attempt."""
+    restarted = settings.client.restart_task(name)
+    answer(settings, restarted)
+    note(
+        f"{restarted.name} restarts. next: cube task show {restarted.name}"
+        if restarted.changed
+        else f"{restarted.name} is on its way already"
+    )
+
+
+@command("signal")
+@click.argument("name", metavar="TASK")
+@click.argument("signal", metavar="[SIGNAL]", default="SIGHUP")
+def task_signal(settings: Settings, name: str, signal: str) -> None:
+    """Send a signal (SIGHUP) to one task. Should it end by that, its restart policy applies."""
+    told = settings.client.signal_task(name, signal)
+    answer(settings, told)
+    note(f"{told.name} was sent {told.signal}")
+
+
+for item in (task_show, task_restart, task_stop, task_signal):
     task.add_command(item)

@@ -242,6 +242,12 @@ class Client:
     def stop_task(self, task: str) -> v.TaskChanged:
         return self._write("DELETE", _task(task), v.TaskChanged)
 
+    def restart_task(self, task: str) -> v.TaskChanged:
+        return self._write("POST", _task(task, "/restart"), v.TaskChanged)
+
+    def signal_task(self, task: str, signal: str) -> v.TaskSignalled:
+        return self._write_json("POST", _task(task, "/signal"), v.TaskSignalled, {"signal": signal})
+
     def logs(
         self,
         task: str,

@@ -133,6 +133,8 @@ class Task(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     reschedules: int = 0  # failed tasks in a row in this slot before this one; writer: manager
     desired: Desired = Desired.RUN  # writer: manager
     desired_reason: str = ""
+    # An attempt up to this one is to end and be followed by another at once; writer: apply, on request.
+    restart_after: int = 0
     state: TaskState = TaskState.SCHEDULED  # writer: node, but `lost`
     attempt: int = 1  # writer: node
     health: Health = Health.NONE  # writer: node

@@ -138,6 +138,13 @@ class DeleteJob(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="de
     job: str
 
 
+class RestartTask(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="restart_task"):
+    """Another attempt in place of the present one, on the same node. Of one that waits for its next
+    attempt: now."""
+
+    task_id: TaskId
+
+
 class StopTask(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="stop_task"):
     """A user's wish for one task; a service's slot gets a new one."""
 
@@ -315,6 +322,7 @@ Body = (
     | StartJob
     | TriggerJob
     | DeleteJob
+    | RestartTask
     | StopTask
     | ApplyPlan
     | ReportTasks

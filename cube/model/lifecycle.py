@@ -42,6 +42,11 @@ class Desired(enum.StrEnum):
 PARTITIONED = "partitioned"
 
 
+# Task.reason of one that begins another attempt because somebody asked for it: no failure, and not
+# counted as one.
+RESTART_ASKED = "restart_requested"
+
+
 # Node.status_reason of one that would be declared down, were not too many at once: in the state, so that
 # every node can tell.
 BRAKED = "looks down, and so do too many others at once: its tasks are not replaced"

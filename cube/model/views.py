@@ -255,6 +255,12 @@ class TaskView(msgspec.Struct, frozen=True, kw_only=True):
     history: tuple[HistoryView, ...]
 
 
+class TaskSignalled(msgspec.Struct, frozen=True):
+    id: str
+    name: str
+    signal: str
+
+
 class TaskChanged(msgspec.Struct, frozen=True):
     id: str
     name: str

@@ -154,6 +154,10 @@ class LocalTasks(Protocol):
         """See Driver.logs. Raises DriverFailed."""
         ...
 
+    async def signal(self, task: Task, name: str, actor: str) -> None:
+        """See Driver.signal; noted in this node's log as `actor`'s."""
+        ...
+
     def exec(
         self, task: Task, order: ExecOrder, actor: str
     ) -> AbstractAsyncContextManager[Session]:

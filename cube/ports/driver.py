@@ -62,6 +62,11 @@ class Driver(Protocol):
         (0: kill at once). Returns what inspect() would. Ended or gone already: the same answer."""
         ...
 
+    async def signal(self, task_id: TaskId, attempt: int, name: str) -> None:
+        """It was given this signal ("SIGHUP", "HUP" or "1"), as stop() gives its own. Refused
+        (DriverFailed): "not_running", "bad_signal"."""
+        ...
+
     async def remove(self, task_id: TaskId, *, keep_logs: bool) -> None:
         """Nothing of any attempt is left on this host but, when asked, its output, which logs()
         still finds. Refused (DriverFailed "still_running") while an attempt runs."""

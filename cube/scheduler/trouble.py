@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from cube.model.cluster import Job, Task
 from cube.model.ids import NodeId
-from cube.model.lifecycle import TaskState
+from cube.model.lifecycle import RESTART_ASKED, TaskState
 from cube.model.spec import GroupSpec
 from cube.scheduler.restart import up_to_date
 
@@ -42,10 +42,11 @@ _BAD_ENDS = frozenset({TaskState.FAILED, TaskState.REJECTED})
 
 
 def failures_since(task: Task, since_ms: int) -> int:
-    """Attempts of the task that failed after `since_ms`. Reports may have been merged, so attempts
-    are counted by their numbers; a history keeps the last six or so."""
+    """Attempts of the task that failed after `since_ms`; those restarted by hand did not. Reports may
+    have been merged, so attempts are counted by their numbers; a history keeps the last six or so."""
     count = 0
     for before, entry in zip(task.history, task.history[1:], strict=False):
         if entry.at_ms > since_ms:
-            count += max(0, entry.attempt - before.attempt) + (entry.state in _BAD_ENDS)
+            by_hand = entry.reason == RESTART_ASKED
+            count += max(0, entry.attempt - before.attempt - by_hand) + (entry.state in _BAD_ENDS)
     return count

@@ -36,6 +36,12 @@ class DriverTasks:
             task.id, streams=streams, tail=tail, since_ms=since_ms, follow=follow
         )
 
+    async def signal(self, task: Task, name: str, actor: str) -> None:
+        await self._driver(task).signal(task.id, task.attempt, name)
+        log.info(
+            "signal_sent actor=%s task=%s task_id=%s signal=%s", actor, task.name, task.id, name
+        )
+
     @contextlib.asynccontextmanager
     async def exec(self, task: Task, order: ExecOrder, actor: str) -> AsyncIterator[Session]:
         """Who ran what beside which task is in the node's log, and so in no one's reach who could

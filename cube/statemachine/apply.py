@@ -75,6 +75,8 @@ def _dispatch(draft: Draft, command: c.Command) -> Outcome:
             return runs.trigger(draft, body)
         case c.DeleteJob():
             return jobs.delete(draft, body)
+        case c.RestartTask():
+            return tasks.restart(draft, body)
         case c.StopTask():
             return tasks.stop(draft, body)
         case c.RegisterNode():

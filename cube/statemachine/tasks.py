@@ -41,6 +41,28 @@ def stop(draft: Draft, body: c.StopTask) -> Outcome:
     return TaskStopped(task.id, changed=want(draft, task, Desired.STOP, "task_stopped"))
 
 
+def restart(draft: Draft, body: c.RestartTask) -> Outcome:
+    """The attempt that runs ends, and another follows; the task's node sees to it. One that is on its
+    way already stays on its way."""
+    task = draft.task(body.task_id)
+    if task is None:
+        return Rejected(RejectReason.NOT_FOUND, f"there is no task {body.task_id}")
+    if not task.live:
+        state = "has ended" if task.ended else "is being stopped"
+        return Rejected(RejectReason.REFUSED, f"{task.name} {state}: it is not restarted")
+    match task.state:
+        case TaskState.RUNNING:
+            after = task.attempt
+        case TaskState.PENDING:
+            after = task.attempt - 1
+        case _:
+            after = task.restart_after
+    if after <= task.restart_after:
+        return Done(changed=False)
+    draft.put_task(msgspec.structs.replace(task, restart_after=after), "desired")
+    return Done()
+
+
 def lose(draft: Draft, task: Task, reason: str) -> None:
     """Its node is down: it has ended for everybody but that node. Its room there stays taken."""
     draft.put_task(

@@ -7,7 +7,7 @@ import functools
 
 from cube.model.lifecycle import TaskState
 from cube.model.spec import CheckType
-from cube.worker.endings import end_as_asked, finish, lose_lease, shutdown_delay_ms
+from cube.worker.endings import end_as_asked, finish, lose_lease, restart, shutdown_delay_ms
 from cube.worker.health import CheckState
 from cube.worker.instructions import Cancel, Inspect, Kill, Prepare, Probe, Remove, Start, Stop
 from cube.worker.launch import LaunchRefused, build_launch
@@ -46,6 +46,8 @@ def _go_on(local: LocalTask, step: Step) -> bool:
         not shutdown_delay_ms(local) or step.lease.is_over(local, step.now_ms)
     ):
         local.due_ms = None  # it was to be removed meanwhile, or there is no time left for it
+    if _is_to_restart(local):
+        return restart(local, step)
     if local.due_ms is not None and step.now_ms < local.due_ms:
         return False
     local.due_ms = None
@@ -53,6 +55,16 @@ def _go_on(local: LocalTask, step: Step) -> bool:
         step.give(local, functools.partial(_stop, local, local.leftovers[0], step))
         return False
     return _do(local, step)
+
+
+def _is_to_restart(local: LocalTask) -> bool:
+    """Somebody has asked for another attempt, and this one is not it."""
+    if local.task is None or local.leftovers or not local.is_wanted:
+        return False
+    after = local.task.restart_after
+    if local.phase is Phase.WAITING:  # for the attempt after that one
+        return local.due_ms is not None and after == local.attempt - 1 and after > 0
+    return local.phase is Phase.RUNNING and local.cause is None and after >= local.attempt
 
 
 def _do(local: LocalTask, step: Step) -> bool:

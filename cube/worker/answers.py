@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from cube.model.backoff import doubling_ms
 from cube.model.launch import Observation, RunState
-from cube.model.lifecycle import ENDED, Health, TaskState
+from cube.model.lifecycle import ENDED, RESTART_ASKED, Health, TaskState
 from cube.worker.advance import say_starting
 from cube.worker.endings import cause_of, conclude, fail_attempt, finish, settle
 from cube.worker.health import CheckState, demands_restart, fresh_checks, overall
@@ -66,8 +66,12 @@ def on_running(local: LocalTask, seen: Observation, checks: dict[str, CheckState
     local.enter(Phase.RUNNING)
     local.checks = checks
     local.may_run = local.is_touched = local.was_started = True
+    # Reports are merged: what began by hand may be told of only now, and its history shall say so.
+    by_hand = local.view.reason == RESTART_ASKED
     local.say(
         TaskState.RUNNING,
+        reason=RESTART_ASKED if by_hand else "",
+        message=local.view.message if by_hand else "",
         handle=seen.handle,
         health=overall(checks),
         exit_code=None,

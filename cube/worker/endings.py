@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cube.model.launch import Observation, RunState
-from cube.model.lifecycle import PARTITIONED, TaskState
+from cube.model.lifecycle import PARTITIONED, RESTART_ASKED, TaskState
 from cube.model.units import format_duration
 from cube.worker.local_task import Cause, LocalTask, Phase, first_health
 from cube.worker.restart import Final, after_end
@@ -58,6 +58,16 @@ def lose_lease(local: LocalTask) -> None:
     )
 
 
+def restart(local: LocalTask, step: Step) -> bool:
+    """As somebody asked: what runs is stopped as at its end, and what waits need not. True when the
+    phase has changed."""
+    if local.phase is Phase.WAITING:
+        local.due_ms = None
+        return True
+    fail_attempt(local, Cause(RESTART_ASKED, "restarted by hand"), step, kill=False)
+    return True
+
+
 def finish(
     local: LocalTask,
     state: TaskState,
@@ -103,6 +113,9 @@ def conclude(local: LocalTask, cause: Cause, step: Step) -> None:
         )
         _remove(local)
         return
+    if cause.reason == RESTART_ASKED:
+        _begin_again(local, cause, f"{cause.message}: attempt {local.attempt + 1}", step.now_ms)
+        return
     policy = local.group.restart
     now_ms = step.now_ms
     local.restarts_ms = [at for at in local.restarts_ms if at > now_ms - policy.window_ms]
@@ -124,14 +137,20 @@ def conclude(local: LocalTask, cause: Cause, step: Step) -> None:
         )
         return
     local.restarts_ms.append(now_ms)
+    message = f"{cause.message}; attempt {local.attempt + 1} in {verdict.delay_ms / 1000:.1f} s"
+    _begin_again(local, cause, message, now_ms + verdict.delay_ms)
+
+
+def _begin_again(local: LocalTask, cause: Cause, message: str, due_ms: int) -> None:
+    """The next attempt waits until then."""
     local.attempt += 1
     local.checks = {}
     local.was_started = False
-    local.enter(Phase.WAITING, now_ms + verdict.delay_ms)
+    local.enter(Phase.WAITING, due_ms)
     local.say(
         TaskState.PENDING,
         reason=cause.reason,
-        message=f"{cause.message}; attempt {local.attempt} in {verdict.delay_ms / 1000:.1f} s",
+        message=message,
         health=first_health(local.group),
         handle="",
         exit_code=cause.exit_code,

@@ -9,7 +9,7 @@ import msgspec
 from cube.model.backoff import doubling_ms
 from cube.model.cluster import Task
 from cube.model.ids import TaskId
-from cube.model.lifecycle import TaskState
+from cube.model.lifecycle import RESTART_ASKED, TaskState
 from cube.model.spec import JobType, RestartCondition, RestartPolicy
 
 JITTER_PART = 10  # restarts are spread over up to a tenth of their delay: no herd after an outage
@@ -61,6 +61,6 @@ def restart_times(task: Task, leader_now_ms: int, now_ms: int) -> list[int]:
     negative): an agent that was started again goes on counting where the last one was."""
     first_seen: dict[int, int] = {}
     for entry in task.history:
-        if entry.attempt > 1:
+        if entry.attempt > 1 and entry.reason != RESTART_ASKED:
             first_seen.setdefault(entry.attempt, entry.at_ms)
     return [now_ms - max(0, leader_now_ms - at_ms) for at_ms in first_seen.values()]

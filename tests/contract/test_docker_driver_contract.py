@@ -6,6 +6,7 @@ import pytest
 
 from tests.contract.docker_rig import DockerRig, engine_for_tests
 from tests.contract.driver_cases import DriverContract, Rig
+from tests.contract.session_cases import SessionContract
 
 pytestmark = pytest.mark.docker
 
@@ -15,7 +16,7 @@ def docker_host() -> str:
     return engine_for_tests()
 
 
-class TestDockerDriverContract(DriverContract):
+class TestDockerDriverContract(DriverContract, SessionContract):
     @pytest.fixture
     async def rig(self, docker_host: str) -> AsyncIterator[Rig]:
         rig = DockerRig(docker_host)

@@ -14,6 +14,7 @@ from cube.model.ids import ClusterId, NodeId, TaskId
 from cube.model.launch import Launch, Observation, RunState
 from cube.ports.driver import Driver
 from tests.contract.driver_cases import DriverContract, Rig, new_task_id
+from tests.contract.session_cases import SessionContract
 
 CLUSTER = ClusterId("cluster-1")
 NODE = NodeId("node-1")
@@ -116,7 +117,7 @@ async def rig() -> AsyncIterator[FakeRig]:
     rig.host.halt()
 
 
-class TestFakeDriver(DriverContract):
+class TestFakeDriver(DriverContract, SessionContract):
     """All cases."""
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from tests.contract.driver_cases import DriverContract, Rig
 from tests.contract.process_rig import ProcessRig, process_rig, settings_for
+from tests.contract.session_cases import SessionContract
 
 
 @pytest.fixture(params=["groups", "no groups"])
@@ -20,7 +21,7 @@ async def rig(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[P
         yield rig
 
 
-class TestProcessDriver(DriverContract):
+class TestProcessDriver(DriverContract, SessionContract):
     """All cases."""
 
 

@@ -321,6 +321,7 @@ class FakeLocalTasks:
         self.failure: CubeError | None = None
         self.followers = 0
         self.sessions: list[tuple[ExecOrder, str, FakeSession]] = []
+        self.signals: list[tuple[str, str, str]] = []
         self.task_over = asyncio.Event()
         self._more: asyncio.Queue[LogChunk | None] = asyncio.Queue()
 
@@ -344,6 +345,11 @@ class FakeLocalTasks:
                 yield said
         finally:
             self.followers -= 1
+
+    async def signal(self, task: Task, name: str, actor: str) -> None:
+        if self.failure is not None:
+            raise self.failure
+        self.signals.append((task.id, name, actor))
 
     @contextlib.asynccontextmanager
     async def exec(self, task: Task, order: ExecOrder, actor: str) -> AsyncIterator[Session]:

@@ -233,6 +233,7 @@ def bodies() -> st.SearchStrategy[c.Body]:
         st.builds(c.DeleteJob, NAMES),
         st.builds(c.TriggerJob, NAMES),
         st.builds(c.StopTask, task_ids()),
+        st.builds(c.RestartTask, task_ids()),
         st.builds(c.RegisterNode, node_facts()),
         st.builds(c.SetNodeStatus, term, NODES, st.sampled_from(NodeStatus), st.just("")),
         st.builds(c.SetEligibility, NODES, st.booleans()),

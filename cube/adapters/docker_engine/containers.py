@@ -193,6 +193,21 @@ def signal(client: Client, container_id: str, name: str) -> None:
             raise
 
 
+def signal_running(client: Client, marks: Marks, task_id: TaskId, attempt: int, name: str) -> None:
+    """Sent to an attempt that runs; a signal the engine does not know is refused."""
+    inspected = find(client, marks, task_id, attempt)
+    if inspected is None or not inspected["State"]["Running"]:
+        raise DriverFailed(
+            "not_running", f"attempt {attempt} of task {task_id} does not run", transient=False
+        )
+    try:
+        client.kill(inspected["Id"], name)
+    except docker.errors.APIError as error:
+        if "invalid signal" not in str(error.explanation).lower():
+            raise
+        raise DriverFailed("bad_signal", f"there is no signal {name!r}", transient=False) from None
+
+
 def discard_unstarted(client: Client, inspected: Raw) -> None:
     """What was created and not started is not there: no later start of it can take effect."""
     if inspected["State"]["Status"] == "created":

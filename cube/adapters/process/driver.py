@@ -386,6 +386,17 @@ class ProcessDriver:
             await self._kill(identity, watch)
         return await self._end(identity)
 
+    @host_errors
+    async def signal(self, task_id: TaskId, attempt: int, name: str) -> None:
+        number = signal_number(name)
+        seen = await self.inspect(task_id, attempt)
+        known = self._attempts.look((task_id, attempt))
+        if seen.state is not RunState.RUNNING or known is None or known.run is None:
+            raise lasting("not_running", f"attempt {attempt} of {task_id} does not run")
+        run = known.run
+        is_stop = number in (signal.SIGSTOP, signal.SIGTSTP)
+        await asyncio.to_thread(signal_session, run.pid, run.start_time, number, wake=not is_stop)
+
     async def _end(self, identity: Identity) -> Observation:
         seen = await self.inspect(*identity)
         await self._finished(identity)

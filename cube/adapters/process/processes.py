@@ -55,7 +55,7 @@ def send_signal(pid: int, started: int, number: int) -> bool:
     return True
 
 
-def signal_session(pid: int, started: int, number: int) -> None:
+def signal_session(pid: int, started: int, number: int, *, wake: bool = True) -> None:
     """Every process group of the session that this process leads gets the signal, and is woken."""
     if not is_process(pid, started):
         return
@@ -64,7 +64,7 @@ def signal_session(pid: int, started: int, number: int) -> None:
         if session == pid:
             with contextlib.suppress(ProcessLookupError):
                 groups.add(os.getpgid(member))
-    for each in (number, signal.SIGCONT):
+    for each in (number, signal.SIGCONT) if wake else (number,):
         for group in groups:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(group, each)

@@ -299,6 +299,28 @@ def test_a_deleted_jobs_task_on_a_node_that_is_down_waits_for_it() -> None:
 # one task
 
 
+def test_a_user_restarts_a_task_in_place() -> None:
+    machine = Machine("n1")
+    machine.submit(job("web"))
+    machine.place("web", "g", (0, "n1", ()))
+    task_id = only_task(machine)
+    body = c.RestartTask(task_id)
+
+    def asked() -> int:
+        return machine.state.tasks[task_id].restart_after
+
+    assert machine.do(body) == Done(changed=False)  # on its way: it starts anyway
+    machine.report(task_id, "running")
+    assert machine.do(body) == Done() and asked() == 1
+    assert machine.do(body) == Done(changed=False)
+    machine.report(task_id, "pending", 3)  # backing off: now, not later
+    assert machine.do(body) == Done() and asked() == 2
+    machine.report(task_id, "running", 3)
+    machine.do(c.StopTask(task_id))
+    assert refusal(machine.do(body)) is RejectReason.REFUSED
+    assert refusal(machine.do(c.RestartTask(TaskId("no")))) is RejectReason.NOT_FOUND
+
+
 def test_a_user_stops_a_task() -> None:
     machine = Machine("n1")
     machine.submit(job("web"))

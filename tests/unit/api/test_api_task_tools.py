@@ -1,0 +1,104 @@
+"""Signals and restarts of single tasks, through any node and from the command line."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cube.api.auth import Access
+from cube.model import commands as c
+from cube.model.errors import DriverFailed
+from cube.model.lifecycle import TaskState
+from cube.model.trust import TokenRole, secret_hash
+from tests.fakes.cluster import World, job_spec
+from tests.fakes.served import Served, served
+from tests.unit.api.test_api_auth import IDS, SECRET, bearer
+from tests.unit.api.test_api_streams import two_nodes
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+async def cube(api: Served, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return await asyncio.to_thread(
+        subprocess.run, [sys.executable, "-m", "cube", "--addr", api.address, *arguments],
+        capture_output=True, text=True, timeout=60, check=False, cwd=ROOT,
+    )  # fmt: skip
+
+
+async def test_a_signal_goes_to_the_tasks_node() -> None:
+    async with two_nodes() as (first, second):
+        [task] = first.world.running(job_spec(), "n2")
+        path = f"/v1/tasks/{task.id}/signal"
+        for api in (first, second):
+            async with api.client.post(path, json={"signal": "sighup"}) as response:
+                assert response.status == 200, await response.text()
+                assert await response.json() == {
+                    "id": task.id, "name": "shop.web.0", "signal": "SIGHUP",
+                }  # fmt: skip
+        assert first.local_tasks.signals == []
+        assert second.local_tasks.signals == [(task.id, "SIGHUP", "anonymous")] * 2
+        told = await cube(first, "task", "signal", "shop.web.0", "USR1")
+        assert told.returncode == 0 and "was sent USR1" in told.stderr
+        assert second.local_tasks.signals[-1] == (task.id, "USR1", "anonymous")
+        second.local_tasks.failure = DriverFailed("bad_signal", "no such", transient=False)
+        problem = await first.problem("POST", path, 502, json={"signal": "SIGFOO"})
+        assert problem["detail"] == "no such"
+
+
+@pytest.mark.parametrize("word", ["", "0", "100", "kill -9", "SIG", "9\n", "SIGTERM;"])
+async def test_what_is_no_signal_reaches_no_node(word: str) -> None:
+    async with served() as api:
+        [task] = api.world.running(job_spec())
+        await api.problem("POST", f"/v1/tasks/{task.id}/signal", 422, json={"signal": word})
+        assert api.local_tasks.signals == []
+
+
+async def test_what_does_not_run_is_neither_signalled_nor_restarted() -> None:
+    async with served() as api:
+        [task] = api.world.running(job_spec())
+        api.world.report(task, TaskState.FAILED, released=True)
+        api.world.run(job_spec("other"))
+        for verb, sent in (("signal", {"json": {"signal": "HUP"}}), ("restart", {})):
+            for name, status in (("nope", 404), ("other.web.0", 409), (task.id, 409)):
+                await api.problem("POST", f"/v1/tasks/{name}/{verb}", status, **sent)
+
+
+async def test_a_restart_is_written_once_for_its_node_to_see() -> None:
+    async with served() as api:
+        [task] = api.world.running(job_spec())
+        headers = {"Idempotency-Key": "again"}
+        path = f"/v1/tasks/{task.id}/restart"
+        for _ in range(2):
+            async with api.client.post(path, headers=headers) as response:
+                told = await response.json()
+                assert (response.status, told["changed"]) == (202, True)
+        assert api.world.state.tasks[task.id].restart_after == 1
+        async with api.client.post(path) as response:
+            assert (await response.json())["changed"] is False
+        told = await cube(api, "task", "restart", "shop.web.0")
+        assert told.returncode == 0 and "on its way already" in told.stderr
+        api.world.report(task, TaskState.RUNNING, attempt=2)
+        told = await cube(api, "task", "restart", "shop.web.0")
+        assert told.returncode == 0 and "restarts" in told.stderr
+        assert api.world.state.tasks[task.id].restart_after == 2
+
+
+async def test_a_deployers_signal_is_passed_on_by_a_node() -> None:
+    world, access = World(), Access(tokens=True)
+    async with (
+        served(world, "n1", access=access) as first,
+        served(world, "n2", access=access) as second,
+    ):
+        for role in TokenRole:
+            world.apply(c.CreateToken(IDS[role], secret_hash(SECRET), role))
+        [task] = world.running(job_spec(), "n2")
+        for who, status in (("viewer", 403), ("deployer", 200)):
+            async with first.client.post(
+                f"/v1/tasks/{task.id}/signal", json={"signal": "HUP"}, headers=bearer(IDS[who])
+            ) as response:
+                assert response.status == status
+        assert second.local_tasks.signals == [(task.id, "HUP", f"token:{IDS['deployer']}")]
