@@ -34,11 +34,13 @@ if TYPE_CHECKING:
     from cube.scheduler.vector import Ask
 
 PLAN_BYTES_MAX = 256 * 1024  # of an encoded ApplyPlan: one log entry (performance.md)
-# Placements of one plan, and tasks that it looks at (a job is looked at whole): they bound how long a
-# leader's loop is held up. At 1,000 nodes that was 104 to 118 ms at worst, on a busy machine.
+# Placements of one plan, groups that it finds places for, and looks at tasks, of about a microsecond
+# each (a job is looked at whole): they bound how long a leader's loop is held up.
 PLANNED_MAX = 4_000
-LOOKED_MAX = 10_000
-SCHEDULES_MAX = 500  # read in one plan, at 70 µs: a new leader reads those of all cron jobs
+WANTS_MAX = 400
+LOOKED_MAX = 20_000
+RECONCILE_LOOKS = 5  # what the full pass over a task costs, in such looks
+SCHEDULES_MAX = 250  # read in one plan, at 70 µs: a new leader reads those of all cron jobs
 EXPLANATIONS_MAX = 1_000  # in one plan: for logs and metrics; `explain` has no such bound
 _HEAD_BYTES = 512  # term, seed, the structure itself
 _GROUP_BYTES = 64  # of a GroupPlacement besides its slots and texts
@@ -121,7 +123,7 @@ class Scheduler:
         placer: Placer | None = None
         preemption: Preemption | None = None
         draining = self._draining(state)
-        schedules = looked = 0
+        schedules = looked = wants = 0
         is_cut = False
         seen: list[JobId] = []
         for job in jobs:
@@ -136,17 +138,18 @@ class Scheduler:
                     draft.wake(now_ms)  # the next plan, at once
                     continue
                 schedules += 1
-            if looked >= LOOKED_MAX:
+            if looked >= LOOKED_MAX or wants >= WANTS_MAX:
                 is_cut = True
                 break
-            looked += len(state.tasks_by_job.get(job.id, ()))
-            work = _work_of(state, job, now_ms, draining, silent_ms)
+            work, looks = _work_of(state, job, now_ms, draining, silent_ms)
+            looked += looks
             if work is None or work.idle:
                 self._idle[job.id] = job
                 continue
             if work.sleeps and work.wake_at_ms is not None:
                 self._asleep[job.id] = (job, work.wake_at_ms)
             draft.add(job, work)
+            wants += len(work.wants)
             for want in work.wants:
                 if not draft.full:
                     if placer is None:
@@ -339,12 +342,15 @@ def _work_of(
     now_ms: int,
     draining: frozenset[NodeId],
     silent_ms: Mapping[NodeId, int] | None,
-) -> JobWork | None:
-    """None: nothing, until something happens to the job."""
+) -> tuple[JobWork | None, int]:
+    """And how many looks that took. None: nothing, until something happens to the job."""
+    tasks = len(state.tasks_by_job.get(job.id, ()))
     if at_rest(state, job, draining):
-        return None
+        return None, tasks
     waits = only_waits(state, job, now_ms, draining)
-    return reconcile(state, job, now_ms, silent_ms) if waits is None else waits
+    if waits is not None:
+        return waits, tasks
+    return reconcile(state, job, now_ms, silent_ms), tasks * RECONCILE_LOOKS
 
 
 def _by_importance(job: Job) -> tuple[int, int, str, str]:

@@ -53,6 +53,24 @@ def test_plans_that_are_cut_go_on_with_the_next_jobs(monkeypatch: pytest.MonkeyP
     assert plans[-1].wake_at_ms == machine.now_ms + 60_000
 
 
+def test_many_small_jobs_are_placed_by_more_than_one_plan(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planning, "WANTS_MAX", 3)
+    machine = Machine()
+    machine.do(c.RegisterNode(facts("a", capacity=Resources(64_000, 64 * GIB, GIB))))
+    for number in range(7):
+        machine.submit(job(f"job-{number}", {"g": group()}))
+    scheduler = Scheduler()
+    placed = []
+    while True:
+        plan = scheduler.plan(machine.state, machine.now_ms, 1, str(len(placed)))
+        if plan.command is not None:
+            placed.append(len(plan.command.placements))
+            machine.do(plan.command)
+        if not plan.more:
+            break
+    assert placed == [3, 3, 1]
+
+
 def test_what_happens_between_two_slices_is_not_missed(monkeypatch: pytest.MonkeyPatch) -> None:
     """A task of a job that this round has looked at already fails, and its slot waits again."""
     monkeypatch.setattr(planning, "LOOKED_MAX", 20)
