@@ -60,7 +60,7 @@ def test_many_small_jobs_are_placed_by_more_than_one_plan(monkeypatch: pytest.Mo
     for number in range(7):
         machine.submit(job(f"job-{number}", {"g": group()}))
     scheduler = Scheduler()
-    placed = []
+    placed: list[int] = []
     while True:
         plan = scheduler.plan(machine.state, machine.now_ms, 1, str(len(placed)))
         if plan.command is not None:
