@@ -14,7 +14,8 @@ from cube.model.spec import (
     GroupSpec,
     JobSpec,
 )
-from cube.scheduler.plan import Plan, Scheduler
+from cube.scheduler.plan import Scheduler
+from cube.scheduler.plan_draft import Plan
 from cube.statemachine.invariants import violations
 from tests.builders import Machine, group, job
 

@@ -233,14 +233,14 @@ class Table:
         self, key: str, values: type[E], default: E, *, required: bool = False, but: str = ""
     ) -> E:
         """One of an enumeration's texts, except `but`."""
-        words = [value.value for value in values if value.value != but]
-        accepted = f"accepted: {', '.join(words)}"
         value = self.raw(key)
-        if value is None:
-            if required:
-                self.error(key, "is required", accepted)
+        if value is None and not required:
             return default
-        if not isinstance(value, str):
+        words = [one.value for one in values if one.value != but]
+        accepted = f"accepted: {', '.join(words)}"
+        if value is None:
+            self.error(key, "is required", accepted)
+        elif not isinstance(value, str):
             self.error(key, f"must be text, not {kind(value)}", accepted)
         elif value not in words:
             self.error(key, f"{shown(value)} is not accepted", close_word(value, words) or accepted)

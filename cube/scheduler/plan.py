@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import hashlib
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
@@ -10,19 +11,11 @@ import immutables
 import msgspec
 
 from cube.model.cluster import PREEMPTED, ClusterState, Job, Node
-from cube.model.commands import (
-    ApplyPlan,
-    GroupPlacement,
-    PlannedStop,
-    RunEnd,
-    RunStep,
-)
-from cube.model.deployment import DeploymentStep
 from cube.model.events import DeploymentEvent, Event, JobEvent, NodeEvent, TaskEvent
-from cube.model.explain import Explanation
-from cube.model.ids import JobId, NodeId, TaskId
+from cube.model.ids import JobId, NodeId
 from cube.model.spec import JobType
 from cube.scheduler import rebalance
+from cube.scheduler.plan_draft import Plan, PlanDraft
 from cube.scheduler.preempt import Preemption, fenced
 from cube.scheduler.reconcile import at_rest, draining_nodes, only_waits, reconcile
 from cube.scheduler.slots import JobWork
@@ -30,36 +23,17 @@ from cube.scheduler.want import Want
 
 if TYPE_CHECKING:
     from cube.scheduler.mirror import Mirror
-    from cube.scheduler.place import Picks, Placer
+    from cube.scheduler.place import Placer
     from cube.scheduler.vector import Ask
 
-PLAN_BYTES_MAX = 256 * 1024  # of an encoded ApplyPlan: one log entry (performance.md)
-# Placements of one plan, groups that it finds places for, and looks at tasks, of about a microsecond
-# each (a job is looked at whole): they bound how long a leader's loop is held up.
-PLANNED_MAX = 4_000
+# Groups that a plan finds places for, and looks at tasks, of about a microsecond each (a job is looked
+# at whole). Like the placements' (plan_draft) these bounds are there because a plan holds up the loop.
 WANTS_MAX = 400
 LOOKED_MAX = 20_000
 RECONCILE_LOOKS = 5  # what the full pass over a task costs, in such looks
 SCHEDULES_MAX = 250  # read in one plan, at 70 µs: a new leader reads those of all cron jobs
-EXPLANATIONS_MAX = 1_000  # in one plan: for logs and metrics; `explain` has no such bound
-_HEAD_BYTES = 512  # term, seed, the structure itself
-_GROUP_BYTES = 64  # of a GroupPlacement besides its slots and texts
-_SLOT_BYTES = 5 + 3 + 1  # slot, node_at, head of its ports
-_PORT_BYTES = 3
-_ID_BYTES = 3  # head of a text; the text itself is added
-_UPDATE_BYTES = 6  # head of the pair, version
-_RUN_BYTES = 64  # of a RunStep or RunEnd besides its texts
 
-
-class Plan(msgspec.Struct, frozen=True):
-    """`command` None: nothing to do. `explanations`: of what is not placed, in short (`why.explain`
-    goes into detail). `wake_at_ms`: when another plan could differ though nothing has happened.
-    `more`: the plan was full; make the next one as soon as this one is applied."""
-
-    command: ApplyPlan | None
-    explanations: tuple[Explanation, ...] = ()
-    wake_at_ms: int | None = None
-    more: bool = False
+_Turn = tuple[int, int, str, JobId]  # important and old jobs first
 
 
 class Scheduler:
@@ -74,7 +48,9 @@ class Scheduler:
         self._idle: dict[JobId, Job] = {}
         self._asleep: dict[JobId, tuple[Job, int]] = {}  # nothing to do before that time
         self._parked: set[Ask] = set()  # found no place; nothing has become free since
-        self._order: list[Job] | None = None  # None: jobs have changed
+        # Jobs that are not idle, in the order of their turns; None: it is not known.
+        self._turns: list[_Turn] | None = None
+        self._turn_of: dict[JobId, _Turn] = {}
         self._drained: frozenset[NodeId] = frozenset()
         self._draining_of: immutables.Map[NodeId, Node] | None = None  # what _drained is about
         # Jobs that plans of this round have looked at, and what they have to be looked at again for.
@@ -95,6 +71,10 @@ class Scheduler:
                 with_tasks.add(event.node_id)
             elif isinstance(event, JobEvent | DeploymentEvent):
                 self._dirty.add(event.job_id)
+                if isinstance(event, JobEvent) and event.run:  # its cron job knows of it
+                    run = after.jobs.get(event.job_id) or before.jobs.get(event.job_id)
+                    if run is not None and run.parent:
+                        self._dirty.add(run.parent)
             elif isinstance(event, NodeEvent):
                 nodes = True
         if nodes:
@@ -103,8 +83,6 @@ class Scheduler:
             self._mirror.same_nodes(before.nodes, after.nodes)
         if self._mirror is not None:
             self._mirror.reserved_on(before.reserved, after.reserved, with_tasks)
-        if before.jobs is not after.jobs:
-            self._order = None
         self._state = after
 
     def plan(
@@ -118,16 +96,18 @@ class Scheduler:
         """What to propose now. `seed` makes the ids of new tasks and where dynamic ports begin; it
         must be new for each plan that is proposed. `silent_ms`: of nodes that are down, Liveness's;
         None: of who does not lead, and plans for show."""
-        jobs = self._catch_up(state)
-        draft = _PlanDraft(term, seed)
+        turns = self._catch_up(state)
+        draft = PlanDraft(term, seed)
         placer: Placer | None = None
         preemption: Preemption | None = None
         draining = self._draining(state)
         schedules = looked = wants = 0
         is_cut = False
         seen: list[JobId] = []
-        for job in jobs:
-            if self._idle.get(job.id) is job or job.id in self._looked:
+        resting: set[JobId] = set()
+        for turn in turns:
+            job = state.jobs[turn[-1]]
+            if job.id in self._looked:
                 continue
             asleep = self._asleep.get(job.id)
             if asleep is not None and asleep[0] is job and now_ms < asleep[1]:
@@ -145,6 +125,7 @@ class Scheduler:
             looked += looks
             if work is None or work.idle:
                 self._idle[job.id] = job
+                resting.add(job.id)
                 continue
             if work.sleeps and work.wake_at_ms is not None:
                 self._asleep[job.id] = (job, work.wake_at_ms)
@@ -159,12 +140,13 @@ class Scheduler:
             if draft.full:  # what is left is for the next plan, which is wanted at once
                 break
             seen.append(job.id)
+        self._pass_over(resting)
         self._end_round(draft, seen, is_cut=is_cut)
         if state.rebalance_since_ms and draft.is_empty and not is_cut:
             self._rebalance(state, now_ms, seed, draft, placer)
         return draft.done()
 
-    def _end_round(self, draft: _PlanDraft, seen: list[JobId], *, is_cut: bool) -> None:
+    def _end_round(self, draft: PlanDraft, seen: list[JobId], *, is_cut: bool) -> None:
         """Plans that are cut go on where the last one stopped, until one is not: together they are
         one look at everything, and the last of them knows when the next is due."""
         if self._round_wake_at_ms is not None:
@@ -178,7 +160,7 @@ class Scheduler:
             self._round_wake_at_ms = None
 
     def _rebalance(
-        self, state: ClusterState, now_ms: int, seed: str, draft: _PlanDraft, placer: Placer | None
+        self, state: ClusterState, now_ms: int, seed: str, draft: PlanDraft, placer: Placer | None
     ) -> None:
         """When nothing else is to be done: second thoughts, until there are none."""
         moves, is_over = rebalance.step(state, now_ms)
@@ -220,15 +202,16 @@ class Scheduler:
 
     # What may have changed
 
-    def _catch_up(self, state: ClusterState) -> list[Job]:
-        """The caches are about `state`. Returns its jobs in the order of their turns."""
+    def _catch_up(self, state: ClusterState) -> list[_Turn]:
+        """The caches are about `state`. Returns the turns of its jobs that are not idle."""
         last = self._state
         if last is None:
             self._idle.clear()
             self._asleep.clear()
             self._looked.clear()
+            self._turns = None
         elif last is not state:
-            self._order = None
+            self._turns = None
             self._compare_tasks(last, state)
             for job_id, job in list(self._idle.items()):
                 if state.jobs.get(job_id) is not job:
@@ -239,14 +222,43 @@ class Scheduler:
         for job_id in self._dirty:
             self._idle.pop(job_id, None)
             self._asleep.pop(job_id, None)
-        self._dirty.clear()
-        if self._order is None:
+        if self._turns is None:
             for job_id, (job, _) in list(self._asleep.items()):
                 if state.jobs.get(job_id) is not job:
                     del self._asleep[job_id]
-            self._order = sorted(state.jobs.values(), key=_by_importance)
+            self._turns = sorted(
+                [
+                    _turn_of(job)
+                    for job_id, job in state.jobs.items()
+                    if self._idle.get(job_id) is not job
+                ]
+            )
+            self._turn_of = {turn[-1]: turn for turn in self._turns}
+        else:
+            for job_id in self._dirty:
+                self._take_turn(self._turns, job_id, state.jobs.get(job_id))
+        self._dirty.clear()
         self._state = state
-        return self._order
+        return self._turns
+
+    def _take_turn(self, turns: list[_Turn], job_id: JobId, job: Job | None) -> None:
+        """The job has its place among the turns; None: it has none any more."""
+        known = self._turn_of.get(job_id)
+        turn = None if job is None else _turn_of(job)
+        if turn == known:
+            return
+        if known is not None:
+            del turns[bisect.bisect_left(turns, known)], self._turn_of[job_id]
+        if turn is not None:
+            bisect.insort(turns, turn)
+            self._turn_of[job_id] = turn
+
+    def _pass_over(self, resting: set[JobId]) -> None:
+        """Jobs that have become idle have no turn until something happens to them."""
+        if resting and self._turns is not None:
+            self._turns = [turn for turn in self._turns if turn[-1] not in resting]
+            for job_id in resting:
+                del self._turn_of[job_id]
 
     def _compare_tasks(self, last: ClusterState, state: ClusterState) -> None:
         if last.tasks is state.tasks:
@@ -272,11 +284,12 @@ class Scheduler:
         for job_id, job in list(self._idle.items()):
             if drains or job.spec.type is JobType.SYSTEM:
                 del self._idle[job_id]
+                self._turns = None
 
     # Placing
 
     def _place(
-        self, placer: Placer, draft: _PlanDraft, want: Want, preemption: Preemption | None
+        self, placer: Placer, draft: PlanDraft, want: Want, preemption: Preemption | None
     ) -> None:
         """What fits is placed; for what does not, others may have to go."""
         if preemption is None:
@@ -290,7 +303,7 @@ class Scheduler:
         if preemption.incomplete:
             draft.wake(preemption.retry_at_ms)
 
-    def _fit(self, placer: Placer, draft: _PlanDraft, want: Want) -> Want | None:
+    def _fit(self, placer: Placer, draft: PlanDraft, want: Want) -> Want | None:
         """Returns what fits nowhere; None: nothing is left, or the plan is full."""
         if want.only_on:
             picks = placer.place_only_on(want, draft.room_for(want))
@@ -353,190 +366,5 @@ def _work_of(
     return reconcile(state, job, now_ms, silent_ms), tasks * RECONCILE_LOOKS
 
 
-def _by_importance(job: Job) -> tuple[int, int, str, str]:
-    spec = job.spec
-    return (-spec.priority, job.created_at_ms, job.name, job.id)
-
-
-class _PlanDraft:
-    """The plan so far, and how much of its bounds is left."""
-
-    def __init__(self, term: int, seed: str) -> None:
-        self._term = term
-        self._seed = seed
-        self._bytes = PLAN_BYTES_MAX - _HEAD_BYTES - len(seed.encode())
-        self._placed = 0
-        self._nodes: list[NodeId] = []
-        self._number_of: dict[int, int] = {}  # mirror's row → position in _nodes
-        self._placements: list[GroupPlacement] = []
-        self._stops: list[PlannedStop] = []
-        self._updates: list[tuple[TaskId, int]] = []
-        self._reaps: list[TaskId] = []
-        self._run_ends: list[RunEnd] = []
-        self._run_steps: list[RunStep] = []
-        self._verdicts: list[DeploymentStep] = []
-        self._explanations: list[Explanation] = []
-        self._reasons: dict[Ask, tuple[str, ...]] = {}
-        self._wake_at_ms: int | None = None
-        self.full = False
-        self.is_balanced = False
-
-    @property
-    def is_empty(self) -> bool:
-        return not (self.full or self._placements or self._stops or self._updates)
-
-    @property
-    def wake_at_ms(self) -> int | None:
-        return self._wake_at_ms
-
-    def cut(self) -> None:
-        """Something is left to look at, in the next plan."""
-        self.full = True
-
-    def _spend(self, size: int) -> bool:
-        if self.full or size > self._bytes:
-            self.full = True
-            return False
-        self._bytes -= size
-        return True
-
-    def add(self, job: Job, work: JobWork) -> None:
-        """The job's stops, updates and reaps, and what it waits for."""
-        for task_id, reason in work.stops:
-            self.stop(task_id, reason)
-        for task_id, version in work.updates:
-            if self._spend(_ID_BYTES + len(task_id) + _UPDATE_BYTES):
-                self._updates.append((task_id, version))
-        for task_id in work.reaps:
-            if self._spend(_ID_BYTES + len(task_id)):
-                self._reaps.append(task_id)
-        if work.verdict is not None:
-            size = _VERDICT_BYTES + len(job.id) + len(work.verdict.message.encode())
-            if self._spend(size):
-                self._verdicts.append(work.verdict)
-        for waiting in work.waiting:
-            self._explain(
-                Explanation(
-                    job.name,
-                    waiting.group,
-                    waiting.slots,
-                    "waiting",
-                    waiting.detail or waiting.cause,
-                )
-            )
-        for end in work.run_ends:
-            texts = len(end.job_id) + len(end.status) + len(end.message.encode())
-            if self._spend(_RUN_BYTES + texts):
-                self._run_ends.append(end)
-        for step in work.run_steps:
-            if self._spend(_RUN_BYTES + len(step.job_id)):
-                self._run_steps.append(step)
-        if work.wake_at_ms is not None:
-            self.wake(work.wake_at_ms)
-
-    def stop(self, task_id: TaskId, reason: str) -> None:
-        if self._spend(2 * _ID_BYTES + len(task_id) + len(reason.encode())):
-            self._stops.append(PlannedStop(task_id, reason))
-
-    def wake(self, at_ms: int) -> None:
-        known = self._wake_at_ms
-        self._wake_at_ms = at_ms if known is None else min(known, at_ms)
-
-    def room_for(self, want: Want) -> int:
-        """How many of the want's slots surely still fit, every one on a node of its own."""
-        each = (
-            _replace_bytes(want)
-            + _SLOT_BYTES
-            + _PORT_BYTES * len(want.spec.ports)
-            + _ID_BYTES
-            + _NODE_ID_BYTES
-        )
-        room = (self._bytes - self._group_bytes(want)) // each
-        room = min(room, PLANNED_MAX - self._placed)
-        if room < min(len(want.slots), _LEAST):
-            self.full = True
-            return 0
-        return room
-
-    def _group_bytes(self, want: Want) -> int:
-        texts = (want.job.id, want.group, want.reason)
-        return _GROUP_BYTES + sum(len(text.encode()) for text in texts)
-
-    def place(self, want: Want, picks: Picks, node_ids: list[NodeId]) -> None:
-        if not picks.slots:
-            return
-        size = self._group_bytes(want)
-        numbers = self._number_of
-        for row in picks.rows:
-            if row not in numbers:
-                numbers[row] = len(self._nodes)
-                self._nodes.append(node_ids[row])
-                size += _ID_BYTES + len(node_ids[row])
-        size += len(picks.slots) * (
-            _replace_bytes(want) + _SLOT_BYTES + _PORT_BYTES * len(want.spec.ports)
-        )
-        self._bytes -= size
-        self._placed += len(picks.slots)
-        self._placements.append(
-            GroupPlacement(
-                want.job.id,
-                want.version or want.job.version,
-                want.group,
-                picks.slots,
-                tuple([numbers[row] for row in picks.rows]),
-                tuple(picks.ports),
-                want.replaces[: len(picks.slots)],
-                want.reason,
-            )
-        )
-
-    def reasons(self, ask: Ask, placer: Placer, want: Want) -> tuple[str, ...]:
-        """Why nothing more of this kind is placed, worked out once in a plan."""
-        found = self._reasons.get(ask)
-        if found is None:
-            found = self._reasons[ask] = placer.why_not(want)
-        return found
-
-    def unplaced(self, want: Want, slots: tuple[int, ...], reasons: tuple[str, ...]) -> None:
-        summary = f"{len(slots)} not placed: " + (", ".join(reasons) or "there are no nodes")
-        self._explain(Explanation(want.job.name, want.group, slots, "unplaced", summary))
-
-    def _explain(self, explanation: Explanation) -> None:
-        if len(self._explanations) < EXPLANATIONS_MAX:
-            self._explanations.append(explanation)
-
-    def done(self) -> Plan:
-        command: ApplyPlan | None = None
-        parts = (
-            self._placements,
-            self._stops,
-            self._updates,
-            self._reaps,
-            self._run_ends,
-            self._run_steps,
-            self._verdicts,
-        )
-        if any(parts) or self.is_balanced:
-            command = ApplyPlan(
-                self._term,
-                self._seed,
-                tuple(self._nodes),
-                tuple(self._placements),
-                tuple(self._stops),
-                tuple(self._updates),
-                tuple(self._reaps),
-                tuple(self._run_ends),
-                tuple(self._run_steps),
-                tuple(self._verdicts),
-                self.is_balanced,
-            )
-        return Plan(command, tuple(self._explanations), self._wake_at_ms, self.full)
-
-
-def _replace_bytes(want: Want) -> int:
-    return _ID_BYTES + len(want.replaces[0]) if want.replaces else 0
-
-
-_NODE_ID_BYTES = 64  # a UUID is 36; ids are bounded by what registration accepts
-_VERDICT_BYTES = 32  # of a DeploymentStep besides its texts
-_LEAST = 16  # slots: a plan with less room than this is full rather than crumbled
+def _turn_of(job: Job) -> _Turn:
+    return (-job.spec.priority, job.created_at_ms, job.name, job.id)

@@ -54,7 +54,8 @@ from cube.model.resources import Resources
 from cube.model.spec import Affinity, Constraint, JobSpec, Operator, Placement
 from cube.ports.log import Role
 from cube.scheduler.liveness import Liveness, Verdict
-from cube.scheduler.plan import Plan, Scheduler
+from cube.scheduler.plan import Scheduler
+from cube.scheduler.plan_draft import Plan
 from cube.services import leader_loop as loops
 from cube.services.cluster_view import ClusterView, Parts
 from cube.services.leader_clock import LeaderClock

@@ -28,7 +28,8 @@ class World:
     def __init__(self, period: int, overlap: Overlap, count: int) -> None:
         self.machine = Machine("a", "b")
         self.machine.now_ms = START_MS
-        self.scheduler = Scheduler()
+        self.scheduler, self.noted = Scheduler(), Scheduler()
+        self.before, self.seen = self.machine.state, len(self.machine.steps)
         self.plans = 0
         self.proposed: list[c.ApplyPlan] = []
         self.due: list[int] = []  # of every run that its schedule began
@@ -67,6 +68,11 @@ class World:
         args = (machine.state, max(machine.now_ms, machine.state.now_ms), machine.term)
         plan = self.scheduler.plan(*args, f"seed-{self.plans}")
         assert plan == Scheduler().plan(*args, f"seed-{self.plans}")  # the past changes nothing
+        for step in machine.steps[self.seen :]:
+            self.noted.note(self.before, step.state, step.events)
+            self.before = step.state
+        self.seen = len(machine.steps)
+        assert plan == self.noted.plan(*args, f"seed-{self.plans}")  # nor do the notes
         if plan.command is not None:
             self.proposed.append(plan.command)
         return plan.command

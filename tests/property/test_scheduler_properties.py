@@ -38,7 +38,8 @@ from cube.model.spec import (
 )
 from cube.scheduler.mirror import Mirror
 from cube.scheduler.place import Placer
-from cube.scheduler.plan import PLAN_BYTES_MAX, PLANNED_MAX, Plan, Scheduler
+from cube.scheduler.plan import Scheduler
+from cube.scheduler.plan_draft import PLAN_BYTES_MAX, PLANNED_MAX, Plan
 from cube.scheduler.reconcile import reconcile
 from cube.scheduler.want import Want
 from cube.scheduler.why import explain

@@ -9,7 +9,7 @@ from cube.model import commands as c
 from cube.model.outcome import JobAccepted
 from cube.model.spec import JobSpec, JobType, ReschedulePolicy
 from cube.model.views import GroupCounts
-from cube.scheduler.plan import Plan
+from cube.scheduler.plan_draft import Plan
 from tests.builders import facts, group, job
 from tests.scheduler_cluster import Cluster, one
 

@@ -20,7 +20,7 @@ from cube.model.spec import (
     RestartPolicy,
     UpdatePolicy,
 )
-from cube.scheduler.plan import Plan
+from cube.scheduler.plan_draft import Plan
 from tests.builders import facts, group, job
 from tests.scheduler_cluster import Cluster, one, web
 
