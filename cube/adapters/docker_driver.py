@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import logging
 import weakref
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Set
 from functools import partial
 
 from cube.adapters.docker_engine import containers
@@ -20,6 +20,7 @@ from cube.adapters.docker_engine.failures import engine_down
 from cube.adapters.docker_engine.images import Images
 from cube.adapters.docker_engine.marks import Found, Marks, gone, observe
 from cube.adapters.docker_engine.output import Wanted, read_output
+from cube.adapters.docker_engine.reaping import reap
 from cube.adapters.docker_engine.request import check_allowed, container_config
 from cube.adapters.docker_engine.session import open_session
 from cube.adapters.docker_engine.settings import DockerSettings
@@ -53,6 +54,7 @@ class DockerDriver:
     ) -> None:
         self._settings = settings
         self._clock = clock
+        self._cluster_id, self._node_id = cluster_id, node_id
         self._marks = Marks(cluster_id, node_id)
         self._maybe_engine: Engine | None = None
         self._maybe_images: Images | None = None
@@ -253,6 +255,11 @@ class DockerDriver:
                     containers.delete(client, one.id)
 
         await self._engine.call(remove_all)
+
+    async def reap(self, removed: Set[NodeId]) -> int:
+        """As cube.ports.reaper.Reaper has it: of every agent that used this engine."""
+        others = removed - {self._node_id}
+        return await self._engine.call(partial(reap, cluster_id=self._cluster_id, removed=others))
 
     def _forget_told(self, task_id: TaskId) -> dict[Identity, RunState]:
         """Nothing more is told of the task's attempts. Returns what was known of them."""

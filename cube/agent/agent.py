@@ -32,7 +32,7 @@ from cube.adapters.system_clock import SystemClock
 from cube.adapters.trust.envelope import open_envelope
 from cube.adapters.trust.gossip_seal import AesSeal
 from cube.adapters.udp import UdpDatagrams
-from cube.agent.drivers import make_drivers
+from cube.agent.drivers import make_drivers, reapers_of
 from cube.agent.listening import ApiServer
 from cube.agent.trust import NodeTrust, check_cluster
 from cube.api.app import make_app
@@ -61,6 +61,7 @@ from cube.services.leader_loop import LeaderLoop
 from cube.services.lease_keeper import LeaseKeeper
 from cube.services.local_tasks import DriverTasks
 from cube.services.log_follower import LogFollower
+from cube.services.orphans import Orphans
 from cube.services.peers import PeerDesk
 from cube.services.proposer import Proposer
 from cube.services.registration import Registration
@@ -353,6 +354,7 @@ class Agent:
                     "roll_call": roll_call.run(),
                     "registration": registration.run(),
                     "drivers": self._watch_drivers(registration),
+                    "orphans": Orphans(self._feed, self.node_id, reapers_of(self._drivers)).run(),
                     "certificate": self._trust.renewal().run(),
                     "removals": self._trust.watch_removals(self._feed, log.recheck_peers),
                     "catch_up": self._catch_up(registration, on_ready),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from cube.adapters.docker_driver import DockerDriver
@@ -12,6 +13,7 @@ from cube.config import Config, Switch
 from cube.model.ids import ClusterId, NodeId
 from cube.ports.clock import Clock
 from cube.ports.driver import Driver
+from cube.ports.reaper import Reaper
 
 TASKS_DIRECTORY = "tasks"  # below the data directory: the process driver's
 
@@ -46,3 +48,8 @@ def make_drivers(
             ),
         )
     return drivers
+
+
+def reapers_of(drivers: Mapping[str, Driver]) -> dict[str, Reaper]:
+    """Those drivers that can end what removed nodes left."""
+    return {name: driver for name, driver in drivers.items() if isinstance(driver, Reaper)}

@@ -15,6 +15,7 @@ from pathlib import Path
 import msgspec
 
 from cube.adapters.process.host import cgroup_pids, remove_cgroups
+from cube.adapters.process.records import SAFE_ID
 from cube.model.errors import DriverFailed
 from cube.model.launch import Launch
 
@@ -58,6 +59,11 @@ class Cgroups:
         self.homes = homes
         self.controllers = controllers
         self.reason = reason
+
+    def homes_of(self, node_id: str) -> list[Path]:
+        """Where another node of this host has its groups, if it has any."""
+        assert SAFE_ID.fullmatch(node_id), node_id
+        return [home.parent / node_id for home in self.homes.values()]
 
     def directories(self, name: str) -> list[str]:
         """Where the group of this name is, or would be."""
