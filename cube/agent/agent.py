@@ -321,12 +321,8 @@ class Agent:
         self._view.attach(Parts(log, proposer, leader_clock, roll_call.members, voter_loop))
         self._desk.leader_loop = leader_loop
         self._desk.voter_loop = voter_loop
-        for watcher in (
-            proposer.on_log_status,
-            leader_loop.on_log_status,
-            voter_loop.on_log_status,
-        ):
-            log.watch(watcher)
+        for watch in (proposer.on_log_status, leader_loop.on_log_status, voter_loop.on_log_status):
+            log.watch(watch)
         await gossip.start(self._seeds(record))
         try:
             await worker_loop.open()
