@@ -17,6 +17,7 @@ from cube.model.lifecycle import BRAKED, ENDED, Desired, Health, NodeStatus, Tas
 from cube.model.outcome import Outcome
 from cube.model.resources import NOTHING, Resources
 from cube.model.spec import GroupSpec, JobSpec, JobType, PlacementPolicy, Protocol, same_container
+from cube.model.stored import Stored, refs_in_tasks
 from cube.model.trust import NO_TRUST, TrustState
 from cube.model.volumes import Volume, volume_key
 
@@ -185,7 +186,9 @@ class Task(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
 
 class JobVersion(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`stable`: it was healthy at full count once. `generation`: a restart asks for new containers
-    of the same spec; tasks of another generation are not up to date."""
+    of the same spec; tasks of another generation are not up to date. `uses`: the secrets and configs
+    that it has, by StoredRef.key, and in which version (0: the newest at the time). `reason`: why there
+    is this version, where nobody has submitted it."""
 
     version: int
     spec: JobSpec
@@ -193,6 +196,8 @@ class JobVersion(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     actor: str = ""
     stable: bool = False
     generation: int = 0
+    uses: dict[str, int] = {}
+    reason: str = ""
 
 
 class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -271,9 +276,12 @@ class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
         if old is None or new is None or old.generation != new.generation:
             return False
         old_group, new_group = old.spec.groups.get(group), new.spec.groups.get(group)
-        if old_group is None or new_group is None:
+        if old_group is None or new_group is None or not same_container(old_group, new_group):
             return False
-        return same_container(old_group, new_group)
+        if old.uses == new.uses:
+            return True
+        keys = {ref.key for ref in refs_in_tasks(new_group)}
+        return all(old.uses.get(key) == new.uses.get(key) for key in keys)
 
 
 class RememberedOutcome(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False):
@@ -306,6 +314,7 @@ class ClusterState(msgspec.Struct, frozen=True, kw_only=True):
     tasks: immutables.Map[TaskId, Task] = immutables.Map()
     rebalance_since_ms: int = 0  # a round of moves is under way since then; 0: none
     volumes: immutables.Map[JobId, immutables.Map[str, Volume]] = immutables.Map()  # volume_key
+    stored: immutables.Map[str, Stored] = immutables.Map()  # by StoredRef.key
     outcomes: immutables.Map[CommandId, RememberedOutcome] = immutables.Map()
     outcome_first: int = 0  # sequence of the oldest remembered
     outcome_next: int = 0
@@ -337,6 +346,12 @@ class ClusterState(msgspec.Struct, frozen=True, kw_only=True):
         for run in self.runs_of(job):
             found.extend(self.tasks_of_job(run.id))
         return found
+
+    def uses_of(self, task: Task) -> dict[str, int]:
+        """The secrets and configs that the task was made with (JobVersion.uses)."""
+        job = self.jobs.get(task.job_id)
+        entry = None if job is None else job.entry_of(task.version)
+        return {} if entry is None else entry.uses
 
     def group_of(self, task: Task) -> GroupSpec | None:
         """The template the task was made from, or None once its version is forgotten."""

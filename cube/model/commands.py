@@ -13,6 +13,7 @@ from cube.model.deployment import DeploymentAction, DeploymentStep
 from cube.model.ids import ClusterId, CommandId, JobId, NodeId, TaskId
 from cube.model.lifecycle import Health, NodeStatus, TaskState
 from cube.model.spec import JobSpec, PlacementPolicy
+from cube.model.stored import StoredKind
 from cube.model.trust import GossipKey, TokenRecord, TokenRole
 
 PLACEMENTS_MAX = 10_000  # in one plan (performance.md, "Plans and log")
@@ -299,6 +300,28 @@ class RemoveGossipKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True, t
     id: str
 
 
+class StoreVersion(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="store"):
+    """A value for a secret or config. Of a secret, `data` is sealed, and `fingerprint` equal for equal
+    values. `size_bytes` is the value's. `expected_version` as in SubmitJob."""
+
+    kind: StoredKind
+    name: str
+    data: bytes
+    size_bytes: int
+    fingerprint: bytes = b""
+    expected_version: int | None = None
+
+    def __repr__(self) -> str:
+        return f"StoreVersion({self.kind} {self.name}, {self.size_bytes} bytes)"
+
+
+class RemoveStored(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="unstore"):
+    """Of one that no job needs."""
+
+    kind: StoredKind
+    name: str
+
+
 class Noop(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="noop"):
     """Changes nothing: a barrier."""
 
@@ -333,6 +356,8 @@ Body = (
     | InstallGossipKey
     | UseGossipKey
     | RemoveGossipKey
+    | StoreVersion
+    | RemoveStored
     | Noop
 )
 

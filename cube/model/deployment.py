@@ -37,7 +37,8 @@ class Deployment(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     """`from_version`: the last version that was healthy when this one began, 0: none. It is what
     a failure goes back to. `replaces`: some group needs new containers; one that does not is never
     taken back. `rolls_back`: the version that failed and that this deployment takes back, 0: none.
-    `clock_at_ms`: from when on the deadline counts if nothing has come up since."""
+    `clock_at_ms`: from when on the deadline counts if nothing has come up since. `cause`: why it began,
+    where nobody has submitted its version."""
 
     version: int
     from_version: int = 0
@@ -49,6 +50,7 @@ class Deployment(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     created_at_ms: int = 0
     status_at_ms: int = 0
     clock_at_ms: int = 0
+    cause: str = ""
 
     @property
     def is_open(self) -> bool:

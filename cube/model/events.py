@@ -24,9 +24,9 @@ class NodeEvent(msgspec.Struct, frozen=True, tag="node", tag_field="topic"):
 class JobEvent(msgspec.Struct, frozen=True, tag="job", tag_field="topic"):
     job_id: JobId
     job: str
-    # submitted | scaled | restarted | rolled_back | stopped | started | deleted |
-    # removed; of cron jobs: run_skipped; of their runs: run_started | run_stopping | run_stopped |
-    # run_completed | run_failed | run_removed
+    # submitted | scaled | restarted | rolled_back | secret_changed | config_changed | stopped |
+    # started | deleted | removed; of cron jobs: run_skipped; of their runs: run_started |
+    # run_stopping | run_stopped | run_completed | run_failed | run_removed
     kind: str
     version: int
     run: int = 0  # of a cron job; 0: the event is not about one
@@ -61,4 +61,20 @@ class TaskEvent(msgspec.Struct, frozen=True, tag="task", tag_field="topic", gc=F
     message: str = ""
 
 
-Event = ClusterEvent | NodeEvent | JobEvent | DeploymentEvent | TaskEvent
+class SecretEvent(msgspec.Struct, frozen=True, tag="secret", tag_field="topic"):
+    """Never with anything of its value."""
+
+    name: str
+    kind: str  # set | removed
+    version: int
+
+
+class ConfigEvent(msgspec.Struct, frozen=True, tag="config", tag_field="topic"):
+    name: str
+    kind: str  # set | removed
+    version: int
+
+
+Event = (
+    ClusterEvent | NodeEvent | JobEvent | DeploymentEvent | TaskEvent | SecretEvent | ConfigEvent
+)

@@ -7,6 +7,7 @@ import enum
 import msgspec
 
 from cube.model.ids import JobId, NodeId, TaskId
+from cube.model.stored import StoredKind
 
 
 class RejectReason(enum.StrEnum):
@@ -75,6 +76,26 @@ class TaskStopped(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="
     changed: bool
 
 
+class StoredAccepted(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="stored"):
+    """`jobs` are the first of the `job_count` that have a new version because of it."""
+
+    kind: StoredKind
+    name: str
+    version: int
+    changed: bool
+    jobs: tuple[str, ...] = ()
+    job_count: int = 0
+
+
 REFUSED_MAX = 20  # in one outcome: a hint for the log line, the plan is made anew anyway
 
-Outcome = Done | JobAccepted | RunStarted | NodeRegistered | PlanApplied | TaskStopped | Rejected
+Outcome = (
+    Done
+    | JobAccepted
+    | RunStarted
+    | NodeRegistered
+    | PlanApplied
+    | TaskStopped
+    | StoredAccepted
+    | Rejected
+)

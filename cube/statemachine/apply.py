@@ -14,7 +14,7 @@ from cube.model import commands as c
 from cube.model.cluster import OUTCOMES_MAX, ClusterSettings, ClusterState, RememberedOutcome
 from cube.model.events import ClusterEvent, Event
 from cube.model.outcome import Done, Outcome, Rejected, RejectReason
-from cube.statemachine import deployments, jobs, nodes, plans, runs, tasks, trust
+from cube.statemachine import deployments, jobs, nodes, plans, runs, stored, tasks, trust
 from cube.statemachine.draft import Draft
 
 
@@ -70,7 +70,7 @@ def _dispatch(draft: Draft, command: c.Command) -> Outcome:
         case c.StopJob():
             return jobs.stop(draft, body)
         case c.StartJob():
-            return jobs.start(draft, body)
+            return jobs.start(draft, body, command.actor)
         case c.TriggerJob():
             return runs.trigger(draft, body)
         case c.DeleteJob():
@@ -105,6 +105,10 @@ def _dispatch(draft: Draft, command: c.Command) -> Outcome:
             return trust.use_gossip_key(draft, body)
         case c.RemoveGossipKey():
             return trust.remove_gossip_key(draft, body)
+        case c.StoreVersion():
+            return stored.store(draft, body, command.actor)
+        case c.RemoveStored():
+            return stored.remove(draft, body)
         case c.InitCluster():
             return _init(draft, body)
         case c.ChangeSettings():

@@ -20,10 +20,18 @@ from cube.statemachine.draft import Draft
 
 
 def add_version(
-    draft: Draft, job: Job, spec: JobSpec, actor: str, generation: int, rolls_back: int = 0
+    draft: Draft,
+    job: Job,
+    spec: JobSpec,
+    actor: str,
+    generation: int,
+    uses: dict[str, int],
+    *,
+    rolls_back: int = 0,
+    reason: str = "",
 ) -> Job:
-    """The job with `spec` as its newest version, not stopped, and with a deployment under way for
-    it where its type has such. Not stored yet. Versions that tasks use, or that a failure would go
+    """The job with `spec` and `uses` as its newest version, not stopped, and with a deployment under
+    way for it where its type has such. Not stored yet. Versions that tasks use, or that a failure would go
     back to, are kept besides the newest."""
     version = job.version + 1
     job = _settle(draft, job)
@@ -31,7 +39,9 @@ def add_version(
     in_use = {task.version for task in draft.tasks_of_job(job.id) if not task.released}
     in_use.add(from_version)
     older = [one for one in job.versions[: 1 - VERSIONS_MAX] if one.version in in_use]
-    entry = JobVersion(version, spec, draft.now_ms, actor, generation=generation)
+    entry = JobVersion(
+        version, spec, draft.now_ms, actor, generation=generation, uses=uses, reason=reason
+    )
     after = msgspec.structs.replace(
         job, versions=(*older, *job.versions[1 - VERSIONS_MAX :], entry), stopped=False
     )
@@ -76,6 +86,7 @@ def begin(draft: Draft, job: Job, from_version: int = 0, rolls_back: int = 0) ->
         created_at_ms=draft.now_ms,
         status_at_ms=draft.now_ms,
         clock_at_ms=draft.now_ms,
+        cause=job.versions[-1].reason,
     )
     kept = job.deployments[-(DEPLOYMENTS_MAX - 1) :]
     return msgspec.structs.replace(job, deployments=(*kept, began))
@@ -168,7 +179,7 @@ def _roll_back(draft: Draft, job: Job, deployment: Deployment) -> Job | None:
         return None
     return add_version(
         draft, job, entry.spec, f"rollback of version {deployment.version}", entry.generation,
-        rolls_back=deployment.version,
+        entry.uses, rolls_back=deployment.version,
     )  # fmt: skip
 
 

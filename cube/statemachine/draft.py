@@ -6,7 +6,7 @@ drop_task, which keep all indexes; a draft that is thrown away has changed nothi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from typing import Generic, TypeVar
 
 import immutables
@@ -17,6 +17,7 @@ from cube.model.events import DeploymentEvent, Event, JobEvent, NodeEvent, TaskE
 from cube.model.ids import JobId, NodeId, TaskId
 from cube.model.lifecycle import TaskState
 from cube.model.resources import NOTHING, Resources
+from cube.model.stored import Stored
 from cube.model.volumes import Volume, volume_key
 
 K = TypeVar("K")
@@ -116,6 +117,10 @@ class Table(Generic[K, V]):
         if key in self:
             del self.open()[key]
 
+    def values(self) -> Iterable[V]:
+        """As they stand, in no order: sort before it can reach an output."""
+        return self.finish().values()
+
     def finish(self) -> immutables.Map[K, V]:
         if self._open is not None:
             self._base, self._open = self._open.finish(), None
@@ -148,6 +153,7 @@ class Draft:
         self._by_state: Nested[TaskState, TaskId, None] = Nested(state.tasks_by_state)
         self._ports: Nested[str, int, TaskId] = Nested(state.ports)
         self._volumes: Nested[JobId, str, Volume] = Nested(state.volumes)
+        self._stored = Table(state.stored)
 
     # Nodes
 
@@ -185,6 +191,10 @@ class Draft:
     def job_named(self, name: str) -> Job | None:
         job_id = self._job_names.get(name)
         return None if job_id is None else self._jobs[job_id]
+
+    def jobs(self) -> list[Job]:
+        """All, runs and deleted ones too; by id."""
+        return sorted(self._jobs.values(), key=lambda job: job.id)
 
     def job_count(self) -> int:
         """Those that users submitted and have not deleted."""
@@ -334,6 +344,21 @@ class Draft:
         for job_id in list(self.base.volumes):  # a node is removed by an entry of its own
             self.drop_volumes(job_id, lambda volume: volume.node_id == node_id)
 
+    # Secrets and configs
+
+    def stored(self, key: str) -> Stored | None:
+        return self._stored.get(key)
+
+    def every_stored(self) -> list[Stored]:
+        """By kind and name."""
+        return sorted(self._stored.values(), key=lambda stored: stored.ref)
+
+    def put_stored(self, stored: Stored) -> None:
+        self._stored[stored.ref.key] = stored
+
+    def drop_stored(self, key: str) -> None:
+        self._stored.discard(key)
+
     def _announce_task(self, task: Task, kind: str) -> None:
         self.events.append(
             TaskEvent(
@@ -378,4 +403,5 @@ class Draft:
             tasks_by_state=self._by_state.finish(),
             ports=self._ports.finish(),
             volumes=self._volumes.finish(),
+            stored=self._stored.finish(),
         )

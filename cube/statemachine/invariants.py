@@ -11,8 +11,10 @@ from cube.model.ids import NodeId
 from cube.model.lifecycle import NodeStatus, TaskState
 from cube.model.resources import NOTHING, Resources
 from cube.model.spec import JobType
+from cube.model.stored import STORE_BYTES_MAX
 from cube.model.trust import GOSSIP_KEYS_MAX, HASH_BYTES, REMOVED_NODES_MAX, TOKENS_MAX
 from cube.model.volumes import volumes_of
+from cube.statemachine import deployments
 
 
 def violations(state: ClusterState) -> list[str]:
@@ -28,8 +30,30 @@ def violations(state: ClusterState) -> list[str]:
         *_volumes(state),
         *_outcomes(state),
         *_trust(state),
+        *_stored(state),
     ]
     return sorted(found)
+
+
+def _stored(state: ClusterState) -> list[str]:
+    found: list[str] = []
+    for key, one in state.stored.items():
+        numbers = [version.version for version in one.versions]
+        if key != one.ref.key:
+            found.append(f"{one.ref} is stored under {key}")
+        if not numbers or numbers != sorted(set(numbers)) or numbers[0] < 1:
+            found.append(f"{one.ref} has versions {numbers}")
+    total = sum(one.size_bytes for one in state.stored.values())
+    if total > STORE_BYTES_MAX:
+        found.append(f"secrets and configs have {total} bytes")
+    for job in state.jobs.values():
+        for entry in job.versions:
+            is_needed = job.listed and entry.version in (job.version, deployments.last_stable(job))
+            for key, version in entry.uses.items() if is_needed else ():
+                known = state.stored.get(key)
+                if known is None or (version and known.at(version) is None):
+                    found.append(f"job {job.name} needs version {version} of {key}, which is gone")
+    return found
 
 
 def _tasks(state: ClusterState) -> list[str]:

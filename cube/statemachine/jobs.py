@@ -9,7 +9,7 @@ from cube.model.cluster import JOBS_MAX, Job, JobVersion
 from cube.model.lifecycle import Desired
 from cube.model.outcome import Done, JobAccepted, Outcome, Rejected, RejectReason
 from cube.model.spec import COUNT_MAX, JobSpec, JobType
-from cube.statemachine import cycles, deployments, runs
+from cube.statemachine import cycles, deployments, runs, stored
 from cube.statemachine.draft import Draft
 from cube.statemachine.tasks import want
 from cube.statemachine.volumes import forget_unused
@@ -21,6 +21,10 @@ def submit(draft: Draft, body: c.SubmitJob, actor: str) -> Outcome:
     refusal = _version_refusal(body.spec.name, job, body.expected_version)
     if refusal is not None:
         return refusal
+    refusal = stored.refusal(draft, body.spec)
+    if refusal is not None:
+        return refusal
+    uses = stored.uses_of(draft, body.spec)
     if job is None:
         if draft.job_count() >= JOBS_MAX:
             return Rejected(RejectReason.LIMIT, f"the cluster has {JOBS_MAX} jobs, its limit")
@@ -32,12 +36,12 @@ def submit(draft: Draft, body: c.SubmitJob, actor: str) -> Outcome:
         job = Job(
             id=body.new_id,
             name=body.spec.name,
-            versions=(JobVersion(1, body.spec, draft.now_ms, actor),),
+            versions=(JobVersion(1, body.spec, draft.now_ms, actor, uses=uses),),
             created_at_ms=draft.now_ms,
         )
         draft.put_job(deployments.begin(draft, runs.follow(draft, None, job)), "submitted")
         return JobAccepted(job.id, job.name, 1, changed=True, created=True)
-    if job.spec == body.spec and not job.stopped:
+    if job.spec == body.spec and job.versions[-1].uses == uses and not job.stopped:
         return JobAccepted(job.id, job.name, job.version, changed=False, created=False)
     if job.spec.type is not body.spec.type:
         return Rejected(
@@ -45,20 +49,27 @@ def submit(draft: Draft, body: c.SubmitJob, actor: str) -> Outcome:
             f"job {job.name} is of type {job.spec.type}; delete it before it becomes a "
             f"{body.spec.type}",
         )
-    return _new_version(draft, job, body.spec, actor, "submitted")
+    return _new_version(draft, job, body.spec, actor, "submitted", uses=uses)
 
 
 def _new_version(
-    draft: Draft, job: Job, spec: JobSpec, actor: str, kind: str, generation: int | None = None
+    draft: Draft,
+    job: Job,
+    spec: JobSpec,
+    actor: str,
+    kind: str,
+    generation: int | None = None,
+    uses: dict[str, int] | None = None,
 ) -> Outcome:
-    """`generation` None: that of the newest version."""
+    """`generation`, `uses` None: those of the newest version."""
     cycle = cycles.refusal(draft, spec)
     if cycle is not None:
         return cycle
     newest, before = job.versions[-1], job
     generation = newest.generation if generation is None else generation
-    if spec != job.spec or generation != newest.generation:
-        job = deployments.add_version(draft, job, spec, actor, generation)
+    uses = newest.uses if uses is None else uses
+    if spec != job.spec or generation != newest.generation or uses != newest.uses:
+        job = deployments.add_version(draft, job, spec, actor, generation, uses)
     else:
         job = deployments.reopen(draft, msgspec.structs.replace(job, stopped=False))
     draft.put_job(runs.follow(draft, before, job), kind)
@@ -130,7 +141,7 @@ def restart(draft: Draft, body: c.RestartJob, actor: str) -> Outcome:
 
 
 def roll_back(draft: Draft, body: c.RollBackJob, actor: str) -> Outcome:
-    """The spec of an older version is the newest one."""
+    """The spec of an older version is the newest one, with the secrets and configs it had."""
     job = _at_version(draft, body.job, body.expected_version)
     if isinstance(job, Rejected):
         return job
@@ -152,7 +163,13 @@ def roll_back(draft: Draft, body: c.RollBackJob, actor: str) -> Outcome:
         entry = known
     if entry is job.versions[-1] and not job.stopped:
         return JobAccepted(job.id, job.name, job.version, changed=False, created=False)
-    return _new_version(draft, job, entry.spec, actor, "rolled_back", entry.generation)
+    gone = stored.lost(draft, entry.uses)
+    if gone:
+        return Rejected(
+            RejectReason.REFUSED,
+            f"version {entry.version} of {job.name} uses {gone}, which is gone",
+        )
+    return _new_version(draft, job, entry.spec, actor, "rolled_back", entry.generation, entry.uses)
 
 
 def stop(draft: Draft, body: c.StopJob) -> Outcome:
@@ -169,14 +186,21 @@ def stop(draft: Draft, body: c.StopJob) -> Outcome:
     return Done()
 
 
-def start(draft: Draft, body: c.StartJob) -> Outcome:
-    """The job is not stopped; the scheduler places what is missing."""
+def start(draft: Draft, body: c.StartJob, actor: str) -> Outcome:
+    """The job is not stopped; the scheduler places what is missing. A service has the newest secrets
+    and configs, as a new version where it had others."""
     job = draft.job_named(body.job)
     if job is None:
         return _missing(body.job)
     if not job.stopped:
         return Done(changed=False)
-    started = deployments.reopen(draft, msgspec.structs.replace(job, stopped=False))
+    newest, uses = job.versions[-1], stored.uses_of(draft, job.spec)
+    if uses != newest.uses and job.spec.type in (JobType.SERVICE, JobType.SYSTEM):
+        started = deployments.add_version(
+            draft, job, job.spec, actor, newest.generation, uses, reason="secrets have changed"
+        )
+    else:
+        started = deployments.reopen(draft, msgspec.structs.replace(job, stopped=False))
     draft.put_job(runs.follow(draft, job, started), "started")
     return Done()
 

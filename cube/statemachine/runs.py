@@ -24,6 +24,7 @@ from cube.model.lifecycle import Desired, TaskState, further
 from cube.model.outcome import Outcome, Rejected, RejectReason, RunStarted
 from cube.model.spec import JobType, Overlap
 from cube.model.units import format_duration
+from cube.statemachine import stored
 from cube.statemachine.draft import Draft
 from cube.statemachine.tasks import want
 
@@ -129,7 +130,15 @@ def _begin(draft: Draft, job: Job, cron: CronState, scheduled_at_ms: int, *, by_
     child = Job(
         id=run.job_id,
         name=job.name,
-        versions=(JobVersion(job.version, spec, draft.now_ms, job.versions[-1].actor),),
+        versions=(
+            JobVersion(
+                job.version,
+                spec,
+                draft.now_ms,
+                job.versions[-1].actor,
+                uses=stored.uses_of(draft, spec),
+            ),
+        ),
         created_at_ms=draft.now_ms,
         parent=job.id,
         run=run.run,

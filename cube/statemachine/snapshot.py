@@ -24,6 +24,7 @@ from cube.model.cluster import (
 from cube.model.ids import ClusterId, CommandId, JobId, NodeId, TaskId
 from cube.model.lifecycle import TaskState
 from cube.model.resources import NOTHING, Resources
+from cube.model.stored import Stored
 from cube.model.trust import NO_TRUST, TrustState
 from cube.model.volumes import Volume
 
@@ -46,6 +47,7 @@ class Snapshot(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     jobs: list[Job]
     tasks: list[msgspec.Raw]
     volumes: list[Volume] = []
+    stored: list[Stored] = []
     outcomes: list[tuple[CommandId, RememberedOutcome]]
 
 
@@ -82,6 +84,7 @@ def dump_slices(state: ClusterState) -> Iterator[bytes]:
             chain.from_iterable(of_job.values() for of_job in state.volumes.values()),
             lambda volume: (volume.job_id, volume.key),
         ),
+        "stored": (state.stored.values(), lambda stored: stored.ref.key),
         "outcomes": (state.outcomes.items(), lambda item: item[1].sequence),
     }
     assert {*heads, *lists} == set(Snapshot.__struct_fields__)
@@ -133,6 +136,7 @@ def load(data: bytes) -> ClusterState:
         node_names=immutables.Map((node.name, node.id) for node in snapshot.nodes),
         job_names=immutables.Map((job.name, job.id) for job in snapshot.jobs if job.listed),
         volumes=_volumes(snapshot.volumes),
+        stored=immutables.Map((stored.ref.key, stored) for stored in snapshot.stored),
         outcomes=immutables.Map(snapshot.outcomes),
         outcome_order=immutables.Map((kept.sequence, id_) for id_, kept in snapshot.outcomes),
         outcome_first=first,

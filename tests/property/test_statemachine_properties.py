@@ -29,7 +29,9 @@ from cube.model.spec import (
     Overlap,
     PlacementPolicy,
     PortSpec,
+    SecretRef,
 )
+from cube.model.stored import StoredKind
 from cube.model.trust import GossipKey, TokenRecord, TokenRole
 from cube.statemachine.apply import apply
 from cube.statemachine.invariants import overcommitted, violations
@@ -67,18 +69,20 @@ def specs() -> st.SearchStrategy[JobSpec]:
         ]
     )
     groups = st.builds(
-        lambda count, port, cpu, command, volumes: group(
+        lambda count, port, cpu, command, volumes, secret: group(
             count=count,
             ports=port,
             resources=Resources(cpu, (64 << 20) if cpu else 0, 0),  # nothing at all, too
             command=(command,),
             mounts=tuple(MountSpec(MountType.VOLUME, f"/{name}", name) for name in volumes),
+            env={"P": SecretRef(secret)} if secret else {},
         ),
         st.integers(0, 3),
         ports,
         st.sampled_from([0, 100, 200]),
         st.sampled_from(["one", "two"]),
         st.sampled_from(["", "", "u", "v", "uv"]),
+        st.sampled_from(["", "", "", "s"]),
     )
 
     def build(name: str, g: GroupSpec, h: GroupSpec, overlap: Overlap, minute: int) -> JobSpec:
@@ -177,6 +181,25 @@ def trust_bodies() -> st.SearchStrategy[c.Body]:
 
 
 @cache  # a strategy takes longer to make than to draw from
+def stored_bodies() -> st.SearchStrategy[c.Body]:
+    names = st.sampled_from(["s", "s", "t", "no/name"])
+    values = st.sampled_from([b"one", b"two", b"three", b""])
+    return st.one_of(
+        st.builds(
+            lambda name, value, expected: c.StoreVersion(
+                StoredKind.SECRET, name, b"sealed" + value, len(value), value.rjust(32), expected
+            ),
+            names, values, st.none() | st.none() | st.integers(0, 2),
+        ),
+        st.builds(
+            lambda name, value: c.StoreVersion(StoredKind.CONFIG, name, value, len(value)),
+            names, values,
+        ),
+        st.builds(c.RemoveStored, st.sampled_from(StoredKind), names),
+    )  # fmt: skip
+
+
+@cache  # a strategy takes longer to make than to draw from
 def bodies() -> st.SearchStrategy[c.Body]:
     term = st.integers(1, 2)
     reports = st.builds(
@@ -245,6 +268,9 @@ def bodies() -> st.SearchStrategy[c.Body]:
         ),
         st.builds(c.RemoveNode, NODES),
         trust_bodies(),
+        stored_bodies(),
+        stored_bodies(),
+        st.builds(c.RollBackJob, NAMES, st.none() | st.integers(1, 4)),
         st.just(c.InitCluster(ClusterId("other"), "again")),
         st.just(c.StartRebalance()),
         st.builds(
