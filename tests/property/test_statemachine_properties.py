@@ -180,6 +180,12 @@ def trust_bodies() -> st.SearchStrategy[c.Body]:
     )  # fmt: skip
 
 
+def secret_s(value: bytes) -> c.StoreVersion:
+    return c.StoreVersion(
+        StoredKind.SECRET, "s", b"sealed" + value, len(value), value.rjust(32, b".")
+    )
+
+
 @cache  # a strategy takes longer to make than to draw from
 def stored_bodies() -> st.SearchStrategy[c.Body]:
     names = st.sampled_from(["s", "s", "t", "no/name"])
@@ -287,8 +293,11 @@ def likely(draw: st.DrawFn, state: ClusterState) -> c.Body | None:
     """A command that has a good chance of being accepted in this state."""
     jobs = sorted(state.jobs.values(), key=lambda job: job.id)
     tasks = sorted(state.tasks.values(), key=lambda task: task.id)
-    kinds = ["place", "place", "report", "report", "down", "stop", "reap", "run", "run"]
+    kinds = ["place", "place", "report", "report", "down", "stop", "reap", "run", "run", "secret"]
     kind = draw(st.sampled_from(kinds))
+    if kind == "secret":
+        value = draw(st.sampled_from([b"one", b"two", b"three"]))
+        return draw(st.sampled_from([secret_s(value), c.RemoveStored(StoredKind.SECRET, "s")]))
     if kind == "run":
         return likely_run(draw, state)
     if kind == "place" and jobs:
@@ -347,7 +356,7 @@ def likely_run(draw: st.DrawFn, state: ClusterState) -> c.Body | None:
 def histories(draw: st.DrawFn, size: int = 30) -> list[c.Entry]:
     """A cluster with nodes and a job, then anything, likely things more often than not. Command
     ids repeat now and then."""
-    first: list[c.Body] = [c.InitCluster(ClusterId("cluster"), "test")]
+    first: list[c.Body] = [c.InitCluster(ClusterId("cluster"), "test"), secret_s(b"one")]
     first += [
         c.RegisterNode(
             facts(f"n{i}", advertise=f"host-{i // 2}", capacity=Resources(300, 300 << 20, 0),
