@@ -10,17 +10,22 @@ from typing import Any
 import msgspec
 
 from cube.adapters.fake_driver import FakeDriver, FakeHost
+from cube.adapters.trust.envelope import open_envelope, seal_envelope
 from cube.model import commands as c
 from cube.model.cluster import ClusterState, Task
 from cube.model.errors import OutcomeUnknown, Unavailable
 from cube.model.ids import ClusterId, NodeId, TaskId
 from cube.model.lifecycle import TaskState
 from cube.model.spec import CheckSpec, CheckType, DriverName, JobType, PortSpec
+from cube.model.trust import NodeKeys
 from cube.ports.prober import Probed
+from cube.services.keyring import Keyring
+from cube.services.stored_values import StoredValues
 from cube.services.worker_loop import WorkerLoop
 from cube.worker.machine import Worker
 from cube.worker.settings import WorkerSettings
 from tests import builders
+from tests.fakes.disk import FakeDisk
 from tests.virtual_time import VirtualClock, run_virtual
 
 CLUSTER = ClusterId("cluster")
@@ -103,6 +108,12 @@ class World:
         await self.kill_agent()
         self.host.halt()
 
+    @property
+    def values(self) -> StoredValues:
+        keyring = Keyring(FakeDisk())
+        keyring.take(NodeKeys(cluster_key=b"k" * 32, gossip_keys=(b"g" * 32,)))
+        return StoredValues(lambda: self.states.state, keyring, open_envelope, seal_envelope)
+
     def start_agent(self) -> None:
         clock = VirtualClock()
         self.worker = Worker(self.settings, CLUSTER, NODE, "host-a", ["fake"], self.leased_from_ms)
@@ -116,6 +127,7 @@ class World:
             lambda: self.caught_up,
             self._propose,
             lambda _host, port, _protocol: port not in self.taken_ports,
+            self.values,
         )
         self._agent = asyncio.get_running_loop().create_task(self.loop.run())
 

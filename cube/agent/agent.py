@@ -29,7 +29,7 @@ from cube.adapters.process.lease import read_lease, write_lease
 from cube.adapters.raft.log import PySyncObjLog
 from cube.adapters.raft.settings import RaftSettings
 from cube.adapters.system_clock import SystemClock
-from cube.adapters.trust.envelope import open_envelope
+from cube.adapters.trust.envelope import open_envelope, seal_envelope
 from cube.adapters.trust.gossip_seal import AesSeal
 from cube.adapters.udp import UdpDatagrams
 from cube.agent.drivers import make_drivers, reapers_of
@@ -67,6 +67,7 @@ from cube.services.proposer import Proposer
 from cube.services.registration import Registration
 from cube.services.roll_call import RollCall, encode_meta
 from cube.services.state_feed import StateFeed
+from cube.services.stored_values import StoredValues
 from cube.services.supervisor import keep_running
 from cube.services.voter_loop import VoterLoop
 from cube.services.worker_loop import WorkerLoop
@@ -107,6 +108,9 @@ class Agent:
         self._feed = StateFeed()
         self._trust = NodeTrust(
             config, self._disk, self._keyring, self.node_id, self._clock, lambda: self._feed.state
+        )
+        self._values = StoredValues(
+            lambda: self._feed.state, self._keyring, open_envelope, seal_envelope
         )
         self._remote = HttpPeers(None if config.insecure else self._trust.tls.client)
         self._view = ClusterView(self.node_id, self._feed)
@@ -211,6 +215,7 @@ class Agent:
             DriverTasks(self._drivers, self._clock),
             self._desk,
             self._trust.tokens,
+            self._values.seal,
             access=Access(
                 tokens=not self._config.insecure,
                 node_of=self._trust.node_of,
@@ -455,6 +460,7 @@ class Agent:
             lambda: self._is_caught_up,
             propose,
             port_free,
+            self._values,
         )
 
     async def _be_member(self, record: NodeRecord, proposer: Proposer) -> None:

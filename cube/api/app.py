@@ -13,7 +13,7 @@ from cube.api.boundary import API, add_headers, answering, boundary
 from cube.api.call import Api, ApiSettings
 from cube.api.routes import ROUTES
 from cube.ports.clock import Clock
-from cube.ports.cluster import Cluster, LocalTasks, Peers, TokenDesk
+from cube.ports.cluster import Cluster, LocalTasks, Peers, SealSecret, TokenDesk
 
 KEEPALIVE_S = 60.0  # an idle connection; clients open a new one without noticing
 # To other nodes at once: every request and stream that is passed on holds one, and those are bounded
@@ -26,6 +26,7 @@ def make_app(
     local_tasks: LocalTasks,
     peers: Peers,
     tokens: TokenDesk,
+    seal: SealSecret,
     settings: ApiSettings | None = None,
     access: Access | None = None,
     *,
@@ -39,6 +40,7 @@ def make_app(
         local_tasks,
         peers,
         tokens,
+        seal,
         settings or ApiSettings(),
         clock=clock,
         new_id=new_id,

@@ -27,7 +27,7 @@ from cube.model.ids import CommandId
 from cube.model.outcome import Rejected
 from cube.model.units import parse_duration_ms
 from cube.ports.clock import Clock
-from cube.ports.cluster import Cluster, LocalTasks, Peers, Proposed, TokenDesk
+from cube.ports.cluster import Cluster, LocalTasks, Peers, Proposed, SealSecret, TokenDesk
 
 JSON = "application/json"
 _KEY = re.compile(r"[\x21-\x7e]{1,128}")  # an Idempotency-Key: room for a UUID and a prefix
@@ -100,6 +100,7 @@ class Api:
         local_tasks: LocalTasks,
         peers: Peers,
         tokens: TokenDesk,
+        seal: SealSecret,
         settings: ApiSettings,
         *,
         clock: Clock,
@@ -112,6 +113,7 @@ class Api:
         self.local_tasks = local_tasks
         self.peers = peers
         self.tokens = tokens
+        self.seal = seal
         self.settings = settings
         self.clock = clock
         self.new_id = new_id

@@ -103,6 +103,8 @@ def version_view(version: JobVersion) -> JobVersionView:
         version.actor,
         render_spec(version.spec),
         version.stable,
+        version.uses,
+        version.reason,
     )
 
 

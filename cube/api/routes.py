@@ -26,6 +26,7 @@ from cube.api import (
     runs,
     saving,
     settings,
+    stored,
     task_tools,
     tasks,
     trust,
@@ -36,6 +37,7 @@ from cube.api.auth import Role
 from cube.api.call import Call, Kind, Route
 from cube.api.errors import Problem
 from cube.model.deployment import DeploymentAction
+from cube.model.stored import StoredKind
 
 Answer = Callable[[Call], Awaitable[web.StreamResponse]]
 
@@ -144,6 +146,26 @@ _TRUST = (
     _route("POST", "/v1/cluster/rotate-keys", _OPERATOR, _WRITE, trust.rotate_keys),
 )
 
+
+def _stored_routes(kind: StoredKind) -> tuple[Route, ...]:
+    # Who may run a job may read what it is given: a role above deployer would protect nothing.
+    noun = f"/v1/{kind.value}s"
+    named = f"{noun}/{{name}}"
+    return (
+        _route("GET", noun, _VIEWER, _PAGE, stored.list_all(kind)),
+        _route("POST", noun, _DEPLOYER, _WRITE, stored.make(kind), versioned=True),
+        _route("GET", named, _VIEWER, _READ, stored.show(kind)),
+        _route("PUT", named, _DEPLOYER, _WRITE, stored.put(kind), versioned=True),
+        _route("DELETE", named, _DEPLOYER, _WRITE, stored.remove(kind)),
+    )
+
+
+_STORED = (
+    *_stored_routes(StoredKind.SECRET),
+    *_stored_routes(StoredKind.CONFIG),
+    _route("GET", "/v1/configs/{name}/value", _VIEWER, _READ, stored.show_config_value, "version"),
+)
+
 _PEERS = (
     _route("POST", "/v1/internal/join", _NODE, _PEER, internal.join),
     _route(
@@ -175,24 +197,13 @@ _DASHBOARD = (
     _route("GET", "/ui/{file}", _OPEN, _PLAIN, web_files.show_file),
 )
 
-_SECRETS = "secrets come with a later version"
 _LATER = (
     _later("GET", "/v1/tasks/{task}/stats", _VIEWER, "statistics of a task come later"),
-    *(
-        _later(method, path, _OPERATOR, sentence)
-        for noun, sentence in (("secrets", _SECRETS),)
-        for method, path in (
-            ("GET", f"/v1/{noun}"),
-            ("POST", f"/v1/{noun}"),
-            ("GET", f"/v1/{noun}/{{name}}"),
-            ("PUT", f"/v1/{noun}/{{name}}"),
-            ("DELETE", f"/v1/{noun}/{{name}}"),
-        )
-    ),
     _later("GET", "/v1/openapi.json", _VIEWER, "the OpenAPI document comes later"),
 )
 
 # What is fixed comes before what has a parameter in the same place (/v1/jobs/validate, /plan).
 ROUTES: tuple[Route, ...] = (
-    *_CLUSTER, *_LATER, *_JOBS, *_DEPLOYMENTS, *_TASKS, *_NODES, *_TRUST, *_PEERS, *_BOOK, *_DASHBOARD,
+    *_CLUSTER, *_LATER, *_JOBS, *_DEPLOYMENTS, *_TASKS, *_NODES, *_TRUST, *_STORED, *_PEERS,
+    *_BOOK, *_DASHBOARD,
 )  # fmt: skip

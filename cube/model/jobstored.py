@@ -14,6 +14,7 @@ from cube.model.stored import KIND_OF_MOUNT, NAME, NAME_ACCEPTED
 from cube.model.treeread import Table, kind, shown
 
 DIRECTORY = {MountType.SECRET: "/run/secrets", MountType.CONFIG: "/run/configs"}
+VARIABLE = {MountType.SECRET: "CUBE_SECRETS_DIR", MountType.CONFIG: "CUBE_CONFIGS_DIR"}
 MODE = {MountType.SECRET: 0o400, MountType.CONFIG: 0o444}
 ID_MAX = (1 << 32) - 2  # the kernel's; the one above means "none"
 
@@ -51,7 +52,7 @@ def _target(table: Table, type_: MountType, driver: DriverName, source: str) -> 
             table.error(
                 "target",
                 "a process sees the node's own files: only a plain name is possible",
-                f"leave it out, or write a name; the file is in ${_variable(type_)}",
+                f"leave it out, or write a name; the file is in ${VARIABLE[type_]}",
             )
         return target
     if not target.startswith("/"):
@@ -61,10 +62,6 @@ def _target(table: Table, type_: MountType, driver: DriverName, source: str) -> 
     if not _PATH.fullmatch(target) or not {".", ".."}.isdisjoint(target.split("/")):
         table.error("target", "must be the path of a file, from / and without .. in it")
     return target
-
-
-def _variable(type_: MountType) -> str:
-    return f"CUBE_{KIND_OF_MOUNT[type_].value.upper()}S_DIR"
 
 
 def _mode(table: Table, default: int) -> int:

@@ -8,6 +8,7 @@ import msgspec
 
 from cube.model.ids import ClusterId, NodeId, TaskId
 from cube.model.spec import DockerOptions, MountSpec, Protocol, Ulimit
+from cube.model.stored import StoredRef
 
 
 class LaunchPort(msgspec.Struct, frozen=True):
@@ -29,11 +30,36 @@ class LaunchLease(msgspec.Struct, frozen=True):
     lost_after_ms: int
 
 
+class LaunchValue(msgspec.Struct, frozen=True):
+    """A secret or config of one version; 0: the newest there is."""
+
+    ref: StoredRef
+    version: int
+
+
+class LaunchFile(msgspec.Struct, frozen=True, kw_only=True):
+    """A secret or config as a file of the task, in memory and never on a disk, read-only. `target`: a
+    path in the container; with a process a name in the directory of its kind. Of `uid` and `gid`, None
+    is whoever the task runs as. `data` is empty until the launch is about to be made real."""
+
+    value: LaunchValue
+    target: str
+    mode: int
+    uid: int | None = None
+    gid: int | None = None
+    data: bytes = b""
+
+    def __repr__(self) -> str:
+        return f"LaunchFile({self.value.ref}, {self.target})"
+
+
 class Launch(msgspec.Struct, frozen=True, kw_only=True):
     """One attempt of one task, complete: a driver needs no other knowledge to run it.
 
-    Identity is (task_id, attempt). `env` is final: secrets resolved, CUBE_* included.
-    Limits of 0 mean none. `user` is empty for the driver's default.
+    Identity is (task_id, attempt). `env` is final, CUBE_* included. Limits of 0 mean none. `user` is
+    empty for the driver's default. For a driver, secrets are in it: `env_from` and `login_from` have
+    become part of `env` and `login` (services.stored_values), and the files have their data. Nothing
+    of this is shown by repr().
     """
 
     cluster_id: ClusterId
@@ -47,6 +73,10 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True):
     command: tuple[str, ...] = ()
     entrypoint: tuple[str, ...] = ()
     env: dict[str, str] = {}
+    env_from: dict[str, LaunchValue] = {}
+    files: tuple[LaunchFile, ...] = ()
+    login_from: LaunchValue | None = None
+    login: str = ""  # for the image's registry: `user:password`, or a Docker config.json
     user: str = ""
     working_dir: str = ""
     stop_signal: str = "SIGTERM"
@@ -62,6 +92,9 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True):
     docker: DockerOptions = DockerOptions()  # with the group's ulimits
     ulimits: tuple[Ulimit, ...] = ()
     disk_bytes: int = 0  # of the task's own directory; a driver that cannot watch it does not
+
+    def __repr__(self) -> str:
+        return f"Launch({self.task_name} attempt {self.attempt}, {self.task_id})"
 
 
 class RunState(enum.StrEnum):

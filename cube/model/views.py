@@ -164,13 +164,17 @@ class JobValid(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class JobVersionView(msgspec.Struct, frozen=True):
-    """`stable`: it was healthy at full count, so a rollback goes there."""
+    """`stable`: it was healthy at full count, so a rollback goes there. `uses`: secrets and configs by
+    `secret/NAME` or `config/NAME`, with the version it has of each (0: the newest when it is needed).
+    `reason`: why there is this version, where nobody has submitted it."""
 
     version: int
     created_at: str | None
     actor: str
     spec: dict[str, object]
     stable: bool = False
+    uses: dict[str, int] = {}
+    reason: str = ""
 
 
 class ReasonView(msgspec.Struct, frozen=True):
@@ -329,6 +333,43 @@ class TokenMade(msgspec.Struct, frozen=True, kw_only=True):
 
 class TokenChanged(msgspec.Struct, frozen=True):
     id: str
+    changed: bool
+    index: int
+
+
+class StoredVersionView(msgspec.Struct, frozen=True):
+    version: int
+    size: int
+    created_at: str | None
+    actor: str
+
+
+class StoredView(msgspec.Struct, frozen=True, kw_only=True):
+    """A secret or config without its value. `size` in bytes, of the newest version; `used_by`: jobs
+    that have it in their newest version."""
+
+    name: str
+    version: int
+    size: int
+    created_at: str | None
+    modified_at: str | None
+    used_by: tuple[str, ...]
+    versions: tuple[StoredVersionView, ...]
+
+
+class StoredChanged(msgspec.Struct, frozen=True, kw_only=True):
+    """`jobs`: the first of the `job_count` that are rolled out anew because of it."""
+
+    name: str
+    version: int
+    changed: bool
+    jobs: tuple[str, ...]
+    job_count: int
+    index: int
+
+
+class StoredRemoved(msgspec.Struct, frozen=True):
+    name: str
     changed: bool
     index: int
 

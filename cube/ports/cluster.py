@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
@@ -211,6 +211,11 @@ class TokenDesk(Protocol):
         ...
 
     def new_gossip_key(self, seed: str | None) -> InstallGossipKey: ...
+
+
+# (name, value) → what the log may have of a secret, and a fingerprint: equal for equal values of the
+# name, and no help in guessing them. Raises Unavailable while this node has no keys.
+SealSecret = Callable[[str, bytes], tuple[bytes, bytes]]
 
 
 class LogRequest(msgspec.Struct, frozen=True, kw_only=True):

@@ -20,6 +20,7 @@ from cube.ports.clock import Clock
 from cube.ports.driver import Driver
 from cube.ports.prober import Prober
 from cube.services.checks import run_check
+from cube.services.stored_values import StoredValues
 from cube.worker import inputs as i
 from cube.worker import instructions as do
 from cube.worker.machine import Worker
@@ -69,10 +70,12 @@ class WorkerLoop:
         is_caught_up: Callable[[], bool],
         propose: Callable[[ReportTasks], Awaitable[None]],
         port_free: PortFree,
+        values: StoredValues,
     ) -> None:
         """`is_caught_up`: this replica has applied all that was committed when this process
         started; once true, it stays so. `propose` comes back when the reports are applied here, and
-        raises Unavailable or OutcomeUnknown. `port_free`: may be bound on this address now."""
+        raises Unavailable or OutcomeUnknown. `port_free`: may be bound on this address now.
+        `values`: the machine never sees a secret; here it becomes part of what a driver is told."""
         self._worker = worker
         self._node_id = node_id
         self._drivers = drivers
@@ -82,6 +85,7 @@ class WorkerLoop:
         self._is_caught_up = is_caught_up
         self._propose = propose
         self._port_free = port_free
+        self._values = values
         # Called when a first task needs a lease: on_leased() should follow soon.
         self.on_lease_wanted: Callable[[], None] = lambda: None
         self.wants_lease = False
@@ -296,12 +300,12 @@ class WorkerLoop:
         driver = self._drivers[instruction.driver]
         match instruction:
             case do.Prepare():
-                await driver.prepare(instruction.launch)
+                await driver.prepare(self._values.with_login(instruction.launch))
                 return None
             case do.Start():
                 if instruction.test_ports:
                     self._test_ports(instruction)
-                return await driver.start(instruction.launch)
+                return await driver.start(self._values.complete(instruction.launch))
             case do.Inspect():
                 return await driver.inspect(instruction.task_id, instruction.attempt)
             case do.Stop(_, _, task_id, attempt, stop_signal, timeout_ms):
@@ -363,7 +367,7 @@ def wanted_of(
 def _wanted_task(state: ClusterState, task: Task) -> i.WantedTask:
     job = state.jobs.get(task.job_id)
     job_type = JobType.SERVICE if job is None else job.spec.type
-    return i.WantedTask(task, state.group_of(task), job_type)
+    return i.WantedTask(task, state.group_of(task), job_type, state.uses_of(task))
 
 
 def _are_same(tasks: list[Task], others: list[Task]) -> bool:

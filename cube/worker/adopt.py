@@ -30,6 +30,7 @@ def local_of(wanted: WantedTask) -> LocalTask:
         group=wanted.group or GroupSpec(),
         has_template=wanted.group is not None,
         job_type=wanted.job_type,
+        uses=wanted.uses,
         attempt=wanted.task.attempt,
         view=view,
         told=view,

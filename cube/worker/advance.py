@@ -132,7 +132,9 @@ def _launch(local: LocalTask, step: Step) -> bool:
         if local.view.reason != NO_LEASE:
             local.say(reason=NO_LEASE, message="waits until a leader acknowledges this node")
         return False
-    launch = build_launch(task, local.group, local.attempt, step.node, step.lease.from_ms)
+    launch = build_launch(
+        task, local.group, local.attempt, step.node, step.lease.from_ms, local.uses
+    )
     if isinstance(launch, LaunchRefused):
         finish(local, TaskState.FAILED, launch.code, launch.message)
         return True

@@ -10,11 +10,13 @@ from cube.model.spec import GroupSpec, JobType
 
 
 class WantedTask(msgspec.Struct, frozen=True):
-    """A task of this node as the state has it. `group` None: the state forgot its template."""
+    """A task of this node as the state has it. `group` None: the state forgot its template. `uses`:
+    the secrets and configs it was made with (JobVersion.uses)."""
 
     task: Task
     group: GroupSpec | None
     job_type: JobType
+    uses: dict[str, int] = {}
 
 
 class Wanted(msgspec.Struct, frozen=True, kw_only=True):

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
+
 import msgspec
 
 from cube.model.cluster import Task
 from cube.model.ids import ClusterId, NodeId
-from cube.model.launch import Launch, LaunchLease, LaunchPort
+from cube.model.jobstored import DIRECTORY, VARIABLE
+from cube.model.launch import Launch, LaunchFile, LaunchLease, LaunchPort, LaunchValue
 from cube.model.spec import DockerOptions, DriverName, GroupSpec, SecretRef
-from cube.model.stored import KIND_OF_MOUNT
+from cube.model.stored import KIND_OF_MOUNT, StoredKind, StoredRef, refs_in_tasks
 
 
 class LaunchRefused(msgspec.Struct, frozen=True):
@@ -31,22 +35,23 @@ def build_launch(
     attempt: int,
     node: NodeIdentity,
     leased_from_ms: int | None = None,
+    uses: Mapping[str, int] = MappingProxyType({}),
 ) -> Launch | LaunchRefused:
-    """What this attempt of the task is started with. CUBE_* wins over the group's own env."""
-    env: dict[str, str] = {}
-    for key, value in group.env.items():
-        if isinstance(value, SecretRef):
-            return LaunchRefused("secret_missing", f"env {key}: secret {value.secret} is not here")
-        env[key] = value
-    for mount in group.mounts:
-        kind = KIND_OF_MOUNT.get(mount.type)
-        if kind is not None:
+    """What this attempt of the task is started with, but for the values of secrets. CUBE_* wins over
+    the group's own env. `uses`: of the task's version of the job (JobVersion.uses)."""
+    for ref in refs_in_tasks(group):
+        if not uses.get(ref.key):
             return LaunchRefused(
-                f"{kind.value}_missing",
-                f"mount {mount.target}: {kind.value} {mount.source} is not here",
+                f"{ref.kind.value}_missing",
+                f"this version of the job has no {ref}; `cube {ref.kind.value} set {ref.name}`, then "
+                "run the job again",
             )
     ports = launch_ports(task, node.advertise)
+    env = {key: value for key, value in group.env.items() if isinstance(value, str)}
     env.update(cube_env(task, ports, node))
+    if task.driver != DriverName.PROCESS:  # whose driver knows where they are
+        kinds = {mount.type for mount in group.mounts}
+        env.update((name, DIRECTORY[type_]) for type_, name in VARIABLE.items() if type_ in kinds)
     return Launch(
         cluster_id=node.cluster_id,
         node_id=node.node_id,
@@ -59,6 +64,9 @@ def build_launch(
         command=group.command,
         entrypoint=group.entrypoint,
         env=env,
+        env_from=_env_from(group, uses),
+        files=_files(group, uses),
+        login_from=_login_from(group),
         user=group.user,
         working_dir=group.working_dir,
         stop_signal=group.stop_signal,
@@ -70,11 +78,45 @@ def build_launch(
         memory_limit_bytes=group.memory_max_bytes or group.resources.memory_bytes,
         pids_limit=group.pids,
         ports=ports,
-        mounts=group.mounts,
+        mounts=tuple(mount for mount in group.mounts if mount.type not in KIND_OF_MOUNT),
         docker=_docker(group),
         ulimits=group.ulimits,
         disk_bytes=group.resources.disk_bytes,
     )
+
+
+def _env_from(group: GroupSpec, uses: Mapping[str, int]) -> dict[str, LaunchValue]:
+    found: dict[str, LaunchValue] = {}
+    for key, value in group.env.items():
+        if isinstance(value, SecretRef):
+            ref = StoredRef(StoredKind.SECRET, value.secret)
+            found[key] = LaunchValue(ref, uses[ref.key])
+    return found
+
+
+def _files(group: GroupSpec, uses: Mapping[str, int]) -> tuple[LaunchFile, ...]:
+    files = []
+    for mount in group.mounts:
+        kind = KIND_OF_MOUNT.get(mount.type)
+        if kind is None:
+            continue
+        ref = StoredRef(kind, mount.source)
+        files.append(
+            LaunchFile(
+                value=LaunchValue(ref, uses[ref.key]),
+                target=mount.target,
+                mode=mount.mode,
+                uid=mount.uid,
+                gid=mount.gid,
+            )
+        )
+    return tuple(files)
+
+
+def _login_from(group: GroupSpec) -> LaunchValue | None:
+    """The newest: a pull tomorrow is not helped by the password of today."""
+    name = group.docker.registry_secret
+    return LaunchValue(StoredRef(StoredKind.SECRET, name), 0) if name else None
 
 
 def _docker(group: GroupSpec) -> DockerOptions:

@@ -68,6 +68,7 @@ class LocalTask:
     group: GroupSpec
     has_template: bool
     job_type: JobType
+    uses: dict[str, int] = field(default_factory=dict)
     attempt: int
     view: TaskReport  # what the state should say
     told: TaskReport

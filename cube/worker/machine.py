@@ -178,6 +178,7 @@ class Worker:
     def _on_changed(self, local: LocalTask, item: i.WantedTask) -> None:
         local.task = item.task
         local.job_type = item.job_type
+        local.uses = item.uses
         if item.group is not None and item.group is not local.group:
             is_rechecked = item.group.checks != local.group.checks
             local.group = item.group

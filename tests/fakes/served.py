@@ -24,6 +24,7 @@ from cube.api.call import Api, ApiSettings
 from cube.model import commands as c
 from cube.model.trust import NodeKeys
 from cube.services.keyring import Keyring
+from cube.services.stored_values import StoredValues
 from cube.services.token_desk import TokenDesk
 from tests.fakes.cluster import FakeClock, FakeCluster, FakeLocalTasks, FakePeers, World
 from tests.fakes.disk import FakeDisk
@@ -105,6 +106,12 @@ def token_desk(world: World) -> TokenDesk:
     )  # fmt: skip
 
 
+def stored_values(world: World) -> StoredValues:
+    keyring = Keyring(FakeDisk())
+    keyring.take(NODE_KEYS)
+    return StoredValues(lambda: world.state, keyring, open_envelope, seal_envelope)
+
+
 @contextlib.asynccontextmanager
 async def served(
     world: World | None = None,
@@ -117,7 +124,8 @@ async def served(
     local_tasks, peers, clock = FakeLocalTasks(), FakePeers(), FakeClock()
     numbers = itertools.count(1)
     app = make_app(
-        cluster, local_tasks, peers, token_desk(world), settings, access, clock=clock,
+        cluster, local_tasks, peers, token_desk(world), stored_values(world).seal, settings, access,
+        clock=clock,
         new_id=lambda: f"{node}-id-{next(numbers)}",
     )  # fmt: skip
     server = PlainServer(app)

@@ -297,7 +297,8 @@ def likely(draw: st.DrawFn, state: ClusterState) -> c.Body | None:
     kind = draw(st.sampled_from(kinds))
     if kind == "secret":
         value = draw(st.sampled_from([b"one", b"two", b"three"]))
-        return draw(st.sampled_from([secret_s(value), c.RemoveStored(StoredKind.SECRET, "s")]))
+        removal = c.RemoveStored(StoredKind.SECRET, "s")
+        return removal if draw(st.booleans()) else secret_s(value)
     if kind == "run":
         return likely_run(draw, state)
     if kind == "place" and jobs:

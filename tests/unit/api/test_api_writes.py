@@ -322,7 +322,6 @@ BAD_REQUESTS: list[tuple[str, str, int, dict[str, Any], str]] = [
     ("POST", "/v1/jobs/hello/rollback", 422, {"json": {"version": "x"}}, "invalid"),
     ("GET", "/v1/deployments/hello.v7", 404, {}, "not_found"),
     ("GET", "/v1/deployments/helo.v1", 404, {}, "not_found"),
-    ("GET", "/v1/secrets", 501, {}, "not_built"),
     ("GET", "/v1/tasks/x/exec", 400, {}, "bad_request"),
 ]  # fmt: skip
 

@@ -9,9 +9,8 @@ import pytest
 
 from cube.model.cluster import HistoryEntry, TaskPort
 from cube.model.ids import ClusterId, NodeId, TaskId
-from cube.model.launch import Launch, Observation, RunState
+from cube.model.launch import Launch, LaunchFile, LaunchValue
 from cube.model.lifecycle import Health, TaskState
-from cube.model.resources import Resources
 from cube.model.spec import (
     CheckSpec,
     CheckType,
@@ -22,12 +21,10 @@ from cube.model.spec import (
     Protocol,
     RestartPolicy,
     SecretRef,
-    Ulimit,
 )
-from cube.worker.endings import cause_of
+from cube.model.stored import StoredKind, StoredRef
 from cube.worker.health import CheckState, adopted_checks, changed_checks, fresh_checks, overall
 from cube.worker.launch import LaunchRefused, NodeIdentity, build_launch
-from cube.worker.local_task import Cause
 from cube.worker.restart import Final, RestartAfter, after_end, restart_times, spread_ms
 from tests import builders
 from tests.unit.worker.test_worker_machine import make_task
@@ -87,35 +84,50 @@ def test_the_reservation_is_the_limit_unless_there_is_one(most: int, limit: int)
     assert launch.attempt == 3
 
 
-def test_a_secret_that_is_not_here_refuses_the_launch() -> None:
+def test_what_the_version_of_the_job_has_not_refuses_the_launch() -> None:
     group = builders.group(env={"P": SecretRef("db")})
-    assert build_launch(make_task(), group, 1, NODE) == LaunchRefused(
-        "secret_missing", "env P: secret db is not here"
+    for uses in ({}, {"secret/db": 0}, {"config/db": 1}):
+        refused = build_launch(make_task(), group, 1, NODE, uses=uses)
+        assert isinstance(refused, LaunchRefused)
+        assert refused.code == "secret_missing"
+        assert "no secret db; `cube secret set db`" in refused.message
+    mounted = builders.group(mounts=(MountSpec(MountType.CONFIG, "/run/x", "c"),))
+    refused = build_launch(make_task(), mounted, 1, NODE, uses={"secret/c": 1})
+    assert isinstance(refused, LaunchRefused)
+    assert refused.code == "config_missing"
+
+
+def test_a_launch_says_which_values_it_needs_and_has_none() -> None:
+    mounts = (
+        MountSpec(MountType.SECRET, "/run/secrets/key", "tls", True, 0, 0o440, 101, 0),
+        MountSpec(MountType.CONFIG, "/etc/app.toml", "app", True, 0, 0o444),
+        MountSpec(MountType.VOLUME, "/data", "data"),
     )
-
-
-@pytest.mark.parametrize("type_", [MountType.SECRET, MountType.CONFIG])
-def test_a_mount_of_what_is_not_here_refuses_the_launch(type_: MountType) -> None:
-    group = builders.group(mounts=(MountSpec(type_, "/run/x", "db"),))
-    assert build_launch(make_task(), group, 1, NODE) == LaunchRefused(
-        f"{type_.value}_missing", f"mount /run/x: {type_.value} db is not here"
+    group = builders.group(
+        env={"A": "plain", "P": SecretRef("db")},
+        mounts=mounts,
+        docker=DockerOptions(registry_secret="login"),
     )
-
-
-def test_limits_of_processes_reach_both_drivers_from_both_places() -> None:
-    limits = (Ulimit("core", 0, 0), Ulimit("nofile", 1, 2))
-    old = DockerOptions(hostname="h", ulimits=(Ulimit("memlock", -1, -1),))
-    launch = launch_of("docker", ulimits=limits, docker=old)
-    assert launch.docker == DockerOptions(hostname="h", ulimits=old.ulimits + limits)
-    launch = launch_of("process", ulimits=limits, resources=Resources(disk_bytes=5))
-    assert (launch.ulimits, launch.disk_bytes) == (limits, 5)
-
-
-def test_a_driver_that_says_why_is_quoted() -> None:
-    seen = Observation(task_id=TaskId("t"), attempt=1, state=RunState.EXITED, exit_code=137)
-    assert cause_of(seen) == Cause("exited", "killed by signal 9", 137)
-    why = msgspec.structs.replace(seen, reason="disk_exceeded", message="it has 2, its limit is 1")
-    assert cause_of(why) == Cause("disk_exceeded", "it has 2, its limit is 1", 137)
+    uses = {"secret/db": 2, "secret/tls": 1, "config/app": 7, "secret/login": 0}
+    launch = build_launch(make_task(driver="docker"), group, 1, NODE, uses=uses)
+    assert isinstance(launch, Launch)
+    assert launch.env["A"] == "plain"
+    assert "P" not in launch.env
+    assert launch.env_from == {"P": LaunchValue(StoredRef(StoredKind.SECRET, "db"), 2)}
+    assert launch.login_from == LaunchValue(StoredRef(StoredKind.SECRET, "login"), 0)
+    assert launch.mounts == mounts[2:]
+    assert launch.files == (
+        LaunchFile(
+            value=LaunchValue(StoredRef(StoredKind.SECRET, "tls"), 1),
+            target="/run/secrets/key", mode=0o440, uid=101, gid=0,
+        ),
+        LaunchFile(
+            value=LaunchValue(StoredRef(StoredKind.CONFIG, "app"), 7),
+            target="/etc/app.toml", mode=0o444,
+        ),
+    )  # fmt: skip
+    assert launch.env["CUBE_SECRETS_DIR"] == "/run/secrets"
+    assert launch.env["CUBE_CONFIGS_DIR"] == "/run/configs"
 
 
 def test_delays_double_are_spread_a_little_and_never_vanish() -> None:
