@@ -17,6 +17,7 @@ from cube.adapters.docker_engine.engine import Client, Engine
 from cube.adapters.docker_engine.events import EventStream
 from cube.adapters.docker_engine.exec import execute
 from cube.adapters.docker_engine.failures import engine_down
+from cube.adapters.docker_engine.file_mounts import with_files
 from cube.adapters.docker_engine.images import Images
 from cube.adapters.docker_engine.marks import Found, Marks, gone, observe
 from cube.adapters.docker_engine.output import Wanted, read_output
@@ -24,6 +25,7 @@ from cube.adapters.docker_engine.reaping import reap
 from cube.adapters.docker_engine.request import check_allowed, container_config
 from cube.adapters.docker_engine.session import open_session
 from cube.adapters.docker_engine.settings import DockerSettings
+from cube.adapters.task_files import TaskFiles
 from cube.model import allowed
 from cube.model.errors import DriverFailed
 from cube.model.ids import ClusterId, NodeId, TaskId
@@ -50,9 +52,16 @@ class DockerDriver:
     name = "docker"
 
     def __init__(
-        self, cluster_id: ClusterId, node_id: NodeId, settings: DockerSettings, clock: Clock
+        self,
+        cluster_id: ClusterId,
+        node_id: NodeId,
+        settings: DockerSettings,
+        clock: Clock,
+        files: TaskFiles | None = None,
     ) -> None:
+        """`files`: where secrets and configs are put."""
         self._settings = settings
+        self._files = files or TaskFiles(node_id, self.name)
         self._clock = clock
         self._cluster_id, self._node_id = cluster_id, node_id
         self._marks = Marks(cluster_id, node_id)
@@ -123,6 +132,8 @@ class DockerDriver:
         self._note(found)
         for one in seen:
             self._told[one.task_id, one.attempt] = one.state
+        tasks = {one.task_id for one in seen}
+        self._files.sweep(lambda task_id: task_id in tasks or task_id in self._locks)
         return seen
 
     # -- attempts ---------------------------------------------------------------------------------
@@ -149,6 +160,7 @@ class DockerDriver:
         return seen
 
     async def _start(self, launch: Launch) -> Observation:
+        launch = await asyncio.to_thread(with_files, launch, self._files)
         log_driver = (await self._engine.facts())["log_driver"]
         start = partial(
             containers.start,
@@ -243,6 +255,7 @@ class DockerDriver:
                 self._told = told | self._told
                 self._look_soon()
                 raise
+            self._files.remove(task_id)
             if not keep_logs:
                 self._attempts.pop(task_id, None)
 

@@ -51,6 +51,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "service": ("cube.cli.cluster:service", "Healthy endpoints: ls, resolve."),
     "events": ("cube.cli.cluster:events", "What happens, as it happens."),
     "raft": ("cube.cli.raft:raft", "The replicated log: members, transfer, snapshot."),
+    "secret": ("cube.cli.stored:secret", "Secrets of jobs: set, ls, show, rm."),
+    "config": ("cube.cli.stored:config", "Configs of jobs: set, ls, show, versions, rm."),
     "token": ("cube.cli.trust:token", "Tokens for the API: create, ls, rm."),
     "cluster": (
         "cube.cli.trust:cluster",
@@ -63,7 +65,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
 # Named in the design and not built yet: an honest answer instead of "no such command".
 LATER = (
     "top", "cp", "volume",
-    "secret", "debug",
+    "debug",
 )  # fmt: skip
 MOVED = {
     "manager": "Cube has one process, the same on every host: cube agent",

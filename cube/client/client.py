@@ -126,6 +126,33 @@ class Client:
     def remove_token(self, id_: str) -> v.TokenChanged:
         return self._write("DELETE", f"/v1/tokens/{_part(id_)}", v.TokenChanged)
 
+    # Secrets and configs
+
+    def stored(self, kind: str) -> list[v.StoredView]:
+        """`kind`: secret or config."""
+        return self._all(f"/v1/{kind}s", v.Page[v.StoredView])
+
+    def stored_path(self, kind: str, name: str) -> str:
+        return f"/v1/{kind}s/{_part(name)}"
+
+    def stored_one(self, kind: str, name: str) -> v.StoredView:
+        return self._get(self.stored_path(kind, name), v.StoredView)
+
+    def config_value(self, name: str, version: int | None = None) -> bytes:
+        """The newest, or that version of it."""
+        query = {} if version is None else {"version": str(version)}
+        return self.read_raw(self.stored_path("config", name) + "/value", **query)
+
+    def store(
+        self, kind: str, name: str, value: bytes, version: int | None = None
+    ) -> v.StoredChanged:
+        """`version`: refused (ApiProblem 412) unless it is at that one; 0: unless it is new."""
+        headers = {"Content-Type": "application/octet-stream", **_precondition(version)}
+        return self._write("PUT", self.stored_path(kind, name), v.StoredChanged, value, headers)
+
+    def remove_stored(self, kind: str, name: str) -> v.StoredRemoved:
+        return self._write("DELETE", self.stored_path(kind, name), v.StoredRemoved)
+
     def join_token(self, *, rotate: bool = False) -> v.JoinTokenView:
         path = "/v1/cluster/join-token"
         if rotate:

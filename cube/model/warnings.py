@@ -49,22 +49,36 @@ def warnings(spec: JobSpec) -> list[str]:
     for name, group in spec.groups.items():
         base = f"groups.{name}"
         found += [f"{base}.{path}: {why}" for path, asked, why in _GROUP if asked(group)]
-        for number, mount in enumerate(group.mounts):
-            if mount.type in KIND_OF_MOUNT:
-                found.append(
-                    f"{base}.mounts[{number}]: {KIND_OF_MOUNT[mount.type].value}s are not stored "
-                    "yet, so no task of this group can start"
-                )
-        for variable, value in group.env.items():
-            if isinstance(value, SecretRef):
-                path = join(f"{base}.env", variable)
-                found.append(
-                    f"{path}: secrets are not stored yet, so no task of this group can start"
-                )
+        if group.driver is DriverName.DOCKER:
+            found += _in_containers(base, group)
         if group.driver is DriverName.PROCESS:
             for port_name, port in group.ports.items():
                 if port.target not in (0, port.host):
                     listens = f"$CUBE_PORT_{port_name.upper().replace('-', '_')}"
                     path = f"{base}.ports.{port_name}.target"
                     found.append(f"{path}: a process listens on {listens}, not on {port.target}")
+    return found
+
+
+def _in_containers(base: str, group: GroupSpec) -> list[str]:
+    found = []
+    for number, mount in enumerate(group.mounts):
+        is_named = group.user != "" and not group.user[0].isdigit()
+        if (
+            mount.type in KIND_OF_MOUNT
+            and is_named
+            and mount.uid is None
+            and not mount.mode & 0o044
+        ):
+            found.append(
+                f"{base}.mounts[{number}]: belongs to root, for what user {group.user} is, only the "
+                'image knows: set uid, or mode = "0444"'
+            )
+    for variable, value in group.env.items():
+        if isinstance(value, SecretRef):
+            found.append(
+                f"{join(f'{base}.env', variable)}: Docker keeps a container's environment on its disk, "
+                "and shows it in docker inspect: mount the secret instead, where the program can read "
+                "a file"
+            )
     return found

@@ -67,6 +67,7 @@ def add_image(host: str) -> None:
 class DockerRig:
     """cube's tests.contract.driver_cases.Rig on the engine at `host`."""
 
+    has_paths = True  # of tests.contract.file_cases.FileRig
     patience_s = 60.0  # a loaded machine; one start takes a third of a second
 
     def __init__(self, host: str, settings: DockerSettings | None = None) -> None:
@@ -143,6 +144,9 @@ class DockerRig:
             memory_limit_bytes=32 << 20,
             pids_limit=64,
         )
+
+    def runs(self, launch: Launch, script: str) -> Launch:
+        return shell(launch, OBEYS + script)
 
     def exits(self, launch: Launch, code: int) -> Launch:
         return shell(launch, f"exit {code}")

@@ -53,6 +53,7 @@ def pids_of(task_id: TaskId) -> set[int]:
 
 
 class ProcessRig:
+    has_paths = False  # of tests.contract.file_cases.FileRig
     patience_s = 15.0
 
     def __init__(self, directory: Path, settings: ProcessSettings | None = None) -> None:
@@ -103,6 +104,9 @@ class ProcessRig:
 
     def shell(self, launch: Launch, script: str) -> Launch:
         return msgspec.structs.replace(launch, command=("sh", "-c", script))
+
+    def runs(self, launch: Launch, script: str) -> Launch:
+        return self.shell(launch, script)
 
     def exits(self, launch: Launch, code: int) -> Launch:
         return self.shell(launch, f"exit {code}")

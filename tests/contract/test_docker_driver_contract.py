@@ -6,6 +6,7 @@ import pytest
 
 from tests.contract.docker_rig import DockerRig, engine_for_tests
 from tests.contract.driver_cases import DriverContract, Rig
+from tests.contract.file_cases import FileContract, FileRig
 from tests.contract.session_cases import SessionContract
 
 pytestmark = pytest.mark.docker
@@ -19,6 +20,15 @@ def docker_host() -> str:
 class TestDockerDriverContract(DriverContract, SessionContract):
     @pytest.fixture
     async def rig(self, docker_host: str) -> AsyncIterator[Rig]:
+        rig = DockerRig(docker_host)
+        await rig.open()
+        yield rig
+        await rig.close()
+
+
+class TestDockerFiles(FileContract):
+    @pytest.fixture
+    async def rig(self, docker_host: str) -> AsyncIterator[FileRig]:
         rig = DockerRig(docker_host)
         await rig.open()
         yield rig

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.contract.driver_cases import DriverContract, Rig
+from tests.contract.file_cases import FileContract
 from tests.contract.process_rig import ProcessRig, process_rig, settings_for
 from tests.contract.session_cases import SessionContract
 
@@ -22,6 +23,10 @@ async def rig(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[P
 
 
 class TestProcessDriver(DriverContract, SessionContract):
+    """All cases."""
+
+
+class TestProcessFiles(FileContract):
     """All cases."""
 
 

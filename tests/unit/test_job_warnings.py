@@ -51,9 +51,16 @@ def test_defaults_do_not_warn(name: str) -> None:
             ["groups.g.ports.a-b.target"],
         ),
         (
-            GROUP
-            + 'mounts = [ { type = "secret", source = "a" }, { type = "config", source = "a" } ]',
-            ["groups.g.mounts[0]", "groups.g.mounts[1]"],
+            GROUP + 'user = "nginx"\nmounts = [ { type = "secret", source = "a" }, '
+            '{ type = "config", source = "a" }, { type = "secret", source = "b", uid = 101 }, '
+            '{ type = "secret", source = "c", mode = "0444" } ]',
+            ["groups.g.mounts[0]"],
+        ),
+        (GROUP + 'user = "101"\nmounts = [ { type = "secret", source = "a" } ]', []),
+        (
+            GROUP.replace('image = "i"', 'driver = "process"\ncommand = ["x"]\nuser = "nginx"')
+            + 'env = { A = { secret = "a" } }\nmounts = [ { type = "secret", source = "a" } ]',
+            [],
         ),
     ],
 )

@@ -10,6 +10,8 @@ from collections.abc import AsyncIterator, Callable, Set
 from pathlib import Path
 from weakref import WeakValueDictionary
 
+import msgspec
+
 from cube.adapters.process import cgroups, orders
 from cube.adapters.process.attempts import (
     DISK_EXCEEDED,
@@ -31,6 +33,7 @@ from cube.adapters.process.settings import ProcessSettings
 from cube.adapters.process.spawning import spawn
 from cube.adapters.process.users import user_of
 from cube.adapters.process.wire import Order, first, pack, read_all, unpack
+from cube.adapters.task_files import TaskFiles
 from cube.model.errors import DriverFailed
 from cube.model.ids import ClusterId, NodeId, TaskId
 from cube.model.launch import DriverInfo, ExecResult, Launch, LogChunk, Observation, RunState
@@ -66,14 +69,16 @@ class ProcessDriver:
         clock: Clock,
         settings: ProcessSettings | None = None,
         lease_file: Path | None = None,
+        files: TaskFiles | None = None,
     ) -> None:
         """`lease_file`: where the agent writes leases, for tasks that need one; by default beside
-        `directory`."""
+        `directory`. `files`: where secrets and configs are put."""
         assert SAFE_ID.fullmatch(node_id), node_id
         self._mark = (cluster_id, node_id)
         self._directory = directory.absolute()
         self._settings = settings or ProcessSettings()
         self._lease_file = (lease_file or self._directory.parent / LEASE_FILE).absolute()
+        self._files = files or TaskFiles(node_id, self.name)
         self._attempts = Attempts(
             cluster_id, node_id, self._directory, clock, cgroups.none("not opened")
         )
@@ -147,6 +152,8 @@ class ProcessDriver:
         found = [await self.inspect(*identity) for identity in self._attempts.all()]
         found = [seen for seen in found if seen.state is not RunState.GONE]
         await self._sweep({(seen.task_id, seen.attempt) for seen in found})
+        tasks = {seen.task_id for seen in found}
+        self._files.sweep(lambda task_id: task_id in tasks or task_id in self._locks)
         return found
 
     async def _sweep(self, known: set[Identity]) -> None:
@@ -263,6 +270,12 @@ class ProcessDriver:
             directory.mkdir(mode=mode, parents=True, exist_ok=True)
         if user is not None and is_new:
             os.chown(paths.work, user.uid, user.gid)
+        _ = self._files.write(launch, None if user is None else (user.uid, user.gid))
+        folders = {
+            f"CUBE_{kind.value.upper()}S_DIR": str(folder)
+            for kind, folder in self._files.folders(launch).items()
+        }
+        launch = msgspec.structs.replace(launch, env=launch.env | folders)
         cgroup = self._attempts.cgroups.create(
             group_name((launch.task_id, launch.attempt)), cgroups.limits_of(launch)
         )
@@ -426,6 +439,7 @@ class ProcessDriver:
                     raise passing("still_running", f"attempt {number} of {task_id} runs")
                 await self._finished((task_id, number))
             await asyncio.to_thread(self._attempts.forget_task, task_id, keep_logs=keep_logs)
+            self._files.remove(task_id)
 
     # -- beside the task --------------------------------------------------------------------------
 
