@@ -198,8 +198,8 @@ async def test_containers_of_removed_nodes_end_and_all_others_live() -> None:
         assert ids.isdisjoint({launches[0].task_id, launches[1].task_id})
         assert rig.client.inspect_container(renamed["Id"])
     finally:
-        for driver in drivers:
-            await driver.close()
+        for opened in drivers:
+            await opened.close()
         for item in rig.client.containers(all=True, filters={"label": f"cube.cluster={foreign}"}):
             rig.client.remove_container(item["Id"], force=True)
         await rig.close()
