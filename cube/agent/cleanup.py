@@ -9,6 +9,7 @@ from pathlib import Path
 
 from cube.adapters.docker_driver import DockerDriver
 from cube.adapters.file_disk import FileDisk
+from cube.adapters.process.driver import ProcessDriver
 from cube.adapters.system_clock import SystemClock
 from cube.agent.drivers import make_drivers
 from cube.config import Config
@@ -50,6 +51,8 @@ async def _end(driver: Driver) -> int:
                 await _end_one(driver, found)
             if isinstance(driver, DockerDriver):  # the process driver's is in the data directory
                 await driver.remove_kept()
+            if isinstance(driver, ProcessDriver):
+                await driver.give_up()
     finally:
         await driver.close()
     return ended

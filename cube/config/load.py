@@ -31,7 +31,7 @@ from cube.config.settings import (
 )
 from cube.gossip.settings import GossipSettings
 from cube.model.addresses import is_loopback, is_unspecified
-from cube.model.allowed import ALLOW_WORDS
+from cube.model.allowed import ALLOW_WORDS, PROCESS_ALLOW_WORDS
 from cube.model.errors import BadConfig, ConfigError
 from cube.model.places import default_data_dir
 from cube.model.resources import Resources
@@ -46,7 +46,6 @@ BOOTSTRAP_MAX = 9
 WRITE_TIMEOUT_MS_MIN = 100
 GRACE_MS_MIN = 1_000  # below it a pause of the interpreter counts as death
 
-PROCESS_ALLOW_WORDS = ("root",)  # what a job may ask of the process driver beyond the ordinary
 
 SECTIONS: dict[str, type[msgspec.Struct]] = {
     "node": NodeSettings,

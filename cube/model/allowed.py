@@ -1,6 +1,7 @@
-"""What a group asks of its host beyond a plain container. A node's operator allows it or does not, each
-by a word of `[drivers.docker] allow`: the driver refuses what is not allowed, and the scheduler does not
-place it there (the node says what it allows in the attribute ALLOW of its docker driver)."""
+"""What a group asks of its host beyond the ordinary. A node's operator allows it or does not, each
+by a word of `[drivers.docker] allow` or `[drivers.process] allow`: the driver refuses what is not
+allowed, and the scheduler does not place it there (the node says what it allows in the attribute ALLOW
+of that driver)."""
 
 from __future__ import annotations
 
@@ -19,6 +20,7 @@ ALLOW_WORDS = (
     "privileged",
     "security_opt",
 )
+PROCESS_ALLOW_WORDS = ("root",)  # as user or group, where the agent is root itself
 ALLOW = "allow"  # the driver's attribute: the words with commas between them
 
 # What Docker documents as kept by default: enough for images that start as root and step down.
@@ -64,6 +66,12 @@ def asks(docker: DockerOptions, mounts: Sequence[MountSpec]) -> tuple[str, ...]:
     return tuple(word for word in ALLOW_WORDS if is_asked[word])
 
 
+def asks_as_process(user: str) -> tuple[str, ...]:
+    """The PROCESS_ALLOW_WORDS that a node must have for it, as far as the text itself says so."""
+    is_root = any(part == "root" or part.strip("0") == "" for part in user.split(":"))
+    return PROCESS_ALLOW_WORDS if user and is_root else ()
+
+
 def lacking(asked: Collection[str], allowed: str | None) -> tuple[str, ...]:
     """Of what is asked, the words that are not in `allowed`, a driver's attribute ALLOW; None (an agent
     of an older release): nothing is known to be lacking."""
@@ -73,7 +81,8 @@ def lacking(asked: Collection[str], allowed: str | None) -> tuple[str, ...]:
     return tuple(word for word in asked if word not in have)
 
 
-def refusal(words: Sequence[str]) -> str:
+def refusal(words: Sequence[str], driver: str = "docker") -> str:
     """For people, with the key that would change it."""
     quoted = ", ".join(f'"{word}"' for word in words)
-    return f"does not allow {', '.join(words)}: its operator can set [drivers.docker] allow = [{quoted}]"
+    key = f"[drivers.{driver}] allow"
+    return f"does not allow {', '.join(words)}: its operator can set {key} = [{quoted}]"

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 import msgspec
 
-from cube.model.allowed import ALLOW, asks, lacking, refusal
+from cube.model.allowed import ALLOW, asks, asks_as_process, lacking, refusal
 from cube.model.cluster import ClusterState, Node, port_key
 from cube.model.explain import Reason
 from cube.model.ids import NodeId
@@ -70,14 +70,15 @@ def driver(context: Context, node: Node) -> Reason | None:
 
 def allowed(context: Context, node: Node) -> Reason | None:
     """What the group asks of its host is what the node's operator allows."""
-    missing = lacks_permission(node, context.group.driver.value, permissions(context.group))
-    if not missing:
-        return None
-    return Reason("not_allowed", f"node {refusal(missing)}")
+    name = context.group.driver.value
+    missing = lacks_permission(node, name, permissions(context.group))
+    return Reason("not_allowed", f"node {refusal(missing, name)}") if missing else None
 
 
 def permissions(group: GroupSpec) -> tuple[str, ...]:
-    """The words of `[drivers.docker] allow` that a node must have for the group."""
+    """The words of its driver's `allow` that a node must have for the group."""
+    if group.driver is DriverName.PROCESS:
+        return asks_as_process(group.user)
     return asks(group.docker, group.mounts) if group.driver is DriverName.DOCKER else ()
 
 

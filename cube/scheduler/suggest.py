@@ -121,9 +121,8 @@ class _Search:
             now = msgspec.structs.replace(info, attributes=attributes)
             body = _facts(node, drivers={**node.facts.drivers, name: now})
             listed = ", ".join(f'"{word}"' for word in sorted(words))
-            told = (
-                f"in the agent's configuration of {node.name}: [drivers.docker] allow = [{listed}]"
-            )
+            key = f"[drivers.{name}] allow"
+            told = f"in the agent's configuration of {node.name}: {key} = [{listed}]"
             yield Remedy(body, told, (REPAIR, 0))
 
     # The job file

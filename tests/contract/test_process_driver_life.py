@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,8 +19,10 @@ import pytest
 from cube.adapters.process.host import boot_id, start_time, stat_of
 from cube.adapters.process.lease import FILE as LEASE_FILE
 from cube.adapters.process.lease import read_lease, write_lease
+from cube.adapters.process.orders import beside_order
 from cube.adapters.process.processes import is_process
-from cube.adapters.process.records import Claim
+from cube.adapters.process.records import Claim, Exit, Run, read_record
+from cube.adapters.process.spawning import PACKAGE_ROOT
 from cube.adapters.process.wire import pack, unpack
 from cube.model.errors import DriverFailed
 from cube.model.ids import TaskId
@@ -266,6 +269,72 @@ async def test_an_exit_code_while_no_agent_lived(rig: ProcessRig, tmp_path: Path
     await supervisor_ended(rig, claim_of(rig, launch.task_id))
     (seen,) = await rig.driver.recover()
     assert (seen.state, seen.exit_code) == (RunState.EXITED, 41)
+
+
+# -- the files are replaced -------------------------------------------------------------------------
+
+
+async def test_a_task_runs_on_when_the_files_of_its_release_are_gone(
+    rig: ProcessRig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when the package is upgraded: a supervisor has loaded all that it will ever need."""
+    old = tmp_path / "old-release"
+    shutil.copytree(Path(PACKAGE_ROOT) / "cube/adapters/process", old / "cube/adapters/process")
+    for package in ("cube", "cube/adapters"):
+        (old / package / "__init__.py").touch()
+    monkeypatch.setattr("cube.adapters.process.spawning.PACKAGE_ROOT", str(old))
+    go = tmp_path / "go"
+    wait = f"while [ ! -e {go} ]; do sleep 0.01; done; echo late; exit 7"
+    one = daemon_launch(rig, rig.launch(new_task_id()), wait)
+    other = leased(rig, rig.ignores_sigterm(rig.launch(new_task_id())), lost_after_ms=3_600_000)
+    for launch in (one, other):
+        await rig.driver.start(launch)
+        await said(rig, launch.task_id, "ready\n")
+    shutil.rmtree(old)
+    monkeypatch.undo()
+    await rig.restart()
+    go.touch()
+    assert (await ended(rig, one.task_id)).exit_code == 7
+    assert text(await read(rig, one.task_id)) == "ready\nlate\n"
+    result = await rig.driver.execute(other.task_id, 1, ("echo", "beside"), NEVER_MS)
+    assert result.output == b"beside\n"
+    assert (await rig.driver.stop(other.task_id, 1, "SIGTERM", 100)).exit_code == 137
+    for launch in (one, other):
+        await none_left(launch.task_id)
+        log = attempt_dir(rig, launch.task_id) / "supervisor.log"
+        assert log.read_text() == ""
+
+
+def test_what_the_first_release_wrote_is_read_and_what_later_ones_add_is_passed_over(
+    tmp_path: Path,
+) -> None:
+    """Records and orders only ever gain fields: an agent must not take the task of a newer supervisor
+    for lost (it would end it), nor a new one that of an older."""
+    claim = (
+        '{"version":1,"cluster_id":"c","node_id":"n","task_id":"t","attempt":3,"boot_id":"b",'
+        '"supervisor_pid":7,"supervisor_start_time":8}'
+    )
+    run = '{"version":1,"pid":9,"start_time":10,"started_at_ms":11}'
+    end = (
+        '{"version":1,"exit_code":137,"oom_killed":true,"finished_at_ms":12,"failure":"",'
+        '"message":"","is_transient":false}'
+    )
+    path = tmp_path / "record.json"
+    for added in ("", ',"of_the_future":[1,{}]'):
+        path.write_text(claim[:-1] + added + "}")
+        assert read_record(path, Claim) == Claim(1, "c", "n", "t", 3, "b", 7, 8)
+        path.write_text(run[:-1] + added + "}")
+        assert read_record(path, Run) == Run(1, 9, 10, 11)
+        path.write_text((end[:-1] + added + "}").ljust(4096))
+        assert read_record(path, Exit) == Exit(1, 137, True, 12)
+    first_order = [
+        ("mode", b"supervise"), ("cluster_id", b"c"), ("node_id", b"n"), ("task_id", b"t"),
+        ("attempt", b"3"), ("dir", b"/d"), ("logs", b"/l"), ("segment_bytes", b"1000"),
+        ("segments", b"2"), ("cwd", b"/w"), ("argv", b"sleep"), ("env", b"A=b"), ("cgroup", b"/g"),
+    ]  # fmt: skip
+    beside = unpack(beside_order(unpack(pack(first_order)), ("id",)))
+    assert beside["argv"] == [b"id"]
+    assert [beside[key] for key in ("cwd", "env", "cgroup")] == [[b"/w"], [b"A=b"], [b"/g"]]
 
 
 # -- the supervisor dies ----------------------------------------------------------------------------

@@ -20,7 +20,6 @@ from cube.adapters.process.wire import pack
 from cube.adapters.system_clock import SystemClock
 from cube.model.ids import ClusterId, NodeId
 from cube.model.launch import Launch, RunState
-from cube.ports.driver import Driver
 from cube.ports.reaper import Reaper
 from tests.contract.docker_rig import DockerRig, engine_for_tests
 from tests.contract.driver_cases import new_task_id, until
@@ -156,7 +155,7 @@ async def test_an_order_that_another_user_made_up_has_nothing_killed(rig: Proces
 async def test_containers_of_removed_nodes_end_and_all_others_live() -> None:
     rig = DockerRig(engine_for_tests())
     await rig.open()
-    drivers: list[Driver] = []
+    drivers: list[DockerDriver] = []
     foreign = ClusterId(f"others-{secrets.token_hex(4)}")
     try:
         launches = []

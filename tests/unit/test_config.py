@@ -9,10 +9,9 @@ import msgspec
 import pytest
 from hypothesis import given, settings
 
-from cube.adapters.process.settings import ALLOW_WORDS as PROCESS_DRIVER_ALLOW_WORDS
 from cube.adapters.raft.settings import RaftSettings
 from cube.config import Config, LogLevel, Switch, build, load, parse_address
-from cube.config.load import PROCESS_ALLOW_WORDS, SECTIONS, keys_of
+from cube.config.load import SECTIONS, keys_of
 from cube.config.settings import BindSettings, RaftValues
 from cube.model.errors import BadConfig
 from cube.model.places import default_data_dir
@@ -64,7 +63,6 @@ def test_what_is_kept_twice_is_equal() -> None:
     theirs, ours = RaftSettings(), RaftValues()
     for field in ("heartbeat_ms", "election_min_ms", "election_max_ms", "snapshot_every"):
         assert getattr(theirs, field) == getattr(ours, field)
-    assert set(PROCESS_ALLOW_WORDS) == set(PROCESS_DRIVER_ALLOW_WORDS)
 
 
 def test_flag_over_environment_over_file_over_default(tmp_path: Path) -> None:

@@ -107,6 +107,10 @@ class Cgroups:
         """Gone, unless something lives in it."""
         remove_cgroups(self.directories(name))
 
+    def remove_homes(self) -> None:
+        """The node's own directories are gone, unless a group is left in them."""
+        remove_cgroups([str(home) for home in self.homes.values()])
+
     def pids(self, name: str) -> set[int]:
         return cgroup_pids(self.directories(name))
 

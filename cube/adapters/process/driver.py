@@ -31,9 +31,10 @@ from cube.adapters.process.records import SAFE_ID
 from cube.adapters.process.session import ProcessSession, open_session
 from cube.adapters.process.settings import ProcessSettings
 from cube.adapters.process.spawning import spawn
-from cube.adapters.process.users import user_of
+from cube.adapters.process.users import ROOT, user_of
 from cube.adapters.process.wire import Order, first, pack, read_all, unpack
 from cube.adapters.task_files import TaskFiles
+from cube.model.allowed import ALLOW
 from cube.model.errors import DriverFailed
 from cube.model.ids import ClusterId, NodeId, TaskId
 from cube.model.launch import DriverInfo, ExecResult, Launch, LogChunk, Observation, RunState
@@ -141,6 +142,8 @@ class ProcessDriver:
     async def fingerprint(self) -> DriverInfo:
         groups = self._attempts.cgroups
         attributes = {"cgroup": groups.version}
+        if os.geteuid() == ROOT:  # others can run a task as nobody but themselves
+            attributes[ALLOW] = ",".join(sorted(self._settings.allow))
         if groups.controllers:
             attributes["cgroup_controllers"] = ",".join(groups.controllers)
         if groups.reason:
@@ -514,6 +517,10 @@ class ProcessDriver:
             except OSError:
                 pass  # it has ended just now
         raise lasting("not_running", f"attempt {identity[1]} of {identity[0]} does not run")
+
+    async def give_up(self) -> None:
+        """No group of this node is left: it will run no tasks any more. All must have ended."""
+        await asyncio.to_thread(self._attempts.cgroups.remove_homes)
 
     async def reap(self, removed: Set[NodeId]) -> int:
         """As cube.ports.reaper.Reaper has it: of every data directory on this host."""

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import msgspec
 
-# What a task may ask of its host beyond the ordinary, each a word of [drivers.process] allow.
-ALLOW_WORDS = ("root",)
-
 
 class ProcessSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Disk for output: 2 streams × log_segments × log_segment_bytes a task (and 1/8 for times)."""
@@ -15,6 +12,6 @@ class ProcessSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     log_segments: int = 2
     cgroup_root: str = "/sys/fs/cgroup"
     cgroup_parent: str = "cube"  # a group of this name below each hierarchy's root
-    allow: tuple[str, ...] = ()  # of ALLOW_WORDS
+    allow: tuple[str, ...] = ()  # of cube.model.allowed.PROCESS_ALLOW_WORDS
     user: str = ""  # of tasks that name none; empty: the agent's own
     disk_look_ms: int = 10_000  # between two looks at what a task keeps in its directory, at least

@@ -10,6 +10,7 @@ import msgspec
 
 from cube.adapters.process.failures import lasting
 from cube.adapters.process.settings import ProcessSettings
+from cube.model.allowed import PROCESS_ALLOW_WORDS, lacking, refusal
 from cube.model.launch import Launch
 
 ID_MAX = (1 << 32) - 2  # the kernel's; one more means "leave it as it is"
@@ -36,11 +37,10 @@ def user_of(launch: Launch, settings: ProcessSettings) -> User | None:
         raise lasting(
             "user_not_allowed", f"only an agent that runs as root can start a task as {asked!r}"
         )
-    if ROOT in (user.uid, user.gid) and "root" not in settings.allow:
+    if ROOT in (user.uid, user.gid) and lacking(PROCESS_ALLOW_WORDS, ",".join(settings.allow)):
         raise lasting(
             "not_allowed",
-            f"this node does not allow root (user = {asked!r}): "
-            'its operator can list "root" in [drivers.process] allow',
+            f"this node {refusal(PROCESS_ALLOW_WORDS, 'process')}; user is {asked!r}",
         )
     return user
 

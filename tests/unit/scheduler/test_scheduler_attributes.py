@@ -6,8 +6,9 @@ import pytest
 
 from cube.model.cluster import Node
 from cube.model.launch import DriverInfo
-from cube.model.spec import Operator
+from cube.model.spec import DriverName, GroupSpec, Operator
 from cube.scheduler.attributes import PATTERN_CHARS_MAX, attribute, matches
+from cube.scheduler.filters import lacks_permission, permissions
 from tests.builders import facts
 
 
@@ -85,3 +86,32 @@ def test_attributes() -> None:
         "nonsense": None,
     }
     assert {name: attribute(node, name) for name in table} == table
+
+
+@pytest.mark.parametrize(
+    ("user", "allow", "is_refused"),
+    [
+        ("", "", False),
+        ("nobody", "", False),
+        ("nobody:daemon", "", False),
+        ("10", "", False),
+        ("root", "", True),
+        ("root:daemon", "", True),
+        ("nobody:root", "", True),
+        ("0", "", True),
+        ("000:1", "", True),
+        ("1:0", "", True),
+        ("root", "root", False),
+        ("root", None, False),  # an agent that is not root itself, or of an older release
+    ],
+)
+def test_root_is_placed_where_the_node_allows_it(
+    user: str, allow: str | None, is_refused: bool
+) -> None:
+    attributes = {} if allow is None else {"allow": allow}
+    info = DriverInfo("process", True, attributes=attributes)
+    one = facts("n", drivers={"process": info})
+    group = GroupSpec(driver=DriverName.PROCESS, command=("x",), user=user)
+    asked = permissions(group)
+    lacks = lacks_permission(Node(id=one.id, name="n", facts=one), "process", asked)
+    assert lacks == (("root",) if is_refused else ())
