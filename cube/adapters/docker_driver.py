@@ -12,7 +12,7 @@ import weakref
 from collections.abc import AsyncIterator, Callable, Iterator, Set
 from functools import partial
 
-from cube.adapters.docker_engine import containers
+from cube.adapters.docker_engine import containers, volumes
 from cube.adapters.docker_engine.engine import Client, Engine
 from cube.adapters.docker_engine.events import EventStream
 from cube.adapters.docker_engine.exec import execute
@@ -302,6 +302,14 @@ class DockerDriver:
 
     async def open_exec(self, task_id: TaskId, attempt: int, order: ExecOrder) -> Session:
         return await open_session(self._engine, self._marks, task_id, attempt, order)
+
+    async def volume_names(self) -> list[str]:
+        return await self._engine.call(partial(volumes.volume_names, marks=self._marks))
+
+    async def remove_volume(self, name: str) -> bool:
+        return await self._engine.call(
+            lambda client: volumes.remove_volume(client, self._marks, name)
+        )
 
     # -- what the engine says ---------------------------------------------------------------------
 

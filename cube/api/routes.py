@@ -30,6 +30,7 @@ from cube.api import (
     task_tools,
     tasks,
     trust,
+    volumes,
     watch,
     web_files,
 )
@@ -134,6 +135,9 @@ _NODES = (
     _route("PUT", "/v1/nodes/{node}/drain", _OPERATOR, _WRITE, nodes.drain_node),
     _route("PUT", "/v1/nodes/{node}/eligibility", _OPERATOR, _WRITE, nodes.set_eligibility),
     _route("PUT", "/v1/nodes/{node}/labels", _OPERATOR, _WRITE, nodes.set_labels),
+    _route("GET", "/v1/nodes/{node}/volumes", _VIEWER, _READ, volumes.list_on_node),
+    _route("DELETE", "/v1/nodes/{node}/volumes/{name}", _OPERATOR, _WRITE, volumes.remove_volume),
+    _route("GET", "/v1/volumes", _VIEWER, _PAGE, volumes.list_volumes),
 )
 
 _TRUST = (

@@ -20,6 +20,7 @@ from cube.model import clusterviews as cv
 from cube.model import deployviews as d
 from cube.model import planviews as p
 from cube.model import views as v
+from cube.model import volumeviews as w
 
 TIMEOUT_S = 30.0  # above every wait of the server that a plain request can meet
 PAGE_LIMIT = "1000"
@@ -309,6 +310,18 @@ class Client:
     def node(self, node: str) -> v.NodeView:
         """By id, unique prefix or name."""
         return self._get(_node(node), v.NodeView)
+
+    def volumes(self) -> list[w.VolumeView]:
+        """Of every slot."""
+        return self._all("/v1/volumes", v.Page[w.VolumeView])
+
+    def node_volumes(self, node: str) -> w.NodeVolumes:
+        """What is on the node's disk."""
+        return self._get(_node(node, "/volumes"), w.NodeVolumes)
+
+    def remove_volume(self, node: str, name: str) -> w.VolumeRemoved:
+        path = f"/volumes/{quote(name, safe='')}"
+        return self._write("DELETE", _node(node, path), w.VolumeRemoved)
 
     def remove_node(self, node: str) -> v.NodeChanged:
         return self._write("DELETE", _node(node), v.NodeChanged)

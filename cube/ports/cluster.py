@@ -165,6 +165,14 @@ class LocalTasks(Protocol):
         "too_many_sessions" too."""
         ...
 
+    async def volume_names(self) -> list[str]:
+        """See VolumeStore. Empty where no driver has volumes. Raises DriverFailed."""
+        ...
+
+    async def remove_volume(self, name: str) -> bool:
+        """See VolumeStore. Raises DriverFailed."""
+        ...
+
 
 class JoinRequest(msgspec.Struct, frozen=True, kw_only=True):
     node_id: NodeId

@@ -13,6 +13,7 @@ from cube.model.sessions import ExecOrder
 from cube.ports.clock import Clock
 from cube.ports.driver import Driver
 from cube.ports.session import Session
+from cube.ports.volumes import VolumeStore
 
 log = logging.getLogger(__name__)
 
@@ -71,6 +72,24 @@ class DriverTasks:
             await session.close()
             lasted_ms = self._clock.monotonic_ms() - begun_ms
             log.info("exec_ended session=%d actor=%s lasted_ms=%d", number, actor, lasted_ms)
+
+    async def volume_names(self) -> list[str]:
+        found: set[str] = set()
+        for store in self._stores():
+            found.update(await store.volume_names())
+        return sorted(found)
+
+    async def remove_volume(self, name: str) -> bool:
+        is_gone = False
+        for store in self._stores():
+            is_gone = await store.remove_volume(name) or is_gone
+        if is_gone:
+            log.info("volume_removed name=%s", name)
+        return is_gone
+
+    def _stores(self) -> list[VolumeStore]:
+        drivers = (self._drivers[name] for name in sorted(self._drivers))
+        return [driver for driver in drivers if isinstance(driver, VolumeStore)]
 
     def _driver(self, task: Task) -> Driver:
         driver = self._drivers.get(task.driver)

@@ -320,10 +320,21 @@ class FakeLocalTasks:
         self.asked: list[tuple[str, tuple[str, ...], int | None, int, bool]] = []
         self.failure: CubeError | None = None
         self.followers = 0
+        self.volumes: dict[str, bool] = {}
         self.sessions: list[tuple[ExecOrder, str, FakeSession]] = []
         self.signals: list[tuple[str, str, str]] = []
         self.task_over = asyncio.Event()
         self._more: asyncio.Queue[LogChunk | None] = asyncio.Queue()
+
+    async def volume_names(self) -> list[str]:
+        if self.failure is not None:
+            raise self.failure
+        return sorted(self.volumes)
+
+    async def remove_volume(self, name: str) -> bool:
+        if self.failure is not None:
+            raise self.failure
+        return self.volumes.pop(name, False)
 
     def say(self, chunk: LogChunk | None) -> None:
         self._more.put_nowait(chunk)

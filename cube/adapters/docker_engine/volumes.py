@@ -1,0 +1,35 @@
+"""Named volumes: which of them this cluster made, and how one goes."""
+
+from __future__ import annotations
+
+import docker.errors
+
+from cube.adapters.docker_engine.engine import Client
+from cube.adapters.docker_engine.marks import Marks
+from cube.model.errors import DriverFailed
+
+VOLUMES_MAX = 10_000  # told of one engine
+
+
+def volume_names(client: Client, marks: Marks) -> list[str]:
+    labels = [f"{key}={value}" for key, value in marks.volume_labels().items()]
+    found = client.volumes(filters={"label": labels}).get("Volumes") or []
+    return sorted(str(one["Name"]) for one in found)[:VOLUMES_MAX]
+
+
+def remove_volume(client: Client, marks: Marks, name: str) -> bool:
+    """See cube.ports.volumes.VolumeStore. The engine itself refuses what a container has."""
+    try:
+        labels = client.inspect_volume(name).get("Labels") or {}
+        if any(labels.get(key) != value for key, value in marks.volume_labels().items()):
+            return False
+        client.remove_volume(name)
+    except docker.errors.NotFound:
+        return False
+    except docker.errors.APIError as error:
+        if error.status_code != 409:
+            raise
+        raise DriverFailed(
+            "volume_in_use", f"a container still has the volume {name}", transient=True
+        ) from None
+    return True
