@@ -25,11 +25,20 @@ from cube.adapters.docker_engine.reaping import reap
 from cube.adapters.docker_engine.request import check_allowed, container_config
 from cube.adapters.docker_engine.session import open_session
 from cube.adapters.docker_engine.settings import DockerSettings
+from cube.adapters.docker_engine.usage import usage
 from cube.adapters.task_files import TaskFiles
 from cube.model import allowed
 from cube.model.errors import DriverFailed
 from cube.model.ids import ClusterId, NodeId, TaskId
-from cube.model.launch import DriverInfo, ExecResult, Launch, LogChunk, Observation, RunState
+from cube.model.launch import (
+    DriverInfo,
+    ExecResult,
+    Launch,
+    LogChunk,
+    Observation,
+    RunState,
+    TaskStats,
+)
 from cube.model.sessions import ExecOrder
 from cube.ports.clock import Clock
 from cube.ports.session import Session
@@ -299,6 +308,14 @@ class DockerDriver:
         self, task_id: TaskId, attempt: int, argv: tuple[str, ...], timeout_ms: int
     ) -> ExecResult:
         return await execute(self._engine, self._marks, task_id, attempt, argv, timeout_ms)
+
+    async def stats(self, task_id: TaskId, attempt: int) -> TaskStats:
+        return await self._engine.call(
+            partial(
+                usage,
+                marks=self._marks, task_id=task_id, attempt=attempt, at_ms=self._clock.now_ms(),
+            )
+        )  # fmt: skip
 
     async def open_exec(self, task_id: TaskId, attempt: int, order: ExecOrder) -> Session:
         return await open_session(self._engine, self._marks, task_id, attempt, order)

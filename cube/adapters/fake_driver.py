@@ -36,6 +36,7 @@ from cube.model.launch import (
     LogChunk,
     Observation,
     RunState,
+    TaskStats,
 )
 from cube.model.sessions import ExecOrder
 from cube.ports.clock import Clock
@@ -288,6 +289,20 @@ class FakeDriver:
                 return ExecResult(None, b"")
             case _:
                 return ExecResult(int(env.get("FAKE_EXEC_EXIT_CODE", "0")), b"")
+
+    async def stats(self, task_id: TaskId, attempt: int) -> TaskStats:
+        """A tenth of a core, FAKE_MEMORY_BYTES (1 MiB), three processes."""
+        seen = await self.inspect(task_id, attempt)
+        if seen.state is not RunState.RUNNING:
+            raise DriverFailed("not_running", f"task {task_id} does not run", transient=False)
+        env = self._host.attempts[self._node_id, task_id].launch.env
+        now_ms = self._clock.now_ms()
+        return TaskStats(
+            at_ms=now_ms,
+            cpu_ms=(now_ms - seen.started_at_ms) // 10,
+            memory_bytes=int(env.get("FAKE_MEMORY_BYTES", 1 << 20)),
+            pids=3,
+        )
 
     async def open_exec(self, task_id: TaskId, attempt: int, order: ExecOrder) -> FakeSession:
         seen = await self.inspect(task_id, attempt)

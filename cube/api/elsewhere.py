@@ -16,7 +16,7 @@ from cube.api.lookup import find_task, shown
 from cube.api.slots import Unplaced
 from cube.model.cluster import Node, Task
 
-PROBLEM_BYTES_MAX = 64 * 1024  # of another node's refusal
+ANSWER_BYTES_MAX = 16 << 20  # short answers are passed on whole: the use of 10,000 tasks is 4 MB
 
 
 def find_live_task(call: Call, word: str) -> Task:
@@ -39,16 +39,30 @@ def other_node(call: Call, task: Task) -> Node | None:
     """Who has the task; None: this node. Raises Problem."""
     if task.node_id == call.api.cluster.node_id():
         return None
-    forwarder = call.request.headers.get(FORWARDED)
-    if forwarder is not None:
-        raise Problem(
-            "unavailable", f"task {task.name} is on node {task.node_id}, not here; "
-            f"node {shown(forwarder)} should know",
-        )  # fmt: skip
+    check_first(call, f"task {task.name} is on node {task.node_id}")
     node = call.state.nodes.get(task.node_id)
     if node is None:
         raise Problem("node_unreachable", f"node {task.node_id}, which had {task.name}, is gone")
     return node
+
+
+def check_first(call: Call, where: str) -> None:
+    """The request may be passed on: nobody has done that yet. Raises Problem."""
+    forwarder = call.request.headers.get(FORWARDED)
+    if forwarder is not None:
+        raise Problem("unavailable", f"{where}, not here; node {shown(forwarder)} should know")
+
+
+async def ask(call: Call, node: Node, path: str) -> web.Response:
+    """What the other node answers to this short read. Raises Problem."""
+    try:
+        async with session(call).get(
+            url(call, node, path), params={"min_index": str(call.state.index)},
+            headers=headers(call), timeout=timeout(call, call.api.settings.stream_write_ms),
+        ) as upstream:  # fmt: skip
+            return await pass_on(upstream)
+    except (aiohttp.ClientError, TimeoutError) as error:
+        raise unreachable(node, error) from None
 
 
 def url(call: Call, node: Node, path: str) -> str:
@@ -89,8 +103,12 @@ def unreachable(node: Node, error: Exception) -> Problem:
 
 async def pass_on(upstream: aiohttp.ClientResponse) -> web.Response:
     """The other node's short answer, as it is."""
-    body = await upstream.content.read(PROBLEM_BYTES_MAX)
+    body = bytearray()
+    async for piece in upstream.content.iter_any():
+        body += piece
+        if len(body) > ANSWER_BYTES_MAX:
+            raise Problem("node_unreachable", "the node's answer is too long")
     sent = {"Content-Type": upstream.headers.get("Content-Type", "application/problem+json")}
     if "Retry-After" in upstream.headers:
         sent["Retry-After"] = upstream.headers["Retry-After"]
-    return web.Response(status=upstream.status, body=body, headers=sent)
+    return web.Response(status=upstream.status, body=bytes(body), headers=sent)

@@ -122,6 +122,7 @@ _TASKS = (
         "GET", "/v1/tasks/{task}/logs", _VIEWER, _STREAM, logs.show_logs,
         "stream", "tail", "since", "follow", "timestamps",
     ),
+    _route("GET", "/v1/tasks/{task}/stats", _VIEWER, _READ, task_tools.show_stats),
     _route("POST", "/v1/tasks/{task}/restart", _DEPLOYER, _WRITE, tasks.restart_task),
     _route("POST", "/v1/tasks/{task}/signal", _DEPLOYER, _WRITE, task_tools.signal_task),
     _route("GET", "/v1/tasks/{task}/exec", _OPERATOR, _STREAM, exec_socket.open_exec),
@@ -130,6 +131,7 @@ _TASKS = (
 _NODES = (
     _route("GET", "/v1/nodes", _VIEWER, _PAGE, nodes.list_nodes),
     _route("GET", "/v1/nodes/{node}", _VIEWER, _READ, nodes.show_node),
+    _route("GET", "/v1/nodes/{node}/stats", _VIEWER, _READ, task_tools.show_node_stats),
     _route("DELETE", "/v1/nodes/{node}", _OPERATOR, _WRITE, nodes.remove_node),
     _route("POST", "/v1/nodes/{node}/plan", _VIEWER, _READ, plans.plan_node),
     _route("PUT", "/v1/nodes/{node}/drain", _OPERATOR, _WRITE, nodes.drain_node),
@@ -201,10 +203,7 @@ _DASHBOARD = (
     _route("GET", "/ui/{file}", _OPEN, _PLAIN, web_files.show_file),
 )
 
-_LATER = (
-    _later("GET", "/v1/tasks/{task}/stats", _VIEWER, "statistics of a task come later"),
-    _later("GET", "/v1/openapi.json", _VIEWER, "the OpenAPI document comes later"),
-)
+_LATER = (_later("GET", "/v1/openapi.json", _VIEWER, "the OpenAPI document comes later"),)
 
 # What is fixed comes before what has a parameter in the same place (/v1/jobs/validate, /plan).
 ROUTES: tuple[Route, ...] = (

@@ -270,6 +270,9 @@ class Client:
     def stop_task(self, task: str) -> v.TaskChanged:
         return self._write("DELETE", _task(task), v.TaskChanged)
 
+    def task_stats(self, task: str) -> v.TaskStatsView:
+        return self._get(_task(task, "/stats"), v.TaskStatsView)
+
     def restart_task(self, task: str) -> v.TaskChanged:
         return self._write("POST", _task(task, "/restart"), v.TaskChanged)
 
@@ -322,6 +325,9 @@ class Client:
     def remove_volume(self, node: str, name: str) -> w.VolumeRemoved:
         path = f"/volumes/{quote(name, safe='')}"
         return self._write("DELETE", _node(node, path), w.VolumeRemoved)
+
+    def node_stats(self, node: str) -> v.NodeStatsView:
+        return self._get(_node(node, "/stats"), v.NodeStatsView)
 
     def remove_node(self, node: str) -> v.NodeChanged:
         return self._write("DELETE", _node(node), v.NodeChanged)

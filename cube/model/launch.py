@@ -147,6 +147,21 @@ class LogChunk(msgspec.Struct, frozen=True):
     dropped_bytes: int = 0
 
 
+class TaskStats(msgspec.Struct, frozen=True, kw_only=True):
+    """What an attempt holds now, and has used since it began. `at_ms`: the node's wall clock. None:
+    neither driver nor host can tell."""
+
+    at_ms: int
+    cpu_ms: int | None = None
+    memory_bytes: int | None = None
+    memory_limit_bytes: int | None = None
+    pids: int | None = None
+    read_bytes: int | None = None  # from and to disks
+    written_bytes: int | None = None
+    received_bytes: int | None = None  # of its own network
+    sent_bytes: int | None = None
+
+
 class ExecResult(msgspec.Struct, frozen=True):
     """`exit_code` None: it was killed at its deadline. `output` is the first 4 KiB of both streams."""
 

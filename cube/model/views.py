@@ -259,6 +259,35 @@ class TaskView(msgspec.Struct, frozen=True, kw_only=True):
     history: tuple[HistoryView, ...]
 
 
+class TaskStatsView(msgspec.Struct, frozen=True, kw_only=True):
+    """What a running task holds, and has used since its attempt began. `at_ms`: its node's clock, to
+    tell two looks apart. None: its driver cannot tell."""
+
+    id: str
+    name: str
+    node_id: str
+    attempt: int
+    at: str | None
+    at_ms: int
+    cpu_seconds: float | None
+    memory_bytes: int | None
+    memory_limit_bytes: int | None
+    pids: int | None
+    read_bytes: int | None
+    written_bytes: int | None
+    received_bytes: int | None
+    sent_bytes: int | None
+
+
+class NodeStatsView(msgspec.Struct, frozen=True, kw_only=True):
+    """Of all tasks that run on the node. `failed`: tasks that could not be asked, and why."""
+
+    id: str
+    name: str
+    tasks: tuple[TaskStatsView, ...]
+    failed: dict[str, str] = {}
+
+
 class TaskSignalled(msgspec.Struct, frozen=True):
     id: str
     name: str

@@ -21,7 +21,7 @@ from cube.model.dryrun import DryRun
 from cube.model.events import Event
 from cube.model.explain import Explanation
 from cube.model.ids import CommandId, NodeId
-from cube.model.launch import LogChunk
+from cube.model.launch import LogChunk, TaskStats
 from cube.model.outcome import Outcome
 from cube.model.sessions import ExecOrder
 from cube.model.trust import ApiToken, JoinToken
@@ -152,6 +152,10 @@ class LocalTasks(Protocol):
         self, task: Task, *, streams: tuple[str, ...], tail: int | None, since_ms: int, follow: bool
     ) -> AsyncIterator[LogChunk]:
         """See Driver.logs. Raises DriverFailed."""
+        ...
+
+    async def stats(self, task: Task) -> TaskStats:
+        """See Driver.stats."""
         ...
 
     async def signal(self, task: Task, name: str, actor: str) -> None:

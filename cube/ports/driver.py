@@ -6,7 +6,14 @@ from collections.abc import AsyncIterator, Callable
 from typing import Protocol
 
 from cube.model.ids import TaskId
-from cube.model.launch import DriverInfo, ExecResult, Launch, LogChunk, Observation
+from cube.model.launch import (
+    DriverInfo,
+    ExecResult,
+    Launch,
+    LogChunk,
+    Observation,
+    TaskStats,
+)
 from cube.model.sessions import ExecOrder
 from cube.ports.session import Session
 
@@ -91,6 +98,10 @@ class Driver(Protocol):
     ) -> ExecResult:
         """Run a command where the task is (in its container; or with its environment, directory,
         user and limits), wait for it, kill it at the deadline."""
+        ...
+
+    async def stats(self, task_id: TaskId, attempt: int) -> TaskStats:
+        """What it uses. Refused (DriverFailed "not_running") when it does not run."""
         ...
 
     async def open_exec(self, task_id: TaskId, attempt: int, order: ExecOrder) -> Session:

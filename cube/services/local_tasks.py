@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Mapping
 
 from cube.model.cluster import Task
 from cube.model.errors import DriverFailed
-from cube.model.launch import LogChunk
+from cube.model.launch import LogChunk, TaskStats
 from cube.model.sessions import ExecOrder
 from cube.ports.clock import Clock
 from cube.ports.driver import Driver
@@ -36,6 +36,9 @@ class DriverTasks:
         return self._driver(task).logs(
             task.id, streams=streams, tail=tail, since_ms=since_ms, follow=follow
         )
+
+    async def stats(self, task: Task) -> TaskStats:
+        return await self._driver(task).stats(task.id, task.attempt)
 
     async def signal(self, task: Task, name: str, actor: str) -> None:
         await self._driver(task).signal(task.id, task.attempt, name)

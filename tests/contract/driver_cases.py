@@ -436,6 +436,22 @@ class DriverContract:
             await rig.driver.execute(launch.task_id, 1, rig.argv_that_says("x", 0), 1000)
         assert failed.value.code == "not_running"
 
+    async def test_what_runs_says_what_it_uses_and_what_does_not_is_refused(self, rig: Rig) -> None:
+        launch = rig.launch(new_task_id())
+        await self._prepare_and_start(rig, launch)
+        first = await rig.driver.stats(launch.task_id, 1)
+        second = await rig.driver.stats(launch.task_id, 1)
+        for stats in (first, second):
+            assert stats.at_ms > 0 and stats.cpu_ms is not None and stats.cpu_ms >= 0
+            assert stats.memory_bytes is not None and stats.memory_bytes > 0
+            assert stats.pids is not None and stats.pids >= 1
+        assert second.at_ms >= first.at_ms and (second.cpu_ms or 0) >= (first.cpu_ms or 0)
+        await rig.driver.stop(launch.task_id, 1, "SIGKILL", 0)
+        for attempt in (1, 2):
+            with pytest.raises(DriverFailed) as failed:
+                await rig.driver.stats(launch.task_id, attempt)
+            assert failed.value.code == "not_running"
+
     async def test_a_signal_reaches_what_runs_and_nothing_else(self, rig: Rig) -> None:
         launch = rig.launch(new_task_id())
         await self._prepare_and_start(rig, launch)

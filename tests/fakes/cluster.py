@@ -21,7 +21,7 @@ from cube.model.events import Event
 from cube.model.explain import Explanation
 from cube.model.ids import ClusterId, CommandId, JobId, NodeId
 from cube.model.jobfile import parse_tree
-from cube.model.launch import DriverInfo, LogChunk
+from cube.model.launch import DriverInfo, LogChunk, TaskStats
 from cube.model.lifecycle import Health, TaskState
 from cube.model.outcome import Outcome, PlanApplied
 from cube.model.resources import Resources
@@ -322,6 +322,7 @@ class FakeLocalTasks:
         self.followers = 0
         self.volumes: dict[str, bool] = {}
         self.sessions: list[tuple[ExecOrder, str, FakeSession]] = []
+        self.stats_asked = 0
         self.signals: list[tuple[str, str, str]] = []
         self.task_over = asyncio.Event()
         self._more: asyncio.Queue[LogChunk | None] = asyncio.Queue()
@@ -356,6 +357,13 @@ class FakeLocalTasks:
                 yield said
         finally:
             self.followers -= 1
+
+    async def stats(self, task: Task) -> TaskStats:
+        if self.failure is not None:
+            raise self.failure
+        self.stats_asked += 1
+        return TaskStats(at_ms=START_MS + 1_000 * self.stats_asked, cpu_ms=250 * self.stats_asked,
+                         memory_bytes=3 << 20, memory_limit_bytes=64 << 20, pids=2)  # fmt: skip
 
     async def signal(self, task: Task, name: str, actor: str) -> None:
         if self.failure is not None:

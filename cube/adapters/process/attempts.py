@@ -23,9 +23,10 @@ from cube.adapters.process.records import (
     Verdict,
     read_record,
 )
+from cube.adapters.process.usage import usage
 from cube.adapters.process.wire import VERSION, write_new, write_over
 from cube.model.ids import ClusterId, NodeId, TaskId
-from cube.model.launch import Observation, RunState
+from cube.model.launch import Observation, RunState, TaskStats
 from cube.ports.clock import Clock
 
 LOG = logging.getLogger(__name__)
@@ -145,6 +146,12 @@ class Attempts:
         if self.cgroups.version == "none" and attempt is not None and attempt.run is not None:
             found |= orphans(attempt.run.pid, attempt.run.start_time, identity[0])
         return found
+
+    def usage(self, identity: Identity, limit_bytes: int) -> TaskStats:
+        directories = self.cgroups.directories(group_name(identity))
+        # The groups have them all; without groups they are looked for among all of the host's.
+        pids = cgroup_pids(directories) or self.living(identity, self.look(identity))
+        return usage(directories, pids, limit_bytes, self._clock.now_ms())
 
     def _session(self, run: Run | None) -> int:
         """The command's session while the command lives; later its number may be another's."""

@@ -37,7 +37,15 @@ from cube.adapters.task_files import TaskFiles
 from cube.model.allowed import ALLOW
 from cube.model.errors import DriverFailed
 from cube.model.ids import ClusterId, NodeId, TaskId
-from cube.model.launch import DriverInfo, ExecResult, Launch, LogChunk, Observation, RunState
+from cube.model.launch import (
+    DriverInfo,
+    ExecResult,
+    Launch,
+    LogChunk,
+    Observation,
+    RunState,
+    TaskStats,
+)
 from cube.model.sessions import ExecOrder
 from cube.model.units import format_size
 from cube.ports.clock import Clock
@@ -485,6 +493,12 @@ class ProcessDriver:
     ) -> ExecResult:
         order = orders.beside_order(await self._order_of((task_id, attempt)), argv)
         return await run_beside(order, timeout_ms, f"{task_id}#{attempt} exec")
+
+    @host_errors
+    async def stats(self, task_id: TaskId, attempt: int) -> TaskStats:
+        identity = (task_id, attempt)
+        limit_bytes = first(await self._order_of(identity), "memory_limit_bytes")
+        return await asyncio.to_thread(self._attempts.usage, identity, int(limit_bytes or "0"))
 
     @host_errors
     async def open_exec(self, task_id: TaskId, attempt: int, order: ExecOrder) -> Session:

@@ -73,6 +73,8 @@ def order_fields(
         ("segments", str(settings.log_segments).encode()),
         ("cwd", os.fsencode(_absolute(launch.working_dir) or paths.work)),
     ]
+    if launch.memory_limit_bytes:
+        fields.append(("memory_limit_bytes", str(launch.memory_limit_bytes).encode()))
     if launch.lease is not None:
         fields += [
             ("lease_file", os.fsencode(lease_file)),

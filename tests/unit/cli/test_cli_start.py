@@ -32,7 +32,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.parametrize(
     "arguments", [["ps"], ["status"], ["node", "ls"], ["why", "x"], ["logs", "x"],
-                  ["exec", "x", "--", "ls"], ["stop", "x"],
+                  ["exec", "x", "--", "ls"], ["stop", "x"], ["top"],
                   ["raft", "members"], ["raft", "transfer"],
                   ["raft", "snapshot", "save", "no-such-file"],
                   ["run", "cube/examples/hello.toml"], ["--help"]],
@@ -71,7 +71,7 @@ def test_every_listed_command_exists_and_helps() -> None:
         (["run", "a.toml", "b.toml"], 2, "one file at a time"),
         (["run", "--image", "Bad Image"], 2, "image"),
         (["scale", "shop=x"], 2, "JOB/GROUP=N"),
-        (["top", "shop"], 2, "later version"),
+        (["cp", "shop"], 2, "later version"),
         (["exec", "shop", "ls", "-l"], 7, "cannot reach"),
         (["exec", "shop"], 2, "what should run?"),
         (["rollback", "shop", "latest"], 2, "is no version"),
