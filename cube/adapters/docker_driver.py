@@ -147,12 +147,12 @@ class DockerDriver:
 
     # -- attempts ---------------------------------------------------------------------------------
 
-    async def prepare(self, launch: Launch) -> None:
+    async def prepare(self, launch: Launch) -> str:
         check_allowed(launch, self._settings.allow)
         mode = launch.docker.network_mode
         if allowed.is_named_network(mode):
             await self._engine.call(partial(containers.check_network, mode=mode))
-        await self._images.ensure(launch.image, launch.docker.pull)
+        return await self._images.ensure(launch)
 
     async def start(self, launch: Launch) -> Observation:
         check_allowed(launch, self._settings.allow)
@@ -182,9 +182,9 @@ class DockerDriver:
             return await self._engine.call(start)
         except DriverFailed as failure:
             # It was there at prepare() time: somebody has removed it since.
-            if failure.code != "image_missing" or not self._images.forget(launch.image):
+            if failure.code != "image_missing" or not self._images.forget(launch):
                 raise
-        await self._images.ensure(launch.image, launch.docker.pull)
+        await self._images.ensure(launch)
         return await self._engine.call(start)
 
     async def inspect(self, task_id: TaskId, attempt: int) -> Observation:

@@ -67,6 +67,8 @@ class FakeHost:
     output: dict[tuple[NodeId, TaskId], list[LogChunk]] = field(default_factory=dict)
     listeners: dict[NodeId, Listener] = field(default_factory=dict)
     starts: dict[tuple[TaskId, int], int] = field(default_factory=dict)
+    digests: dict[str, str] = field(default_factory=dict)  # by image: what its name means now
+    prepared: list[Launch] = field(default_factory=list)
     engine_down: bool = False
     next_handle: int = 1000
 
@@ -144,9 +146,11 @@ class FakeDriver:
             if node_id == self._node_id
         ]
 
-    async def prepare(self, launch: Launch) -> None:
+    async def prepare(self, launch: Launch) -> str:
         self._check_engine()
         await self._misbehave(launch, "PREPARE")
+        self._host.prepared.append(launch)
+        return launch.image_digest or self._host.digests.get(launch.image, "")
 
     async def start(self, launch: Launch) -> Observation:
         lock = self._starting.setdefault((launch.task_id, launch.attempt), asyncio.Lock())

@@ -69,6 +69,7 @@ def job_view(job: Job, slots: Standing, runs_max: int = RUNS_SHOWN_MAX) -> JobVi
         groups=slots.groups,
         created_at=rfc3339(job.created_at_ms),
         modified_index=job.modified_index,
+        digests=job.versions[-1].digests,
         next_run_at=rfc3339(cron.next_run_ms(job)),
         runs=run_views(job)[:runs_max],
     )
@@ -105,6 +106,7 @@ def version_view(version: JobVersion) -> JobVersionView:
         version.stable,
         version.uses,
         version.reason,
+        version.digests,
     )
 
 
@@ -149,6 +151,7 @@ def task_view(task: Task, node: Node | None, group: GroupSpec | None) -> TaskVie
         health=None if task.health is Health.NONE else task.health.value,
         driver=task.driver,
         image=(group.image or None) if group is not None else None,
+        image_digest=task.image_digest or None,
         handle=task.handle or None,
         address=task.address or (None if node is None else node.facts.advertise),
         ports={
@@ -197,6 +200,7 @@ def unplaced_view(row: Unplaced, explanations: Sequence[Explanation] | None) -> 
         health=None,
         driver=group.driver.value,
         image=group.image or None,
+        image_digest=None,
         handle=None,
         address=None,
         ports={},

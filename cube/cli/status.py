@@ -7,7 +7,7 @@ import click
 from cube.cli.context import Settings, command
 from cube.cli.cron import next_run, print_runs
 from cube.cli.jobs import print_jobs
-from cube.cli.output import Style, age, note, out, plural, raw, table
+from cube.cli.output import Style, age, clean, note, out, plural, raw, table
 from cube.cli.tasks import present, print_tasks
 from cube.client.client import Client
 from cube.model.units import format_size
@@ -94,6 +94,8 @@ def _job(settings: Settings, client: Client, job: JobView) -> None:
     ]  # fmt: skip
     middle = "COMPLETED" if ends else "HEALTHY"
     table(["GROUP", "COUNT", "RUNNING", middle, "PENDING", "FAILED"], rows)
+    for image, digest in sorted(job.digests.items()):
+        out(f"image {clean(image)} is {clean(digest)}")
     if job.runs:
         out()
         print_runs(settings, job.runs[:RUNS_SHOWN])

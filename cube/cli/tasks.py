@@ -108,6 +108,8 @@ def task_show(settings: Settings, name: str) -> None:
         raw(client.read_raw(f"/v1/tasks/{found.id}"))
         return
     print_tasks(settings, [found])
+    if found.image_digest:
+        out(f"image {clean(found.image or '')} is {clean(found.image_digest)}")
     out()
     rows = [
         [age(item.at), item.state, str(item.attempt), clean(item.reason), clean(item.message)]

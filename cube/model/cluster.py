@@ -12,6 +12,7 @@ import msgspec
 from cube.model.cronrun import CronState
 from cube.model.deployment import Deployment
 from cube.model.ids import ClusterId, CommandId, JobId, NodeId, TaskId, task_name
+from cube.model.images import digest_in
 from cube.model.launch import DriverInfo
 from cube.model.lifecycle import BRAKED, ENDED, Desired, Health, NodeStatus, TaskState
 from cube.model.outcome import Outcome
@@ -142,6 +143,7 @@ class Task(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     health_at_ms: int = 0  # since when it has this health, or these checks
     replaces: TaskId = TaskId("")  # the live task of its slot that it takes over from
     handle: str = ""  # writer: node
+    image_digest: str = ""  # writer: node; of the attempt's image; empty: not known, or it has none
     restarts: int = 0  # writer: node; attempts after the first
     exit_code: int | None = None  # writer: node
     oom_killed: bool = False  # writer: node
@@ -188,7 +190,8 @@ class JobVersion(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`stable`: it was healthy at full count once. `generation`: a restart asks for new containers
     of the same spec; tasks of another generation are not up to date. `uses`: the secrets and configs
     that it has, by StoredRef.key, and in which version (0: the newest at the time). `reason`: why there
-    is this version, where nobody has submitted it."""
+    is this version, where nobody has submitted it. `digests`: what
+    its images are since a node first reported them, by the reference in the spec."""
 
     version: int
     spec: JobSpec
@@ -198,6 +201,7 @@ class JobVersion(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     generation: int = 0
     uses: dict[str, int] = {}
     reason: str = ""
+    digests: dict[str, str] = {}  # writer: apply, from the first report
 
 
 class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -352,6 +356,15 @@ class ClusterState(msgspec.Struct, frozen=True, kw_only=True):
         job = self.jobs.get(task.job_id)
         entry = None if job is None else job.entry_of(task.version)
         return {} if entry is None else entry.uses
+
+    def digest_for(self, task: Task) -> str:
+        """Of the image that the task's version runs; empty: nobody has said yet."""
+        job = self.jobs.get(task.job_id)
+        entry = None if job is None else job.entry_of(task.version)
+        group = None if entry is None else entry.spec.groups.get(task.group)
+        if entry is None or group is None or not group.image:
+            return ""
+        return digest_in(group.image) or entry.digests.get(group.image, "")
 
     def group_of(self, task: Task) -> GroupSpec | None:
         """The template the task was made from, or None once its version is forgotten."""

@@ -239,6 +239,7 @@ class TaskReport(
     reason: str = ""
     message: str = ""
     released: bool = False
+    image_digest: str = ""
 
 
 class ReportTasks(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="report"):

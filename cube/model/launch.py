@@ -70,6 +70,7 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True):
     group: str
     attempt: int
     image: str = ""
+    image_digest: str = ""  # that the image must have; empty: whatever its name means now
     command: tuple[str, ...] = ()
     entrypoint: tuple[str, ...] = ()
     env: dict[str, str] = {}

@@ -141,6 +141,7 @@ class JobView(msgspec.Struct, frozen=True, kw_only=True):
     groups: dict[str, GroupCounts]
     created_at: str | None
     modified_index: int
+    digests: dict[str, str] = {}  # by image of the spec: what this version runs, once that is known
     next_run_at: str | None = None  # cron
     runs: tuple[RunView, ...] = ()  # cron: newest first; in lists of jobs the newest only
 
@@ -175,6 +176,7 @@ class JobVersionView(msgspec.Struct, frozen=True):
     stable: bool = False
     uses: dict[str, int] = {}
     reason: str = ""
+    digests: dict[str, str] = {}
 
 
 class ReasonView(msgspec.Struct, frozen=True):
@@ -242,6 +244,9 @@ class TaskView(msgspec.Struct, frozen=True, kw_only=True):
     health: str | None
     driver: str
     image: str | None
+    image_digest: str | None = (
+        None  # of the image that its attempt runs; null: not known, or it has none
+    )
     handle: str | None
     address: str | None
     ports: dict[str, TaskPortView]

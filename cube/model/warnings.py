@@ -35,11 +35,6 @@ _GROUP: tuple[_GroupRow, ...] = (
         "updates stop the old task first: with a fixed host port, a volume or at_most_one, two tasks "
         "of a slot cannot run side by side",
     ),
-    (
-        "docker.registry_secret",
-        lambda g: bool(g.docker.registry_secret),
-        "images are pulled without a login yet",
-    ),
 )
 
 

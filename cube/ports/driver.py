@@ -47,9 +47,10 @@ class Driver(Protocol):
         not removed."""
         ...
 
-    async def prepare(self, launch: Launch) -> None:
+    async def prepare(self, launch: Launch) -> str:
         """All that start() needs is there (image pulled, directories made). May take minutes; is
-        cancelled by cancelling the call."""
+        cancelled by cancelling the call. Returns the digest of the image that start() would run:
+        `launch.image_digest` where that is given; empty when it has none."""
         ...
 
     async def start(self, launch: Launch) -> Observation:

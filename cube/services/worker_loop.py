@@ -293,15 +293,17 @@ class WorkerLoop:
             )
             answer = _failed(instruction.token, failure)
         else:
-            answer = i.InstructionDone(instruction.token, seen)
+            if isinstance(seen, str):
+                answer = i.InstructionDone(instruction.token, digest=seen)
+            else:
+                answer = i.InstructionDone(instruction.token, seen)
         self._inputs.put_nowait(answer)
 
-    async def _call(self, instruction: do.DriverInstruction) -> Observation | None:
+    async def _call(self, instruction: do.DriverInstruction) -> Observation | str | None:
         driver = self._drivers[instruction.driver]
         match instruction:
             case do.Prepare():
-                await driver.prepare(self._values.with_login(instruction.launch))
-                return None
+                return await driver.prepare(self._values.with_login(instruction.launch))
             case do.Start():
                 if instruction.test_ports:
                     self._test_ports(instruction)
@@ -367,7 +369,8 @@ def wanted_of(
 def _wanted_task(state: ClusterState, task: Task) -> i.WantedTask:
     job = state.jobs.get(task.job_id)
     job_type = JobType.SERVICE if job is None else job.spec.type
-    return i.WantedTask(task, state.group_of(task), job_type, state.uses_of(task))
+    uses, digest = state.uses_of(task), state.digest_for(task)
+    return i.WantedTask(task, state.group_of(task), job_type, uses, digest)
 
 
 def _are_same(tasks: list[Task], others: list[Task]) -> bool:

@@ -16,6 +16,7 @@ from cube.model.deployment import (
 from cube.model.ids import JobId
 from cube.model.outcome import Done, Outcome, Rejected, RejectReason
 from cube.model.spec import VERSIONS_MAX, JobSpec, JobType
+from cube.statemachine import images
 from cube.statemachine.draft import Draft
 
 
@@ -45,7 +46,7 @@ def add_version(
     after = msgspec.structs.replace(
         job, versions=(*older, *job.versions[1 - VERSIONS_MAX :], entry), stopped=False
     )
-    return begin(draft, after, from_version, rolls_back)
+    return begin(draft, images.inherited(after), from_version, rolls_back)
 
 
 def _settle(draft: Draft, job: Job) -> Job:

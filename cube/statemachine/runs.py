@@ -22,7 +22,7 @@ from cube.model.cronrun import (
 from cube.model.ids import JobId
 from cube.model.lifecycle import Desired, TaskState, further
 from cube.model.outcome import Outcome, Rejected, RejectReason, RunStarted
-from cube.model.spec import JobType, Overlap
+from cube.model.spec import JobSpec, JobType, Overlap
 from cube.model.units import format_duration
 from cube.statemachine import stored
 from cube.statemachine.draft import Draft
@@ -106,6 +106,18 @@ def step(draft: Draft, body: c.RunStep) -> None:
     _begin(draft, job, cron, body.scheduled_at_ms, by_hand=False)
 
 
+def _version_of_run(draft: Draft, job: Job, spec: JobSpec) -> JobVersion:
+    newest = job.versions[-1]
+    return JobVersion(
+        job.version,
+        spec,
+        draft.now_ms,
+        newest.actor,
+        uses=stored.uses_of(draft, spec),
+        digests=newest.digests,
+    )
+
+
 def _begin(draft: Draft, job: Job, cron: CronState, scheduled_at_ms: int, *, by_hand: bool) -> Run:
     """The job has one more run, from its newest spec. With overlap = replace, the others stop."""
     assert job.spec.cron is not None
@@ -130,15 +142,7 @@ def _begin(draft: Draft, job: Job, cron: CronState, scheduled_at_ms: int, *, by_
     child = Job(
         id=run.job_id,
         name=job.name,
-        versions=(
-            JobVersion(
-                job.version,
-                spec,
-                draft.now_ms,
-                job.versions[-1].actor,
-                uses=stored.uses_of(draft, spec),
-            ),
-        ),
+        versions=(_version_of_run(draft, job, spec),),
         created_at_ms=draft.now_ms,
         parent=job.id,
         run=run.run,

@@ -7,6 +7,7 @@ import msgspec
 from cube.model import commands as c
 from cube.model.cluster import HISTORY_MAX, MESSAGE_CHARS_MAX, HistoryEntry, Task
 from cube.model.ids import NodeId
+from cube.model.images import is_digest
 from cube.model.lifecycle import (
     ENDED,
     Desired,
@@ -17,6 +18,7 @@ from cube.model.lifecycle import (
     may_move,
 )
 from cube.model.outcome import Done, Outcome, Rejected, RejectReason, TaskStopped
+from cube.statemachine import images
 from cube.statemachine.draft import Draft
 
 _ENDED_LATE = {"replaced": "its node is back; another task had replaced it meanwhile"}
@@ -150,6 +152,7 @@ def _take(draft: Draft, task: Task, item: c.TaskReport) -> bool:
             health=health,
             health_at_ms=draft.now_ms if health is not task.health else task.health_at_ms,
             handle=item.handle,
+            image_digest=item.image_digest if is_digest(item.image_digest) else "",
             restarts=max(task.restarts, item.attempt - 1),
             exit_code=item.exit_code,
             oom_killed=item.oom_killed,
@@ -159,6 +162,8 @@ def _take(draft: Draft, task: Task, item: c.TaskReport) -> bool:
     if after == task:
         return False
     draft.put_task(after, _kind(task, after))
+    if after.image_digest != task.image_digest:
+        images.record(draft, after)
     return True
 
 

@@ -31,6 +31,7 @@ def local_of(wanted: WantedTask) -> LocalTask:
         has_template=wanted.group is not None,
         job_type=wanted.job_type,
         uses=wanted.uses,
+        digest=wanted.digest,
         attempt=wanted.task.attempt,
         view=view,
         told=view,

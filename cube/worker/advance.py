@@ -71,9 +71,12 @@ def _do(local: LocalTask, step: Step) -> bool:
     """The phase's instruction is given, or there is none and the next phase has come (True)."""
     match local.phase:
         case Phase.WAITING:
+            local.prepared = None
             local.enter(Phase.PREPARING)
             _say_on_the_way(local, TaskState.PREPARING)
             return True
+        case Phase.PREPARING if local.prepared is not None:
+            return on_prepared(local)
         case Phase.PREPARING | Phase.STARTING:
             return _launch(local, step)
         case Phase.RUNNING if local.cause is not None:
@@ -112,14 +115,31 @@ def _is_evidence(local: LocalTask) -> bool:
     return not task.ended or task.state is TaskState.LOST
 
 
-def say_starting(local: LocalTask) -> None:
-    _say_on_the_way(local, TaskState.STARTING)
+def on_prepared(local: LocalTask) -> bool:
+    """It is started once its image is the one that the job's version runs on every node: the first
+    that was reported. True when there is something to do."""
+    if local.prepared == local.digest:  # both empty: no registry knows it, each node has its own
+        local.enter(Phase.STARTING)
+        _say_on_the_way(local, TaskState.STARTING)
+        return True
+    if local.digest:
+        local.prepared = None  # another node was first, and the tag has another meaning here
+        return True
+    if local.view.image_digest != local.prepared:
+        _say_on_the_way(local, TaskState.PREPARING)
+    return False
 
 
 def _say_on_the_way(local: LocalTask, state: TaskState) -> None:
     # Why the attempt before it ended is of interest until this one runs.
     view = local.view
-    local.say(state, reason=view.reason, message=view.message, health=first_health(local.group))
+    local.say(
+        state,
+        reason=view.reason,
+        message=view.message,
+        health=first_health(local.group),
+        image_digest=local.prepared or "",
+    )
 
 
 def _launch(local: LocalTask, step: Step) -> bool:
@@ -133,7 +153,13 @@ def _launch(local: LocalTask, step: Step) -> bool:
             local.say(reason=NO_LEASE, message="waits until a leader acknowledges this node")
         return False
     launch = build_launch(
-        task, local.group, local.attempt, step.node, step.lease.from_ms, local.uses
+        task,
+        local.group,
+        local.attempt,
+        step.node,
+        step.lease.from_ms,
+        local.uses,
+        digest=local.digest,
     )
     if isinstance(launch, LaunchRefused):
         finish(local, TaskState.FAILED, launch.code, launch.message)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from cube.model.backoff import doubling_ms
 from cube.model.launch import Observation, RunState
 from cube.model.lifecycle import ENDED, RESTART_ASKED, Health, TaskState
-from cube.worker.advance import say_starting
+from cube.worker.advance import on_prepared
 from cube.worker.endings import cause_of, conclude, fail_attempt, finish, settle
 from cube.worker.health import CheckState, demands_restart, fresh_checks, overall
 from cube.worker.inputs import CANCELLED, InstructionFailed, ProbeResult
@@ -19,8 +19,8 @@ REJECT_CODES = frozenset(
 )  # fmt: skip
 
 
-def on_done(local: LocalTask, seen: Observation | None, step: Step) -> None:
-    """The task's operation succeeded."""
+def on_done(local: LocalTask, seen: Observation | None, digest: str, step: Step) -> None:
+    """The task's operation succeeded. `digest`: of the image that it prepared."""
     local.operation = 0
     local.tries = 0
     if local.leftovers:
@@ -29,8 +29,8 @@ def on_done(local: LocalTask, seen: Observation | None, step: Step) -> None:
     match local.phase:
         case Phase.PREPARING:
             local.is_cancelling = False
-            local.enter(Phase.STARTING)
-            say_starting(local)
+            local.prepared = digest
+            on_prepared(local)
         case Phase.STARTING:
             assert seen is not None
             on_running(local, seen, fresh_checks(local.group, step.now_ms))

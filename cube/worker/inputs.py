@@ -17,6 +17,7 @@ class WantedTask(msgspec.Struct, frozen=True):
     group: GroupSpec | None
     job_type: JobType
     uses: dict[str, int] = {}
+    digest: str = ""  # of the image, as its job's version has it; empty: nobody has said yet
 
 
 class Wanted(msgspec.Struct, frozen=True, kw_only=True):
@@ -47,10 +48,12 @@ class Observed(msgspec.Struct, frozen=True):
 
 
 class InstructionDone(msgspec.Struct, frozen=True):
-    """Prepare and Remove come back without an observation, the others with one."""
+    """Prepare and Remove come back without an observation, the others with one. `digest`: of the
+    image that was prepared, empty when it has none."""
 
     token: int
     observation: Observation | None = None
+    digest: str = ""
 
 
 class InstructionFailed(msgspec.Struct, frozen=True):

@@ -36,6 +36,8 @@ def build_launch(
     node: NodeIdentity,
     leased_from_ms: int | None = None,
     uses: Mapping[str, int] = MappingProxyType({}),
+    *,
+    digest: str = "",
 ) -> Launch | LaunchRefused:
     """What this attempt of the task is started with, but for the values of secrets. CUBE_* wins over
     the group's own env. `uses`: of the task's version of the job (JobVersion.uses)."""
@@ -61,6 +63,7 @@ def build_launch(
         group=task.group,
         attempt=attempt,
         image=group.image,
+        image_digest=digest,
         command=group.command,
         entrypoint=group.entrypoint,
         env=env,

@@ -87,6 +87,10 @@ class LocalTask:
     cause: Cause | None = None
     end: TaskState | None = None  # what it ends as, once that is settled
     leftovers: list[int] = field(default_factory=list)  # other attempts that run and must not
+    digest: str = ""  # of the image, as the state has it for this version of the job
+    prepared: str | None = (
+        None  # the digest that the last Prepare came back with; None: not prepared
+    )
     restarts_ms: list[int] = field(default_factory=list)  # when, for the restart policy's window
     checks: dict[str, CheckState] = field(default_factory=dict)
     armed_ms: int | None = None  # the earliest timer that is set
@@ -158,6 +162,7 @@ def view_of(task: Task) -> TaskReport:
         reason=task.reason,
         message=task.message,
         released=task.released,
+        image_digest=task.image_digest,
     )
 
 

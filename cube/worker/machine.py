@@ -113,7 +113,7 @@ class Worker:
             case i.InstructionDone():
                 local = self._operated(item.token)
                 if local is not None:
-                    on_done(local, item.observation, self._context)
+                    on_done(local, item.observation, item.digest, self._context)
             case i.InstructionFailed():
                 self._on_instruction_failed(item)
             case i.ProbeResult():
@@ -179,6 +179,7 @@ class Worker:
         local.task = item.task
         local.job_type = item.job_type
         local.uses = item.uses
+        local.digest = item.digest
         if item.group is not None and item.group is not local.group:
             is_rechecked = item.group.checks != local.group.checks
             local.group = item.group

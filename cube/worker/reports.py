@@ -154,6 +154,8 @@ def shows(task: Task, view: TaskReport) -> bool:
         return False
     if task.state in ENDED:
         return task.released or not view.released
+    if view.image_digest and task.image_digest != view.image_digest:
+        return False
     if task.health is not Health.NONE and task.health is not view.health:
         return False
     return task.state is not TaskState.RUNNING or task.handle == view.handle

@@ -6,6 +6,7 @@ from cube.adapters.docker_engine.marks import Marks
 from cube.adapters.docker_engine.settings import DockerSettings
 from cube.model import allowed
 from cube.model.errors import DriverFailed
+from cube.model.images import pinned
 from cube.model.launch import Launch
 from cube.model.spec import DockerOptions, MountSpec, MountType
 
@@ -35,7 +36,7 @@ def container_config(
     the engine's default one."""
     options = launch.docker
     fixed: dict[str, object] = {
-        "Image": launch.image,
+        "Image": pinned(launch.image, launch.image_digest),
         "Env": [f"{name}={value}" for name, value in launch.env.items()],
         # Ours win: the user's labels cannot make a container look like another node's.
         "Labels": {**options.labels, **marks.labels(launch)},

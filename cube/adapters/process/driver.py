@@ -184,8 +184,9 @@ class ProcessDriver:
 
     # -- starting ---------------------------------------------------------------------------------
 
-    async def prepare(self, launch: Launch) -> None:
+    async def prepare(self, launch: Launch) -> str:
         await asyncio.to_thread(orders.check, launch, self._settings)
+        return ""
 
     @host_errors
     async def start(self, launch: Launch) -> Observation:

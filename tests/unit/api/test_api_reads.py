@@ -44,7 +44,7 @@ async def test_task_node_and_job_have_the_shapes_of_the_contract() -> None:
             "id", "name", "job", "group", "slot", "version", "attempt", "node_id", "node_name",
             "state", "desired", "health", "driver", "image", "handle", "address", "ports",
             "restarts", "exit_code", "oom_killed", "reason", "message", "created_at", "started_at",
-            "finished_at", "history", "fence",
+            "finished_at", "history", "fence", "image_digest",
         }  # fmt: skip
         assert found["name"] == "shop.web.0" and found["node_name"] == "n1"
         assert found["address"] == "10.0.0.1" and found["health"] is None
@@ -63,7 +63,7 @@ async def test_task_node_and_job_have_the_shapes_of_the_contract() -> None:
         assert node["used"] == {"cpu": 1.0, "memory": 2 << 30, "disk": 10 << 30}
         job: Json = await api.get("/v1/jobs/shop")
         assert set(job) == {
-            "name", "type", "version", "status", "spec", "groups", "created_at", "modified_index",
+            "name", "type", "version", "status", "spec", "groups", "created_at", "modified_index", "digests",
             "next_run_at", "runs",
         }  # fmt: skip
         assert job["status"] == "running" and job["spec"]["groups"]["web"]["count"] == 1
