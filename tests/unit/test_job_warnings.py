@@ -40,7 +40,6 @@ def test_defaults_do_not_warn(name: str) -> None:
             GROUP + 'update = { order = "start-first", canaries = 1, on_failure = "pause" }',
             [],
         ),
-        (GROUP + 'docker.registry_secret = "r"', ["groups.g.docker.registry_secret"]),
         (
             GROUP + 'env = { A = { secret = "a" }, "b.c" = { secret = "b" }, D = "d" }',
             ["groups.g.env.A", 'groups.g.env."b.c"'],

@@ -63,8 +63,8 @@ async def test_task_node_and_job_have_the_shapes_of_the_contract() -> None:
         assert node["used"] == {"cpu": 1.0, "memory": 2 << 30, "disk": 10 << 30}
         job: Json = await api.get("/v1/jobs/shop")
         assert set(job) == {
-            "name", "type", "version", "status", "spec", "groups", "created_at", "modified_index", "digests",
-            "next_run_at", "runs",
+            "name", "type", "version", "status", "spec", "groups", "created_at", "modified_index",
+            "digests", "next_run_at", "runs",
         }  # fmt: skip
         assert job["status"] == "running" and job["spec"]["groups"]["web"]["count"] == 1
         assert job["groups"]["web"] == {
