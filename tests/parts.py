@@ -35,8 +35,10 @@ PARTS = {
         "tests/e2e/test_campaign.py",
         "tests/e2e/test_voters.py",
     ],
+    "contract": ["tests/contract"],
     "rest": ["tests"],
 }
+SLOWEST = ("--durations=10", "--durations-min=5")  # told of each part
 PROGRESS = re.compile(r"[.FEsxX]+( +\[ *\d+%\])?$")  # a line of dots, as pytest -q prints it
 FAILED = re.compile(r"(?:FAILED|ERROR) (.+?)(?: - .*)?$")
 TOTAL = re.compile(r"=* ?((?:\d+ [a-z]+(?:, )?)+ in [\d.]+s.*?) ?=*$")
@@ -71,7 +73,7 @@ class Part:
 
     def start(self) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-u", "-m", "pytest", *self.arguments],
+            [sys.executable, "-u", "-m", "pytest", *SLOWEST, *self.arguments],
             cwd=ROOT,
             env={**os.environ, "CUBE_TEST_PORTS": self.ports},
             stdin=subprocess.DEVNULL,
