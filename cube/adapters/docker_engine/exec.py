@@ -7,6 +7,7 @@ import contextlib
 import logging
 import os
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,9 @@ log = logging.getLogger(__name__)
 OUTPUT_BYTES_MAX = 4096  # what ExecResult holds
 ANSWER_S = 30.0  # for the engine to begin with it
 KILL_S = 5.0  # for the engine to say what to kill
+KILL_LOOK_S = 0.1
+TREE_MAX = 1_000  # processes looked at; more than a task has by default
+STOP_LOOKS, STOP_LOOK_S = 100, 0.005  # for a process to stop; it takes microseconds of its own time
 
 
 class Prepared(msgspec.Struct, frozen=True):
@@ -99,20 +103,38 @@ def _run_blocking(engine: Engine, exec_id: str, channel: Channel[bytes]) -> None
 
 
 async def kill_exec(engine: Engine, prepared: Prepared) -> None:
-    """The engine has no call for it: its processes are killed from the host, else from inside."""
+    """The engine has no call for it: its processes are killed from the host, else from inside. A
+    command that the engine has not begun yet is waited for: it would run on for ever."""
     try:
-        ended: Any = await engine.call(
-            lambda client: client.exec_inspect(prepared.exec_id), timeout_ms=int(KILL_S * 1000)
-        )
-        pid = int(ended["Pid"] or 0)
-        if not ended["Running"] or not _is_in(pid, prepared.container_id):
+        pid = await _pid_of(engine, prepared)
+        if not _is_in(pid, prepared.container_id):
             return
         try:
-            _kill_tree(pid)
+            await asyncio.to_thread(kill_tree, pid)
         except PermissionError:
             await _kill_inside(engine, prepared, pid)
     except DriverFailed as failure:
         log.warning("docker_exec_left_running exec=%s reason=%s", prepared.exec_id, failure.code)
+
+
+def is_over(seen: Any) -> bool:
+    """Of an exec_inspect: what has not begun does not run either, and has no exit code."""
+    return not seen["Running"] and seen["ExitCode"] is not None
+
+
+async def _pid_of(engine: Engine, prepared: Prepared) -> int:
+    """0 when it has ended."""
+    for _ in range(round(KILL_S / KILL_LOOK_S)):
+        seen: Any = await engine.call(
+            lambda client: client.exec_inspect(prepared.exec_id), timeout_ms=int(KILL_S * 1000)
+        )
+        pid = int(seen["Pid"] or 0)
+        if is_over(seen):
+            return 0
+        if pid:
+            return pid
+        await asyncio.sleep(KILL_LOOK_S)
+    raise DriverFailed("not_begun", "the engine has not begun with it", transient=True)
 
 
 def _is_in(pid: int, container_id: str) -> bool:
@@ -124,15 +146,30 @@ def _is_in(pid: int, container_id: str) -> bool:
         return False
 
 
-def _kill_tree(pid: int) -> None:
-    """The process and its descendants. Raises PermissionError."""
-    try:
-        tree = psutil.Process(pid).children(recursive=True)
-    except psutil.Error:
-        tree = []
-    for victim in [pid, *(child.pid for child in tree)]:
+def kill_tree(pid: int) -> None:
+    """The process and its descendants, also those that it is about to have: each is stopped before it
+    is asked for its children. A child whose parent is dead would be found by nobody. Blocks; raises
+    PermissionError."""
+    tree = [pid]
+    stopped = 0
+    while stopped < min(len(tree), TREE_MAX):
+        with contextlib.suppress(psutil.Error, ProcessLookupError):
+            one = psutil.Process(tree[stopped])
+            os.kill(one.pid, signal.SIGSTOP)
+            _wait_stopped(one)
+            tree += (child.pid for child in one.children())
+        stopped += 1
+    for victim in tree:
         with contextlib.suppress(ProcessLookupError):
             os.kill(victim, signal.SIGKILL)
+
+
+def _wait_stopped(process: psutil.Process) -> None:
+    """One that is in the midst of a fork has the child first."""
+    for _ in range(STOP_LOOKS):
+        if process.status() in (psutil.STATUS_STOPPED, psutil.STATUS_ZOMBIE):
+            return
+        time.sleep(STOP_LOOK_S)
 
 
 async def _kill_inside(engine: Engine, prepared: Prepared, pid: int) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from cube.adapters.docker_engine import containers
 from cube.adapters.docker_engine.engine import Client, Engine
-from cube.adapters.docker_engine.exec import ANSWER_S, Prepared, kill_exec
+from cube.adapters.docker_engine.exec import ANSWER_S, Prepared, is_over, kill_exec
 from cube.adapters.docker_engine.failures import engine_down, explain
 from cube.adapters.docker_engine.frames import FRAME_BYTES_MAX, HEADER, STREAMS
 from cube.adapters.docker_engine.marks import Marks
@@ -193,7 +193,7 @@ class DockerSession:
         """By the end of its input, or killed."""
         try:
             for _ in range(CLOSE_GRACE_MS // LOOK_MS):
-                if not (await self._inspect())["Running"]:
+                if is_over(await self._inspect()):
                     return
                 await asyncio.sleep(LOOK_MS / 1000)
         except DriverFailed:

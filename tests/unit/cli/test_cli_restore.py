@@ -30,6 +30,7 @@ from cube.services.keyring import first_gossip_key
 from cube.statemachine.snapshot import digest
 from tests.data_dirs import KEYS, make_data_dir
 from tests.fakes.cluster import START_MS, World, job_spec
+from tests.ports import free_ports
 from tests.unit.raft.test_raft_offline import files
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -250,7 +251,8 @@ def test_what_was_cut_short_starts_no_agent_and_may_be_repeated(
             restoring.restore(
                 saved, directory, "127.0.0.1:7801", (), keys, is_insecure=True, is_forced=False
             )
-    ports = ("--http", "7910", "--raft", "7911", "--gossip", "7912")
+    http, raft, gossip = map(str, free_ports(3))
+    ports = ("--http", http, "--raft", raft, "--gossip", gossip)
     started = cube("agent", "--insecure", "--data-dir", directory, *ports)
     assert started.returncode == 1
     assert "node.json in the data directory is damaged" in started.stderr

@@ -1,0 +1,118 @@
+"""Ending a command beside a task, at the worst moments; no engine is needed."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import subprocess
+import time
+from collections.abc import Callable
+from typing import Any
+
+import psutil
+import pytest
+
+from cube.adapters.docker_engine import exec as execs
+from cube.adapters.docker_engine.exec import Prepared, kill_exec, kill_tree
+
+
+def alive(mark: str) -> list[int]:
+    """Processes with the mark in their environment that have not ended."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get("CUBE_TEST_MARK") == mark:
+                found.append(process.pid)
+        except psutil.Error:
+            continue
+    return found
+
+
+def started(script: str) -> tuple[subprocess.Popen[bytes], str]:
+    """A shell that runs it, once it has said something; and the mark of its processes."""
+    mark = secrets.token_hex(8)
+    environment = {**os.environ, "CUBE_TEST_MARK": mark}
+    process = subprocess.Popen(["sh", "-c", script], stdout=subprocess.PIPE, env=environment)
+    assert process.stdout is not None
+    process.stdout.readline()
+    return process, mark
+
+
+def bury(process: subprocess.Popen[bytes]) -> None:
+    assert process.stdout is not None
+    process.stdout.close()
+    process.wait()
+
+
+def end_all(mark: str) -> None:
+    for pid in alive(mark):
+        os.kill(pid, 9)
+
+
+@pytest.mark.parametrize("round_number", range(5))
+def test_whoever_forks_while_it_is_killed_leaves_nobody_behind(round_number: int) -> None:
+    script = "echo go; i=0; while [ $i -lt 400 ]; do sleep 1234 & i=$((i+1)); done; wait"
+    process, mark = started(script)
+    try:
+        time.sleep(0.01 * round_number)  # at different points of it
+        kill_tree(process.pid)
+        bury(process)
+        deadline = time.monotonic() + 30
+        while alive(mark) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert alive(mark) == []
+    finally:
+        end_all(mark)
+
+
+class FakeEngine:
+    """Says what an engine says of a command, in turn; the last for ever."""
+
+    def __init__(self, *told: dict[str, Any]) -> None:
+        self.told = list(told)
+        self.asked = 0
+
+    async def call(self, function: Callable[[Any], Any], timeout_ms: int = 0) -> Any:
+        self.asked += 1
+        return function(self)
+
+    def exec_inspect(self, exec_id: str) -> dict[str, Any]:
+        return self.told.pop(0) if len(self.told) > 1 else self.told[0]
+
+
+def seen(running: bool, pid: int, code: int | None = None) -> dict[str, Any]:
+    return {"Running": running, "Pid": pid, "ExitCode": code}
+
+
+async def killed(monkeypatch: pytest.MonkeyPatch, *told: dict[str, Any]) -> list[int]:
+    """Which processes' trees were killed."""
+    victims: list[int] = []
+    monkeypatch.setattr(execs, "kill_tree", victims.append)
+    monkeypatch.setattr(execs, "_is_in", lambda pid, container_id: pid > 1)
+    monkeypatch.setattr(execs, "KILL_LOOK_S", 0.001)
+
+    engine: Any = FakeEngine(*told)
+    async with asyncio.timeout(60):
+        await kill_exec(engine, Prepared("container", "exec"))
+    return victims
+
+
+@pytest.mark.parametrize(
+    "before",
+    [
+        [],
+        [seen(running=True, pid=0)],  # under way: no process yet
+        [seen(running=False, pid=0), seen(running=True, pid=0)],  # asked for, and not begun
+    ],
+)
+async def test_a_command_that_has_only_just_begun_is_killed(
+    monkeypatch: pytest.MonkeyPatch, before: list[dict[str, Any]]
+) -> None:
+    assert await killed(monkeypatch, *before, seen(running=True, pid=4242)) == [4242]
+
+
+async def test_one_that_has_ended_or_never_begins_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert await killed(monkeypatch, seen(running=False, pid=4242, code=0)) == []
+    assert await killed(monkeypatch, seen(running=False, pid=0, code=126)) == []
+    assert await killed(monkeypatch, seen(running=False, pid=0)) == []
