@@ -13,6 +13,7 @@ import os
 import re
 import shutil
 import stat
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -27,6 +28,9 @@ FOLDER = {StoredKind.SECRET: "secrets", StoredKind.CONFIG: "configs"}
 ID_MAX = (1 << 32) - 2  # the kernel's; one more means "leave it as it is"
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,127}")
 _NAME = re.compile(r"(?!\.{1,2}$)[A-Za-z0-9._-]{1,128}")
+
+# Held while a directory is made or removed that several tasks, and both drivers, have things in.
+_PRUNING = threading.Lock()
 
 Owner = tuple[int, int]
 
@@ -48,13 +52,13 @@ class TaskFiles:
             self.remove(launch.task_id)
             return []
         try:
-            home = self._home()
-            self._remove_below(home / launch.task_id)
-            attempt = home / launch.task_id / str(launch.attempt)
-            made = [attempt / folder for folder in FOLDER.values()]
-            for directory in (attempt.parent, attempt, *made):
-                directory.mkdir(mode=0o711)
-                directory.chmod(0o711)  # whatever the umask
+            with _PRUNING:
+                home = self._home()
+                self._remove_below(home / launch.task_id)
+                attempt = home / launch.task_id / str(launch.attempt)
+                _make(attempt.parent)
+            for directory in (attempt, *(attempt / folder for folder in FOLDER.values())):
+                _make(directory)
             paths = [
                 attempt / FOLDER[file.value.ref.kind] / _name(number, file)
                 for number, file in enumerate(launch.files)
@@ -80,7 +84,19 @@ class TaskFiles:
     def remove(self, task_id: TaskId) -> None:
         """Nothing of the task is left. Never raises: memory that cannot be freed is the host's."""
         for root in self._roots:
-            self._remove_below(Path(root, *self._below) / task_id)
+            home = Path(root, *self._below)
+            self._remove_below(home / task_id)
+            self._prune(home)
+
+    def _prune(self, home: Path) -> None:
+        """A node that has no such task has no directory. The user's own stays: other nodes have theirs
+        there, in processes of their own."""
+        with _PRUNING:
+            for directory in (home, home.parent):
+                try:
+                    os.rmdir(directory)
+                except OSError:  # something is in it, or it is not there
+                    return
 
     def sweep(self, is_known: Callable[[TaskId], bool]) -> None:
         """Nothing is left of tasks that are not known: an agent died while it started or removed one."""
@@ -91,6 +107,7 @@ class TaskFiles:
             for entry in sorted(os.listdir(home)):
                 if not is_known(TaskId(entry)):
                     self._remove_below(home / entry)
+            self._prune(home)
 
     def _remove_below(self, directory: Path) -> None:
         if _is_ours(directory.parent):
@@ -110,14 +127,18 @@ class TaskFiles:
         for part in self._below:
             home = home / part
             try:
-                home.mkdir(mode=0o711)
-                home.chmod(0o711)
+                _make(home)
             except FileExistsError:
                 if not _is_ours(home):
                     raise DriverFailed(
                         "files_taken", f"{home} is there and not this agent's", transient=False
                     ) from None
         return home
+
+
+def _make(directory: Path) -> None:
+    directory.mkdir(mode=0o711)
+    directory.chmod(0o711)  # whatever the umask
 
 
 def _name(number: int, file: LaunchFile) -> str:

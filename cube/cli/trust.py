@@ -91,10 +91,14 @@ def join_token(settings: Settings, rotate: bool) -> None:
 
 @command("rotate-keys")
 def rotate_keys(settings: Settings) -> None:
-    """A new key for gossip. Nodes go over to it by themselves, without a gap."""
+    """A new key for gossip. Nodes go over to it by themselves, without a gap. Secrets are sealed with
+    another one, which stays."""
     changed = settings.client.rotate_keys()
     answer(settings, changed)
     note(f"gossip key {changed.key} is on its way; the old one goes once every node alive has it")
+    note(
+        "secrets stay sealed with the cluster's key, which is in keys.json of each node and is not renewed"
+    )
 
 
 @command("settings")

@@ -128,6 +128,17 @@ def test_who_is_not_root_gives_nothing_away(memory: str, monkeypatch: pytest.Mon
     assert len(files.write(launch(file("/a", mode=0o444)), (101, 101))) == 1
 
 
+def test_a_node_without_such_tasks_has_no_directory(memory: str) -> None:
+    docker, process = (TaskFiles(NODE, driver, [memory]) for driver in ("docker", "process"))
+    home = Path(memory, f"cube-{os.geteuid()}", NODE)
+    _ = docker.write(launch(file("/a")), None), process.write(launch(file("a")), None)
+    docker.remove(TASK)
+    assert [path.name for path in home.iterdir()] == ["process"]
+    process.remove(TASK)
+    assert not home.exists()
+    assert len(docker.write(launch(file("/a")), None)) == 1
+
+
 def test_a_sweep_leaves_what_is_known(memory: str) -> None:
     files = TaskFiles(NODE, "docker", [memory])
     for task_id in (TASK, TaskId("task-2")):

@@ -110,8 +110,8 @@ def test_no_value_of_a_secret_is_anywhere(cluster: TestCluster, tmp_path: Path) 
         await_hashes(cluster, "two")
         saved = cluster.cube("raft", "snapshot", "save", str(tmp_path / "saved"), at=n2)
         assert saved.returncode == 0, saved.stderr
-        for path, data in answers(cluster):
-            assert found_in(data) == [], path
+        for what, data in answers(cluster):
+            assert found_in(data) == [], what
         assert found_in(b"".join(told)) == []
     finally:
         events.terminate()

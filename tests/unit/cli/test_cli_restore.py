@@ -14,7 +14,7 @@ import pytest
 
 from cube.adapters.raft.offline import read_contents
 from cube.adapters.trust.authority import X509Certificates
-from cube.adapters.trust.envelope import seal_envelope
+from cube.adapters.trust.envelope import open_envelope, seal_envelope
 from cube.agent import restoring
 from cube.agent.recovery import replayed
 from cube.agent.restoring import read_keys, read_saved
@@ -23,13 +23,16 @@ from cube.model import commands as c
 from cube.model.cluster import ClusterState
 from cube.model.ids import ClusterId
 from cube.model.savedstate import encode_head
+from cube.model.stored import StoredKind
 from cube.model.trust import NodeKeys, TokenRole, parse_api_token, secret_matches
 from cube.services.enrolment import CA_KEY_PURPOSE
 from cube.services.formation import NodeRecord
-from cube.services.keyring import first_gossip_key
+from cube.services.keyring import Keyring, first_gossip_key
+from cube.services.stored_values import StoredValues
 from cube.statemachine.snapshot import digest
 from tests.data_dirs import KEYS, make_data_dir
 from tests.fakes.cluster import START_MS, World, job_spec
+from tests.fakes.disk import FakeDisk
 from tests.ports import free_ports
 from tests.unit.raft.test_raft_offline import files
 
@@ -108,6 +111,28 @@ def test_a_saved_state_becomes_a_cluster_of_one_without_its_old_nodes(tmp_path: 
     assert read_keys(directory / "keys.json") == KEYS
     for name in ("keys.json", "node.json"):
         assert os.stat(directory / name).st_mode & 0o777 == 0o600
+
+
+def test_secrets_open_with_the_keys_that_a_restore_asks_for(tmp_path: Path) -> None:
+    """Keys of another cluster are refused (below): so what is restored can be opened."""
+    world = a_world()
+    keyring = Keyring(FakeDisk())
+    keyring.take(KEYS)
+    values = StoredValues(lambda: world.state, keyring, open_envelope, seal_envelope)
+    data, fingerprint = values.seal("db", b"canary")
+    world.apply(c.StoreVersion(StoredKind.SECRET, "db", data, 6, fingerprint))
+    directory = tmp_path / "data"
+    file = save(tmp_path / "s", world.state)
+    done = cube(
+        "raft", "snapshot", "restore", file, "--data-dir", directory,
+        "--keys", keys_file(tmp_path / "k"), "--insecure",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    stored = restored_state(directory)[1].stored["secret/db"]
+    kept = read_keys(directory / "keys.json").cluster_key
+    assert open_envelope(kept, stored.ref.key, stored.newest.data) == b"canary"
+    written = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert not any(b"canary" in path.read_bytes() for path in written)
 
 
 def test_the_new_node_has_a_certificate_of_the_old_ca(tmp_path: Path) -> None:
