@@ -16,6 +16,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from cube.adapters.process import attempts
 from cube.adapters.process.host import boot_id, start_time, stat_of
 from cube.adapters.process.lease import FILE as LEASE_FILE
 from cube.adapters.process.lease import read_lease, write_lease
@@ -482,6 +483,27 @@ async def test_a_group_that_nobody_knows_is_emptied(plain_rig: ProcessRig) -> No
     await rig.restart()
     assert await rig.driver.recover() == []
     await none_left(launch.task_id)
+
+
+async def test_who_looks_at_an_attempt_while_it_is_removed_finds_none(
+    plain_rig: ProcessRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half of its records would read as the death of its supervisor."""
+    rig = plain_rig
+    launch = rig.exits(rig.launch(new_task_id()), 0)
+    await rig.driver.start(launch)
+    await ended(rig, launch.task_id)
+    seen = []
+
+    def remove_tree(path: Path) -> None:
+        seen.append(rig.process_driver._attempts.look((launch.task_id, 1)))
+        really_remove(path)
+
+    really_remove = attempts.remove_tree
+    monkeypatch.setattr(attempts, "remove_tree", remove_tree)
+    await rig.driver.remove(launch.task_id, keep_logs=False)
+    assert set(seen) == {None}
+    assert list((rig.directory / rig.node_id).iterdir()) == []
 
 
 # -- all that it started ----------------------------------------------------------------------------

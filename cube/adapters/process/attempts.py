@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import shutil
@@ -221,7 +222,13 @@ class Attempts:
         task_id, number = identity
         _ = self._verdicts.pop(identity, None)
         self.cgroups.remove(group_name(identity))
-        remove_tree(self.paths(task_id).attempt(number))
+        directory = self.paths(task_id).attempt(number)
+        gone = directory.with_name(f".{number}.gone")  # at once: who looks meanwhile finds nothing
+        if gone.exists():  # an agent died here before
+            remove_tree(gone)
+        with contextlib.suppress(FileNotFoundError):
+            directory.rename(gone)
+        remove_tree(gone)
 
     def forget_task(self, task_id: TaskId, *, keep_logs: bool) -> None:
         """Nothing of the task is left but, when asked, its output. All attempts must have ended."""
