@@ -506,6 +506,18 @@ async def test_who_looks_at_an_attempt_while_it_is_removed_finds_none(
     assert list((rig.directory / rig.node_id).iterdir()) == []
 
 
+async def test_a_node_that_is_given_up_leaves_no_group(rig: ProcessRig) -> None:
+    launch = rig.launch(new_task_id())
+    await rig.driver.start(launch)
+    homes = [Path(group).parent for group in rig.process_driver.cgroup_directories(TaskId("t"), 1)]
+    await rig.process_driver.give_up()
+    assert all(home.exists() for home in homes), "something runs in them"
+    await rig.driver.stop(launch.task_id, 1, "SIGKILL", 0)
+    await rig.driver.remove(launch.task_id, keep_logs=False)
+    await rig.process_driver.give_up()
+    assert not any(home.exists() for home in homes)
+
+
 # -- all that it started ----------------------------------------------------------------------------
 
 
