@@ -281,7 +281,9 @@ class DockerDriver:
     async def reap(self, removed: Set[NodeId]) -> int:
         """As cube.ports.reaper.Reaper has it: of every agent that used this engine."""
         others = removed - {self._node_id}
-        return await self._engine.call(partial(reap, cluster_id=self._cluster_id, removed=others))
+        ended = await self._engine.call(partial(reap, cluster_id=self._cluster_id, removed=others))
+        self._files.reap(others)
+        return ended
 
     def _forget_told(self, task_id: TaskId) -> dict[Identity, RunState]:
         """Nothing more is told of the task's attempts. Returns what was known of them."""

@@ -14,7 +14,7 @@ import re
 import shutil
 import stat
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from pathlib import Path
 
 from cube.model.errors import DriverFailed
@@ -108,6 +108,12 @@ class TaskFiles:
                 if not is_known(TaskId(entry)):
                     self._remove_below(home / entry)
             self._prune(home)
+
+    def reap(self, removed: Set[NodeId]) -> None:
+        """Nothing is left of these nodes, where an agent of the same user wrote it."""
+        for node_id in sorted(removed):
+            if _ID.fullmatch(node_id):
+                TaskFiles(node_id, self._below[-1], self._roots).sweep(lambda _: False)
 
     def _remove_below(self, directory: Path) -> None:
         if _is_ours(directory.parent):

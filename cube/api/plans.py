@@ -12,6 +12,7 @@ from cube.api.errors import Problem, refused
 from cube.api.jobs import all_warnings, find_job_version, read_job
 from cube.api.lookup import find_node
 from cube.model import commands
+from cube.model.cluster import ClusterState, Job
 from cube.model.dryrun import DryRun, GroupEffect, JobEffect, Move
 from cube.model.ids import JobId
 from cube.model.jobdiff import spec_changes
@@ -26,6 +27,8 @@ from cube.model.planviews import (
     NodePlanView,
     PlacementView,
 )
+from cube.model.spec import JobSpec
+from cube.model.stored import refs_of
 from cube.model.units import parse_duration_ms
 from cube.model.views import ProblemError
 
@@ -50,7 +53,8 @@ async def plan_job(call: Call) -> web.Response:
         name=spec.name,
         version=find_job_version(call, spec.name),
         changed=found.outcome.changed,
-        changes=tuple(ChangeView(one.path, one.old, one.new) for one in changes),
+        changes=tuple(ChangeView(one.path, one.old, one.new) for one in changes)
+        + _newer_values(call.state, old, spec),
         groups=_groups(own, tuple(sorted(spec.groups))),
         placements=tuple(
             PlacementView(move.group, move.slot, move.node) for move in own.moves if move.node
@@ -64,6 +68,18 @@ async def plan_job(call: Call) -> web.Response:
         index=found.index,
     )
     return call.json(view)
+
+
+def _newer_values(state: ClusterState, old: Job | None, spec: JobSpec) -> tuple[ChangeView, ...]:
+    """Of the secrets and configs that the job has and keeps: those that it would get in a newer version."""
+    uses = {} if old is None else old.versions[-1].uses
+    found = []
+    for ref in refs_of(spec):
+        stored, version = state.stored.get(ref.key), uses.get(ref.key, 0)
+        if version and stored is not None and stored.newest.version != version:
+            path = f"{ref.kind.value}s.{ref.name}"
+            found.append(ChangeView(path, version, stored.newest.version))
+    return tuple(found)
 
 
 async def plan_node(call: Call) -> web.Response:

@@ -45,7 +45,9 @@ def service_resolve(settings: Settings, name: str) -> None:
 
 @command("events")
 @click.option("-f", "--follow", is_flag=True, help="The default; here for habit.")
-@click.option("--topic", multiple=True, help="node, job, task or cluster.")
+@click.option(
+    "--topic", multiple=True, help="cluster, node, job, deployment, task, secret or config."
+)
 @click.option("--since", default="", help="Go on after this event id (index.n).")
 def events(settings: Settings, follow: bool, topic: tuple[str, ...], since: str) -> None:
     """What happens, as it happens, until Ctrl-C."""
@@ -59,7 +61,9 @@ def events(settings: Settings, follow: bool, topic: tuple[str, ...], since: str)
             note("some events are missing; what follows is new")
             continue
         told = event.data
-        what = str(told.get("task") or told.get("job") or told.get("node") or "")
+        what = str(
+            told.get("task") or told.get("job") or told.get("node") or told.get("name") or ""
+        )
         word = str(told.get("state") or told.get("status") or "")
         why = clean(str(told.get("message") or told.get("reason") or ""))
         out(

@@ -17,7 +17,7 @@ from cube.cli.rollout import tasks_gone, wait_until
 from cube.cli.run import FORMATS, follow, read_file
 from cube.cli.why import job_of
 from cube.client.client import Client
-from cube.model.views import JobView
+from cube.model.views import JobVersionView, JobView
 
 if TYPE_CHECKING:
     from cube.model.spec import JobSpec
@@ -180,11 +180,16 @@ def job_versions(settings: Settings, job_name: str) -> None:
         return
     versions = settings.client.versions(job_name)
     rows = [
-        [f"v{item.version}", age(item.created_at), "yes" if item.stable else "–", item.actor]
+        [f"v{item.version}", age(item.created_at), "yes" if item.stable else "–", _by(item)]
         for item in versions
     ]
     table(["VERSION", "AGE", "WAS HEALTHY", "BY"], sorted(rows, key=lambda row: -int(row[0][1:])))
     note(f"next: cube rollback {job_name} [VERSION]")
+
+
+def _by(version: JobVersionView) -> str:
+    """Who submitted it, or set what it was made for."""
+    return f"{version.actor}: {version.reason}" if version.reason else version.actor
 
 
 @command("validate")

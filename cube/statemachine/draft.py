@@ -192,9 +192,10 @@ class Draft:
         job_id = self._job_names.get(name)
         return None if job_id is None else self._jobs[job_id]
 
-    def jobs(self) -> list[Job]:
-        """All, runs and deleted ones too; by id."""
-        return sorted(self._jobs.values(), key=lambda job: job.id)
+    def jobs_using(self, key: str) -> list[Job]:
+        """Those that have this secret or config in some version, runs and deleted ones too; by id."""
+        found = [job for job in self._jobs.values() if any(key in one.uses for one in job.versions)]
+        return sorted(found, key=lambda job: job.id)
 
     def job_count(self) -> int:
         """Those that users submitted and have not deleted."""

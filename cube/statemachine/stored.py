@@ -67,8 +67,8 @@ def refusal(draft: Draft, spec: JobSpec) -> Rejected | None:
         )
     if not refs:
         return None
-    others = [job for job in draft.jobs() if job.listed and job.name != spec.name]
     for ref in refs:
+        others = (job for job in draft.jobs_using(ref.key) if job.listed and job.name != spec.name)
         if sum(ref.key in job.versions[-1].uses for job in others) >= JOBS_MAX_EACH:
             return Rejected(RejectReason.LIMIT, f"{ref} is used by {JOBS_MAX_EACH} jobs, its limit")
     return None
@@ -101,21 +101,22 @@ def store(draft: Draft, body: c.StoreVersion, actor: str) -> Outcome:
         return Rejected(RejectReason.CONFLICT, f"{ref} {at}{wanted}")
     if known is not None and _is_same(known.newest, body):
         return StoredAccepted(body.kind, body.name, present, changed=False)
+    using = draft.jobs_using(ref.key)
     version = StoredVersion(
-        version=present + 1 if known is not None else _last_remembered(draft, ref.key) + 1,
+        version=present + 1 if known is not None else _last_remembered(using, ref.key) + 1,
         data=body.data,
         fingerprint=body.fingerprint,
         size_bytes=body.size_bytes,
         created_at_ms=draft.now_ms,
         actor=actor,
     )
-    after = _with_version(draft, ref, known, version)
+    after = _with_version(draft, ref, known, version, using)
     over = _over_limits(draft, known, after)
     if over:
         return Rejected(RejectReason.LIMIT, over)
     draft.put_stored(after)
     _announce(draft, ref, "set", version.version)
-    rolled = _roll(draft, ref, version.version, actor)
+    rolled = _roll(draft, ref, version.version, actor, using)
     return StoredAccepted(
         body.kind, body.name, version.version, True, tuple(rolled[:LISTED_MAX]), len(rolled)
     )
@@ -142,20 +143,24 @@ def _is_same(newest: StoredVersion, body: c.StoreVersion) -> bool:
     return newest.data == body.data
 
 
-def _last_remembered(draft: Draft, key: str) -> int:
+def _last_remembered(using: list[Job], key: str) -> int:
     """A version of a job that remembers one of before must not take another value for it."""
-    numbers = [entry.uses.get(key, 0) for job in draft.jobs() for entry in job.versions]
+    numbers = [entry.uses.get(key, 0) for job in using for entry in job.versions]
     return max(numbers, default=0)
 
 
 def _with_version(
-    draft: Draft, ref: StoredRef, known: Stored | None, version: StoredVersion
+    draft: Draft,
+    ref: StoredRef,
+    known: Stored | None,
+    version: StoredVersion,
+    using: list[Job],
 ) -> Stored:
     """With it, and without those of before that are neither recent nor any job's."""
     if known is None:
         return Stored(kind=ref.kind, name=ref.name, versions=(version,), created_at_ms=draft.now_ms)
     recent = known.versions[1 - VERSIONS_KEPT :]
-    used = {entry.uses.get(ref.key, 0) for job in draft.jobs() for entry in job.versions}
+    used = {entry.uses.get(ref.key, 0) for job in using for entry in job.versions}
     older = [one for one in known.versions[: 1 - VERSIONS_KEPT] if one.version in used]
     return msgspec.structs.replace(known, versions=(*older, *recent, version))
 
@@ -170,11 +175,11 @@ def _over_limits(draft: Draft, known: Stored | None, after: Stored) -> str:
     return ""
 
 
-def _roll(draft: Draft, ref: StoredRef, version: int, actor: str) -> list[str]:
+def _roll(draft: Draft, ref: StoredRef, version: int, actor: str, using: list[Job]) -> list[str]:
     """The names of the jobs that have a new version because of it, sorted."""
     jobs = [
         job
-        for job in draft.jobs()
+        for job in using
         if job.listed
         and not job.stopped
         and job.spec.type in _ROLLED
@@ -217,7 +222,7 @@ def remove(draft: Draft, body: c.RemoveStored) -> Outcome:
 
 def users_of(draft: Draft, key: str) -> list[str]:
     """The jobs that need it, sorted: what they run with, want, or would go back to."""
-    return sorted({job.name for job in draft.jobs() if _needs(draft, job, key)})
+    return sorted({job.name for job in draft.jobs_using(key) if _needs(draft, job, key)})
 
 
 def _needs(draft: Draft, job: Job, key: str) -> bool:

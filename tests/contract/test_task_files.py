@@ -148,6 +148,16 @@ def test_a_sweep_leaves_what_is_known(memory: str) -> None:
     assert names == [TASK]
 
 
+def test_of_removed_nodes_nothing_is_left(memory: str) -> None:
+    gone, alive = NodeId("removed"), NodeId("alive")
+    for node_id in (gone, alive):
+        _ = TaskFiles(node_id, "docker", [memory]).write(launch(file("/a")), None)
+    _ = TaskFiles(gone, "process", [memory]).write(launch(file("a")), None)
+    TaskFiles(NODE, "docker", [memory]).reap({gone, NodeId("../alive"), NodeId("never-here")})
+    left = sorted(str(path.relative_to(memory)) for path in Path(memory).glob("*/*/*"))
+    assert left == [f"cube-{os.geteuid()}/alive/docker", f"cube-{os.geteuid()}/removed/process"]
+
+
 @pytest.mark.parametrize(
     ("user", "owner"),
     [

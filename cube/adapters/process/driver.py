@@ -540,7 +540,9 @@ class ProcessDriver:
     async def reap(self, removed: Set[NodeId]) -> int:
         """As cube.ports.reaper.Reaper has it: of every data directory on this host."""
         known = {node_id for node_id in removed if SAFE_ID.fullmatch(node_id)} - {self._mark[1]}
-        return await asyncio.to_thread(reap, self._mark[0], known, self._attempts.cgroups)
+        ended = await asyncio.to_thread(reap, self._mark[0], known, self._attempts.cgroups)
+        self._files.reap(known)
+        return ended
 
     # -- small things -----------------------------------------------------------------------------
 

@@ -72,6 +72,16 @@ async def test_a_secret_is_set_listed_shown_and_removed(api: Served) -> None:
     assert b"canary" not in repr(api.world.state).encode()
 
 
+async def test_a_plan_says_which_values_are_newer(api: Served) -> None:
+    _ = await call(api, "PUT", "/v1/secrets/db", data=b"1")
+    _ = await call(api, "POST", "/v1/jobs", json=JOB)
+    _ = await call(api, "PUT", "/v1/secrets/db", data=b"2")
+    _ = await call(api, "POST", "/v1/jobs/web/rollback", json={"version": 1})
+    status, plan = await call(api, "POST", "/v1/jobs/plan", json=JOB)
+    assert (status, plan["changed"]) == (200, True)
+    assert plan["changes"] == [{"path": "secrets.db", "old": 1, "new": 2}]
+
+
 async def test_a_job_that_names_no_secret_that_is_there_is_refused(api: Served) -> None:
     status, refused = await call(api, "POST", "/v1/jobs", json=JOB)
     assert (status, refused["code"]) == (409, "refused")
