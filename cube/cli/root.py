@@ -27,6 +27,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "cube.cli.exec:exec_command",
         "Run a command in a task, with a terminal if you have one.",
     ),
+    "cp": ("cube.cli.copy:cp", "Copy files out of a task, or into it."),
     "top": ("cube.cli.top:top", "What nodes and tasks use, live on a terminal."),
     "why": ("cube.cli.why:why", "Why a job or task is not running, and what would help."),
     "scale": ("cube.cli.jobs:scale", "Change how many tasks a group has."),
@@ -66,7 +67,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
 }
 # Named in the design and not built yet: an honest answer instead of "no such command".
 LATER = (
-    "cp", "debug",
+    "debug",
 )  # fmt: skip
 MOVED = {
     "manager": "Cube has one process, the same on every host: cube agent",

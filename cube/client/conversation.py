@@ -33,8 +33,8 @@ from cube.client.websocket import (
 from cube.model.sessions import MESSAGE_BYTES_MAX, ExecOrder, FromCommand, ToCommand
 from cube.model.views import ProblemView
 
-READ_BYTES = 32 * 1024
-UNSENT_BYTES_MAX = 128 * 1024  # then the input is not read until some of it has left
+READ_BYTES = 64 * 1024
+UNSENT_BYTES_MAX = 256 * 1024  # then the input is not read until some of it has left
 _FROM = msgspec.json.Decoder(FromCommand)
 
 

@@ -19,7 +19,8 @@ from cube.adapters.process.wire import Order
 from cube.model.sessions import ExecOrder, ExecOutput
 from cube.ports.session import CLOSE_GRACE_MS
 
-READ_BYTES = 32 * 1024  # of output at a time; a pipe holds twice as much, then the command waits
+READ_BYTES = 32 * 1024  # of output at a time
+PIPE_BYTES = 256 * 1024  # then the command waits: on a busy host, fewer turns of four processes
 END_OF_TRANSMISSION = b"\x04"  # ^D: on a terminal, the end of input
 
 
@@ -51,6 +52,9 @@ def _on_terminal(packed: bytes, task_order: Order, order: ExecOrder, label: str)
 
 def _on_pipes(packed: bytes, label: str) -> ProcessSession:
     ins, outs, errs = os.pipe(), os.pipe(), os.pipe()
+    for pipe in (ins, outs):
+        with contextlib.suppress(OSError):  # a user may have as many as the host allows
+            fcntl.fcntl(pipe[0], fcntl.F_SETPIPE_SZ, PIPE_BYTES)
     try:
         pid = spawn(packed, outs[1], errs[1], label, ins[0])
     except OSError:

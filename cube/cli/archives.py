@@ -1,0 +1,162 @@
+"""Archives of files, as they come through a pipe: packed from this machine, and unpacked onto it.
+
+What is unpacked was made by a task, which may be anybody's: no name leads out of the destination,
+none goes through a link, and nothing but files, directories and links that stay inside is made.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+import msgspec
+
+READ_BYTES = 256 * 1024
+PART = ".cube-part"  # of a file that is not whole yet
+
+
+class ArchiveRefused(Exception):
+    """The sentence says what in it cannot be unpacked here."""
+
+
+class Counts(msgspec.Struct):
+    files: int = 0
+    bytes: int = 0
+    skipped: int = 0  # devices, sockets and pipes
+
+
+def pack(source: Path, name: str, out: IO[bytes]) -> Counts:
+    """An archive in which `source` is called `name`. Raises OSError."""
+    counts = Counts()
+
+    def note(info: tarfile.TarInfo) -> tarfile.TarInfo | None:
+        info.uid = info.gid = 0  # whoever unpacks it owns it
+        info.uname = info.gname = ""
+        if not (info.isreg() or info.isdir() or info.issym() or info.islnk()):
+            counts.skipped += 1
+            return None
+        counts.files += info.isreg()
+        counts.bytes += info.size
+        return info
+
+    with tarfile.open(fileobj=out, mode="w|", bufsize=READ_BYTES, format=tarfile.GNU_FORMAT) as tar:
+        tar.add(source, name, filter=note)
+    return counts
+
+
+def unpack(archive: IO[bytes], directory: Path, name: str) -> Counts:
+    """What is in the archive is below `directory`, its top renamed to `name`. Raises ArchiveRefused,
+    OSError."""
+    counts = Counts()
+    with _refusing():
+        with tarfile.open(fileobj=archive, mode="r|", bufsize=READ_BYTES) as tar:
+            for member in tar:
+                target = _target(directory, name, member.name)
+                _unpack_one(tar, member, target, directory, name, counts)
+        while archive.read(READ_BYTES):  # what pads its end, or the sender would be cut off
+            pass
+    return counts
+
+
+@contextlib.contextmanager
+def _refusing() -> Iterator[None]:
+    try:
+        yield
+    except tarfile.TarError as error:
+        raise ArchiveRefused(f"what came is no whole archive: {error}") from None
+
+
+def _unpack_one(
+    tar: tarfile.TarFile, member: tarfile.TarInfo, target: Path, directory: Path, name: str,
+    counts: Counts,
+) -> None:  # fmt: skip
+    _check_parents(directory, target)
+    if member.isdir():
+        if not target.is_dir() or target.is_symlink():
+            target.mkdir()
+        target.chmod(member.mode & 0o777 | 0o700)
+    elif member.isreg():
+        source = tar.extractfile(member)
+        assert source is not None, "a regular file has data"
+        _write(source, target, member)
+        counts.files += 1
+        counts.bytes += member.size
+    elif member.issym():
+        _check_link(directory, target, member.linkname)
+        _make_way(target)
+        target.symlink_to(member.linkname)
+    elif member.islnk():
+        other = _target(directory, name, member.linkname)
+        _check_parents(directory, other)
+        if not stat.S_ISREG(os.lstat(other).st_mode):
+            raise ArchiveRefused(f"{member.name!r} is a link to what is no file")
+        _make_way(target)
+        os.link(other, target)
+        counts.files += 1
+    else:
+        counts.skipped += 1
+
+
+def _target(directory: Path, name: str, member: str) -> Path:
+    """Where a member goes. Raises ArchiveRefused for a name that leads elsewhere."""
+    parts = [part for part in member.split("/") if part not in ("", ".")]
+    if member.startswith("/") or ".." in parts or "\0" in member:
+        raise ArchiveRefused(f"the archive has a file {member[:200]!r}, which leads out of it")
+    return directory.joinpath(name, *parts[1:])
+
+
+def _check_parents(directory: Path, target: Path) -> None:
+    """Every directory between the two is one, and no link. Those that are missing are made."""
+    step = directory
+    for part in target.relative_to(directory).parts[:-1]:
+        step = step / part
+        try:
+            mode = os.lstat(step).st_mode
+        except FileNotFoundError:
+            step.mkdir()
+            continue
+        if not stat.S_ISDIR(mode):
+            raise ArchiveRefused(f"{step} is no directory here, so nothing is put into it")
+
+
+def _check_link(directory: Path, target: Path, link: str) -> None:
+    where = os.path.normpath(os.path.join(os.path.dirname(target), link))
+    inside = os.path.commonpath([where, str(directory)]) == str(directory)
+    if os.path.isabs(link) or not inside:
+        raise ArchiveRefused(
+            f"{target.name} is a link to {link[:200]!r}, which leads out of the archive"
+        )
+
+
+def _make_way(target: Path) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        target.unlink()
+
+
+def _write(source: IO[bytes], target: Path, member: tarfile.TarInfo) -> None:
+    """The file is whole, or as it was before."""
+    if target.is_dir() and not target.is_symlink():
+        raise ArchiveRefused(f"{target} is a directory here, and a file there")
+    part = target.with_name(target.name + PART)
+    _make_way(part)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+    try:
+        with open(os.open(part, flags, 0o600), "wb") as file:
+            left = member.size
+            while left:
+                data = source.read(min(left, READ_BYTES))
+                if not data:
+                    raise ArchiveRefused(f"{member.name!r} is cut off")
+                file.write(data)
+                left -= len(data)
+            os.fchmod(file.fileno(), member.mode & 0o777)
+        os.utime(part, (member.mtime, member.mtime))
+        os.rename(part, target)
+    except BaseException:
+        _make_way(part)
+        raise
