@@ -173,8 +173,8 @@ class Adoption:
             return
         cluster_id, _ = self._identity(self.cluster.running()[0])
         marks = [
-            (ClusterId("another-cluster"), NodeId("another-node")),
-            (cluster_id, NodeId("another-node-of-ours")),
+            (ClusterId("another-cluster"), _some_node()),
+            (cluster_id, _some_node()),
         ]
         for number, (cluster, node) in enumerate(marks):
             directory = self.cluster.directory / f"decoy-{number}"
@@ -255,6 +255,11 @@ class Adoption:
                 if name in found:
                     found[name].append(int(rest.split()[0]))
         return {name.lower(): statistics.median(values) for name, values in found.items()}
+
+
+def _some_node() -> NodeId:
+    """No other run on this host has it: a node ends what is in its groups and not in its directory."""
+    return NodeId(f"another-node-{secrets.token_hex(8)}")
 
 
 def _driver(directory: Path, launch: Launch) -> ProcessDriver:
