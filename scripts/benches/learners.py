@@ -35,7 +35,7 @@ from cube.services.log_follower import LogFollower
 from cube.services.state_feed import StateFeed
 from tests.builders import facts
 from tests.fakes.cluster import FakeClock, FakeCluster, FakeLocalTasks, FakePeers, World
-from tests.fakes.served import token_desk
+from tests.fakes.served import stored_values, token_desk
 from tests.ports import free_port
 
 OPERATION = bytes(200)
@@ -104,8 +104,8 @@ async def serve(log: PySyncObjLog, address: str) -> tuple[Desk, web.AppRunner]:
     desk = Desk(log)
     world = World()
     app = make_app(
-        FakeCluster(world, "n1"), FakeLocalTasks(), desk, token_desk(world), clock=FakeClock(),
-        new_id=lambda: "x" * 8,
+        FakeCluster(world, "n1"), FakeLocalTasks(), desk, token_desk(world),
+        stored_values(world).seal, clock=FakeClock(), new_id=lambda: "x" * 8,
     )  # fmt: skip
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
     await runner.setup()

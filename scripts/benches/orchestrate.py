@@ -65,7 +65,7 @@ from cube.services.state_feed import AppliedEntry, StateFeed
 from cube.services.voter_loop import VoterLoop
 from tests.builders import GIB, facts, group, job
 from tests.fakes.cluster import FakeLocalTasks, FakePeers, World
-from tests.fakes.served import token_desk
+from tests.fakes.served import stored_values, token_desk
 from tests.ports import free_port
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -390,7 +390,7 @@ class Leader:
         """The API; returns where it is."""
         app = make_app(
             self._view, FakeLocalTasks(), FakePeers(), token_desk(World()),
-            clock=self.member.clock, new_id=entropy.short_id,
+            stored_values(World()).seal, clock=self.member.clock, new_id=entropy.short_id,
         )  # fmt: skip
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
         await self._runner.setup()
