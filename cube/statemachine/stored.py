@@ -193,6 +193,11 @@ def _roll(draft: Draft, ref: StoredRef, version: int, actor: str, using: list[Jo
         after = deployments.add_version(
             draft, job, newest.spec, actor, newest.generation, uses, reason=reason
         )
+        # A new password must not bring a new image with it.
+        entry = msgspec.structs.replace(
+            after.versions[-1], digests={**after.versions[-1].digests, **newest.digests}
+        )
+        after = msgspec.structs.replace(after, versions=(*after.versions[:-1], entry))
         draft.put_job(after, f"{ref.kind.value}_changed")
         forget_unused(draft, after)
     return [job.name for job in jobs]

@@ -10,12 +10,14 @@ from typing import Any
 import pytest
 
 from cube.adapters.fake_driver import FakeDriver, FakeHost
+from cube.model import commands as c
 from cube.model.errors import DriverFailed
 from cube.model.ids import ClusterId, NodeId
 from cube.model.launch import DriverInfo, Launch, LogChunk, RunState
 from cube.model.lifecycle import TaskState
 from cube.model.resources import Resources
-from cube.model.spec import PortSpec, Protocol
+from cube.model.spec import MountSpec, MountType, PortSpec, Protocol, SecretRef
+from cube.model.stored import StoredKind
 from cube.services import worker_loop
 from cube.services.driver_facts import DriverFacts
 from cube.services.local_tasks import DriverTasks
@@ -206,3 +208,46 @@ async def test_logs_come_from_the_tasks_driver_and_a_missing_one_is_said() -> No
     with pytest.raises(DriverFailed) as failure:
         logs.logs(make_task(driver="docker"), **what)
     assert failure.value.code == "no_driver"
+
+
+def secret(world: World, value: bytes) -> None:
+    data, fingerprint = world.values.seal("db", value)
+    world.states.do(c.StoreVersion(StoredKind.SECRET, "db", data, len(value), fingerprint))
+
+
+def test_a_driver_gets_the_secrets_and_nothing_else_does(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def scenario(world: World) -> None:
+        secret(world, b"canary")
+        mounts = (MountSpec(MountType.SECRET, "db", "db", True, 0, 0o400),)
+        [task_id] = world.run(env={"P": SecretRef("db")}, mounts=mounts)
+        await world.until_state(task_id, S.RUNNING)
+        launch = world.host.attempts[NODE, task_id].launch
+        assert (launch.env["P"], launch.files[0].data) == ("canary", b"canary")
+        assert "P" not in world.host.prepared[-1].env, "who pulls the image needs none"
+        secret(world, b"newer")  # the job's next version is for others to make real
+        world.host.end(NODE, task_id, 1, VirtualClock().now_ms())
+        await world.until_state(task_id, S.RUNNING, attempt=2)
+        assert world.host.attempts[NODE, task_id].launch.env["P"] == "canary"
+        assert world.loop is not None
+        seen = repr((world.loop.recent, world.worker.tasks, world.states.state.tasks))
+        assert "canary" not in seen + caplog.text
+
+    caplog.set_level("DEBUG")
+    in_world(scenario)
+
+
+def test_a_secret_that_does_not_open_fails_the_task_with_what_to_do() -> None:
+    async def scenario(world: World) -> None:
+        secret(world, b"canary\xff")
+        [task_id] = world.run(env={"P": SecretRef("db")})
+        await world.until(lambda: world.task(task_id).ended)
+        task = world.task(task_id)
+        assert (task.reason, task.message) == (
+            "secret_not_text",
+            "env P: secret db is no text; mount it as a file instead; 3 restarts within 600 s are "
+            "used up",
+        )  # fmt: skip
+
+    in_world(scenario)

@@ -221,6 +221,18 @@ def test_a_new_version_makes_a_new_version_of_each_service_that_has_it() -> None
     assert violations(machine.state) == []
 
 
+def test_a_new_secret_brings_no_new_image() -> None:
+    machine = Machine()
+    _ = put(machine, "1"), machine.submit(using())
+    old = job_of(machine)
+    digests = {"image:latest": "sha256:" + "a" * 64}
+    old = structs.replace(old, versions=(structs.replace(old.versions[0], digests=digests),))
+    again = Machine(state=structs.replace(machine.state, jobs=machine.state.jobs.set(old.id, old)))
+    _ = put(again, "2")
+    assert job_of(again).version == 2
+    assert job_of(again).versions[-1].digests == digests
+
+
 def test_only_the_groups_that_have_it_need_new_containers() -> None:
     machine = Machine()
     _ = put(machine, "1"), machine.submit(using()), put(machine, "2")
