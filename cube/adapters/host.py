@@ -23,6 +23,14 @@ def capacity(data_dir: Path) -> Resources:
     )
 
 
+def disk_free_bytes(path: str) -> int | None:
+    """Free for users on the file system of this path; None: it is not on this machine, or does not say."""
+    try:
+        return psutil.disk_usage(path).free
+    except OSError:
+        return None
+
+
 def attributes() -> dict[str, str]:
     """NodeFacts.attributes, by the names that constraints use. Architectures are called what
     container images call them."""

@@ -51,6 +51,7 @@ from cube.ports.driver import Driver
 from cube.ports.log import Role
 from cube.scheduler.liveness import Liveness
 from cube.services.cluster_view import ClusterView, Parts
+from cube.services.disk_watch import DiskWatch
 from cube.services.driver_facts import DriverFacts
 from cube.services.formation import Formation, NodeRecord, Records
 from cube.services.gossip_loop import GossipLoop
@@ -115,7 +116,9 @@ class Agent:
         self._remote = HttpPeers(None if config.insecure else self._trust.tls.client)
         self._view = ClusterView(self.node_id, self._feed)
         self._drivers: dict[str, Driver] = {}
-        self._driver_facts = DriverFacts(self._drivers)
+        free_min = config.gc.disk_free_min_bytes
+        disk_watch = DiskWatch(str(self._data_dir), free_min, host.disk_free_bytes)
+        self._driver_facts = DriverFacts(self._drivers, disk_watch.judge)
         self._capacity = self._detect_capacity()
         self._request = JoinRequest(
             node_id=self.node_id,

@@ -7,6 +7,7 @@ import click
 from cube.cli.context import Settings, command, group
 from cube.cli.exits import FAILED, INTERRUPTED, USAGE, CommandError
 from cube.cli.output import Style, age, answer, clean, note, out, plural, raw, table
+from cube.model.launch import DISK_FACT, DISK_SHORT
 from cube.model.units import format_size
 from cube.model.views import NodeView
 
@@ -66,6 +67,8 @@ def print_nodes(settings: Settings, nodes: list[NodeView]) -> None:
             status += ",draining"
         elif not found.eligible:
             status += ",cordoned"
+        if any(info.attributes.get(DISK_FACT) == DISK_SHORT for info in found.drivers.values()):
+            status += ",disk short"
         drivers = ",".join(name for name, info in sorted(found.drivers.items()) if info.healthy)
         memory = f"{format_size(found.reserved.memory)} / {format_size(found.capacity.memory)}"
         row = [

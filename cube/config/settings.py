@@ -121,7 +121,9 @@ class LogSettings(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class GcSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """No keys yet."""
+    """`disk_free_min_bytes`: with less than that free the node takes no new tasks; 0: it always does."""
+
+    disk_free_min_bytes: int = 1 << 30
 
 
 class TelemetrySettings(msgspec.Struct, frozen=True, kw_only=True):

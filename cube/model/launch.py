@@ -125,6 +125,11 @@ class Observation(msgspec.Struct, frozen=True, kw_only=True):
     finished_at_ms: int = 0
 
 
+# Attributes of a driver that other parts of Cube know by name.
+ROOT_FACT = "root"  # the directory on the node's disk that holds what its tasks write
+DISK_FACT, DISK_SHORT = "disk", "short"  # there is too little room for more tasks
+
+
 class DriverInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`healthy` False with a `reason` means: no new task may be placed here with this driver.
 

@@ -15,7 +15,7 @@ from cube.model import commands as c
 from cube.model.allowed import ALLOW
 from cube.model.cluster import ClusterState, Job, Node, NodeFacts, port_key
 from cube.model.ids import JobId, NodeId
-from cube.model.launch import DriverInfo
+from cube.model.launch import DISK_FACT, DISK_SHORT, DriverInfo
 from cube.model.lifecycle import NodeStatus
 from cube.model.resources import Resources
 from cube.model.spec import Constraint, GroupSpec, JobType, Operator
@@ -110,6 +110,8 @@ class _Search:
             drivers = {**node.facts.drivers, name: DriverInfo(name, True)}
             verb = "enable" if info is None else "repair"
             told = f"{verb} the {name} driver on {node.name}"
+            if info is not None and info.attributes.get(DISK_FACT) == DISK_SHORT:
+                told = f"make room on the disk of {node.name}"
             yield Remedy(_facts(node, drivers=drivers), told, (REPAIR, 0))
 
     def permissions(self) -> Iterator[Remedy]:

@@ -18,15 +18,21 @@ _log = logging.getLogger(__name__)
 class DriverFacts:
     """`infos` is by driver name, as last refreshed; empty before the first refresh."""
 
-    def __init__(self, drivers: Mapping[str, Driver]) -> None:
+    def __init__(
+        self,
+        drivers: Mapping[str, Driver],
+        judge: Callable[[DriverInfo], DriverInfo] = lambda info: info,
+    ) -> None:
+        """`judge`: what this node makes of a driver's own word."""
         self._drivers = drivers
+        self._judge = judge
         self.infos: dict[str, DriverInfo] = {}
 
     async def refresh(self) -> bool:
         """All drivers were asked, beside each other. True when an answer differs from the last."""
         names = sorted(self._drivers)
         answers = await asyncio.gather(*(self._drivers[name].fingerprint() for name in names))
-        infos = dict(zip(names, answers, strict=True))
+        infos = dict(zip(names, map(self._judge, answers), strict=True))
         for name, info in infos.items():
             before = self.infos.get(name)
             if before is None or before.healthy != info.healthy:

@@ -23,6 +23,7 @@ from cube.adapters.docker_engine.failures import WEATHER, engine_down, refused, 
 from cube.adapters.docker_engine.settings import DockerSettings
 from cube.adapters.docker_engine.transport import connect
 from cube.model.errors import DriverFailed
+from cube.model.launch import ROOT_FACT
 
 log = logging.getLogger(__name__)
 
@@ -260,5 +261,6 @@ def _read_facts(client: Client) -> dict[str, str]:
         "os": str(info.get("OSType", "")),
         "arch": str(info.get("Architecture", "")),
         "log_driver": str(info.get("LoggingDriver", "")),
+        ROOT_FACT: str(info.get("DockerRootDir", "")),
         "runtimes": ",".join(sorted(info.get("Runtimes") or {})),
     }

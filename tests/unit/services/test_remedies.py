@@ -10,7 +10,7 @@ import pytest
 from cube.model import commands as c
 from cube.model.cluster import ClusterState
 from cube.model.ids import NodeId
-from cube.model.launch import DriverInfo
+from cube.model.launch import DISK_FACT, DISK_SHORT, DriverInfo
 from cube.model.lifecycle import NodeStatus
 from cube.model.resources import Resources
 from cube.model.spec import (
@@ -92,6 +92,9 @@ def test_a_node_that_takes_nothing() -> None:
     drivers = {"process": DriverInfo("process", False, "engine is down")}
     cluster.do(c.RegisterNode(facts("n", drivers=drivers)))
     assert told(cluster)[0] == "repair the process driver on n"
+    full = DriverInfo("process", False, "less than 1 GiB is free", {DISK_FACT: DISK_SHORT})
+    cluster.do(c.RegisterNode(facts("n", drivers={"process": full})))
+    assert told(cluster)[0] == "make room on the disk of n"
     cluster.do(c.RegisterNode(facts("n", drivers={})))
     assert told(cluster)[0] == "enable the process driver on n"
 
