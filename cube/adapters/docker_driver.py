@@ -8,9 +8,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import signal
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterator, Set
 from functools import partial
+
+import msgspec
 
 from cube.adapters.docker_engine import containers, volumes
 from cube.adapters.docker_engine.engine import Client, Engine
@@ -19,13 +22,14 @@ from cube.adapters.docker_engine.exec import execute
 from cube.adapters.docker_engine.failures import engine_down
 from cube.adapters.docker_engine.file_mounts import with_files
 from cube.adapters.docker_engine.images import Images
-from cube.adapters.docker_engine.marks import Found, Marks, gone, observe
+from cube.adapters.docker_engine.marks import Found, Marks, gone
 from cube.adapters.docker_engine.output import Wanted, read_output
 from cube.adapters.docker_engine.reaping import reap
 from cube.adapters.docker_engine.request import check_allowed, container_config
 from cube.adapters.docker_engine.session import open_session
 from cube.adapters.docker_engine.settings import DockerSettings
 from cube.adapters.docker_engine.usage import usage
+from cube.adapters.host import boot_id
 from cube.adapters.task_files import TaskFiles
 from cube.model import allowed
 from cube.model.errors import DriverFailed
@@ -50,6 +54,9 @@ log = logging.getLogger(__name__)
 PENDING_MAX = 1_000  # events not looked at yet; above it everything is looked at once instead
 RELOOK_S = 1.0  # after a look that failed
 STOP_LOOK_MS = 1_000  # how often stop() looks by itself, should the event be lost
+ENGINE_KILLS = (128 + signal.SIGTERM, 128 + signal.SIGKILL)
+ENGINE_STOP_MS = 20_000  # an engine that stops waits 15 s for its containers
+ENGINE_SLACK_MS = 2_000  # its clock and ours may be two hosts'
 KILL_WAIT_MS = 30_000  # KILL takes effect at once, but for processes in uninterruptible sleep
 
 Identity = tuple[TaskId, int]
@@ -73,7 +80,7 @@ class DockerDriver:
         self._files = files or TaskFiles(node_id, self.name)
         self._clock = clock
         self._cluster_id, self._node_id = cluster_id, node_id
-        self._marks = Marks(cluster_id, node_id)
+        self._marks = Marks(cluster_id, node_id, boot_id())
         self._maybe_engine: Engine | None = None
         self._maybe_images: Images | None = None
         self._events: EventStream | None = None
@@ -93,6 +100,8 @@ class DockerDriver:
         self._must_look = False
         self._news = asyncio.Event()
         self._listens = asyncio.Event()
+        self._lost_at_ms = 0  # when the engine last went away, and came back, by the wall clock
+        self._back_at_ms = 0
         self._stops: dict[Identity, set[asyncio.Event]] = {}
 
     # -- life -------------------------------------------------------------------------------------
@@ -105,7 +114,9 @@ class DockerDriver:
         self._maybe_images = Images(engine, self._settings)
         self._observer = asyncio.create_task(self._observe(), name="docker observer")
         self._observer.add_done_callback(_say_if_died)
-        self._events = EventStream(engine, self._marks, self._on_connect, self._on_event)
+        self._events = EventStream(
+            engine, self._marks, self._on_connect, self._on_lost, self._on_event
+        )
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._settings.ping_timeout_ms / 1000):
                 if not await engine.ping():  # where none answers, nobody waits
@@ -188,9 +199,20 @@ class DockerDriver:
         return await self._engine.call(start)
 
     async def inspect(self, task_id: TaskId, attempt: int) -> Observation:
-        return await self._engine.call(
+        seen = await self._engine.call(
             partial(containers.look, marks=self._marks, task_id=task_id, attempt=attempt)
         )
+        return self._blame_engine(seen)
+
+    def _blame_engine(self, seen: Observation) -> Observation:
+        """An engine without live-restore ends its containers when it stops, and those that a crash
+        of it left when it is back."""
+        is_killed = seen.exit_code in ENGINE_KILLS and not seen.reason and self._lost_at_ms
+        first_ms = self._lost_at_ms - ENGINE_STOP_MS
+        last_ms = max(self._lost_at_ms, self._back_at_ms) + ENGINE_SLACK_MS
+        if not is_killed or not first_ms <= seen.finished_at_ms <= last_ms:
+            return seen
+        return msgspec.structs.replace(seen, reason="its engine was stopped about then")
 
     async def stop(
         self, task_id: TaskId, attempt: int, stop_signal: str, timeout_ms: int
@@ -218,7 +240,7 @@ class DockerDriver:
             inspected = containers.find(client, self._marks, task_id, attempt)
             if inspected is None:
                 return gone(task_id, attempt)
-            seen = observe(inspected, task_id, attempt)
+            seen = self._marks.observe(inspected, task_id, attempt)
             if seen.state is RunState.RUNNING:
                 containers.signal(client, seen.handle, name)
             elif seen.state is RunState.GONE:
@@ -335,8 +357,13 @@ class DockerDriver:
     def _on_connect(self) -> None:
         """The event stream is open. Whatever happened before it was is unknown."""
         self._listens.set()
+        self._back_at_ms = self._clock.now_ms()
         self._images.forget_all()  # perhaps it is another engine, with other images
         self._look_soon()
+
+    def _on_lost(self) -> None:
+        if self._lost_at_ms <= self._back_at_ms:
+            self._lost_at_ms = self._clock.now_ms()
 
     def _look_soon(self) -> None:
         self._must_look = True

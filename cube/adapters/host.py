@@ -57,3 +57,11 @@ def stats(data_dir: Path, applied_index: int) -> MemberStats:
         disk_used_bytes=disk.used,
         applied_index=applied_index,
     )
+
+
+def boot_id() -> str:
+    """Of this host since it was last booted; empty where the kernel does not say."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""

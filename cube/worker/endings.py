@@ -178,7 +178,8 @@ def cause_of(seen: Observation) -> Cause:
     if code is None:
         return Cause("exited", seen.reason or "ended; its exit code is not known")
     if code > SIGNAL_EXIT_BASE:
-        return Cause("exited", f"killed by signal {code - SIGNAL_EXIT_BASE}", code)
+        why = f" ({seen.reason})" if seen.reason else ""
+        return Cause("exited", f"killed by signal {code - SIGNAL_EXIT_BASE}{why}", code)
     if code in _SHELL_CODES:
         message = f"exited with code {code} ({seen.reason or _SHELL_CODES[code]})"
         return Cause("exited", message, code)

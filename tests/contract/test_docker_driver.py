@@ -185,6 +185,15 @@ async def test_a_container_removed_behind_our_back_is_told_as_gone(rig: DockerRi
     assert await rig.driver.recover() == []
 
 
+async def test_a_container_killed_behind_our_back_is_told_with_its_signal(rig: DockerRig) -> None:
+    launch = rig.launch(new_task_id())
+    seen = await run(rig, launch)
+    rig.client.kill(seen.handle, "SIGKILL")
+    told = await until_told(rig, launch, RunState.EXITED)
+    assert (told.exit_code, told.oom_killed, told.reason) == (137, False, "")
+    assert (await run(rig, rig.launch(launch.task_id, 2))).state is RunState.RUNNING
+
+
 async def test_what_we_remove_ourselves_is_not_told_as_gone(rig: DockerRig) -> None:
     launch = rig.exits(rig.launch(new_task_id()), 0)
     await run(rig, launch)

@@ -4,12 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
-import shutil
 import signal
-import subprocess
-import sys
-import tempfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -21,55 +16,19 @@ from cube.adapters.system_clock import SystemClock
 from cube.model.errors import DriverFailed
 from cube.model.ids import ClusterId, NodeId
 from cube.model.launch import Launch, Observation, RunState
-from tests.contract.docker_rig import CHECKOUT, OBEYS, WAITS, DockerRig, add_image, run, shell
+from tests.contract.docker_rig import OBEYS, WAITS, DockerRig, run, shell
 from tests.contract.driver_cases import BOTH, new_task_id, read, text, until, wait_for_output
+from tests.contract.private_engine import PrivateEngine, private_engine
 
-SCRIPT = CHECKOUT / "scripts" / "test-engine"
 # Short, so that a hang is found soon; a working engine answers in milliseconds.
 CALL_MS, PING_MS = 3_000, 500
 BOUND_S = 30.0  # what "bounded in time" means here, however loaded the machine is
 
 
-class PrivateEngine:
-    def __init__(self, home: Path) -> None:
-        self.home = home
-        self.host = f"unix://{home}/docker.sock"
-
-    def start(self) -> None:
-        words = [sys.executable, str(SCRIPT), "start", str(self.home), "--net", "none"]
-        subprocess.run(words, check=True, capture_output=True, timeout=120)
-
-    def stop(self) -> None:
-        words = [sys.executable, str(SCRIPT), "stop", str(self.home)]
-        subprocess.run(words, check=True, capture_output=True, timeout=120)
-
-    def signal(self, number: int) -> None:
-        os.kill(int((self.home / "docker.pid").read_text()), number)
-
-    @contextlib.contextmanager
-    def hung(self) -> Iterator[None]:
-        self.signal(signal.SIGSTOP)
-        try:
-            yield
-        finally:
-            self.signal(signal.SIGCONT)
-
-
 @pytest.fixture(scope="module")
 def engine() -> Iterator[PrivateEngine]:
-    if os.geteuid() != 0:
-        pytest.skip("a private Docker Engine needs root")
-    path = f"{os.environ['PATH']}:/usr/sbin:/sbin"
-    if missing := [name for name in ("dockerd", "containerd") if not shutil.which(name, path=path)]:
-        pytest.skip(f"{', '.join(missing)} missing: apt-get install -y docker.io")
-    home = Path(tempfile.mkdtemp(prefix="cube", dir="/tmp"))  # short: a socket's path is bounded
-    engine = PrivateEngine(home)
-    try:
-        engine.start()
-        add_image(engine.host)
+    with private_engine() as engine:
         yield engine
-    finally:
-        engine.stop()
 
 
 @pytest.fixture

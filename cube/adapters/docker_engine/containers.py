@@ -22,7 +22,6 @@ from cube.adapters.docker_engine.marks import (
     container_name,
     gone,
     kept_name,
-    observe,
 )
 from cube.model.errors import DriverFailed
 from cube.model.ids import TaskId
@@ -52,7 +51,7 @@ def look(client: Client, marks: Marks, task_id: TaskId, attempt: int) -> Observa
     inspected = find(client, marks, task_id, attempt)
     if inspected is None:
         return gone(task_id, attempt)
-    seen = observe(inspected, task_id, attempt)
+    seen = marks.observe(inspected, task_id, attempt)
     if seen.exit_code in NOT_EXECUTED and inspected["HostConfig"].get("Init"):
         return msgspec.structs.replace(seen, reason=_said_by_init(client, seen.handle))
     return seen

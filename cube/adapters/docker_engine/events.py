@@ -11,7 +11,7 @@ from collections.abc import Callable
 import requests
 
 from cube.adapters.docker_engine.channel import abort
-from cube.adapters.docker_engine.engine import CONNECT_S, Engine, describe, is_silence, soon
+from cube.adapters.docker_engine.engine import CONNECT_S, Client, Engine, describe, is_silence, soon
 from cube.adapters.docker_engine.failures import WEATHER
 from cube.adapters.docker_engine.marks import LABEL_ATTEMPT, LABEL_TASK, Marks, container_name
 from cube.model.ids import TaskId
@@ -30,6 +30,7 @@ Identity = tuple[TaskId, int]
 
 class EventStream:
     """Calls, on the loop: `on_connect()` each time it listens (what happened before is unknown then),
+    `on_lost()` when the engine ended the stream,
     `on_event(task_id, attempt)` when an attempt's container has ended or vanished."""
 
     def __init__(
@@ -37,14 +38,17 @@ class EventStream:
         engine: Engine,
         marks: Marks,
         on_connect: Callable[[], None],
+        on_lost: Callable[[], None],
         on_event: Callable[[TaskId, int], None],
     ) -> None:
         self._engine = engine
         self._marks = marks
         self._on_connect = on_connect
+        self._on_lost = on_lost
         self._on_event = on_event
         self._loop = asyncio.get_running_loop()
         self._closing = threading.Event()
+        self._client: Client | None = None  # of the stream; the thread's own
         self._response: requests.Response | None = None
         self._lock = threading.Lock()  # of _response, against a close() at the same moment
         self._thread = threading.Thread(target=self._listen, name="docker-events", daemon=True)
@@ -76,11 +80,14 @@ class EventStream:
                     self._response = None
             log.debug("docker_events_broken reason=%r", reason)
             if not is_silence(reason):
+                # Whoever answers next may be another engine, or a newer one.
+                self._engine.lose(self._client)
+                soon(self._loop, self._on_lost)
                 self._closing.wait(backoff_s)
                 backoff_s = min(2 * backoff_s, BACKOFF_MAX_S)
 
     def _open(self) -> requests.Response:
-        client = self._engine.client()
+        client = self._client = self._engine.client()
         filters = {
             "type": ["container"],
             "event": ["die", "destroy"],

@@ -16,6 +16,9 @@ LABEL_CLUSTER = "cube.cluster"
 LABEL_NODE = "cube.node"
 LABEL_TASK = "cube.task"
 LABEL_ATTEMPT = "cube.attempt"
+LABEL_BOOT = "cube.boot"  # the boot id of the host that the agent ran on
+# What the engine says of a container that ran when its host went down.
+EXIT_UNKNOWN = 255
 
 REASON_CHARS_MAX = 200
 _TIME = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?(Z|[+-]\d\d:\d\d)")
@@ -58,9 +61,11 @@ _RUNNING = frozenset({"running", "paused", "restarting"})
 class Marks:
     """Of one cluster's node."""
 
-    def __init__(self, cluster_id: ClusterId, node_id: NodeId) -> None:
+    def __init__(self, cluster_id: ClusterId, node_id: NodeId, boot_id: str = "") -> None:
+        """`boot_id`: of this host since it was last booted."""
         self._cluster_id = cluster_id
         self._node_id = node_id
+        self._boot_id = boot_id
 
     def labels(self, launch: Launch) -> dict[str, str]:
         return {
@@ -68,10 +73,19 @@ class Marks:
             LABEL_NODE: self._node_id,
             LABEL_TASK: launch.task_id,
             LABEL_ATTEMPT: str(launch.attempt),
+            LABEL_BOOT: self._boot_id,
             "cube.task_name": launch.task_name,
             "cube.job": launch.job,
             "cube.group": launch.group,
         }
+
+    def observe(self, inspected: Raw, task_id: TaskId, attempt: int) -> Observation:
+        """observe(), and whether it ended with its host."""
+        seen = observe(inspected, task_id, attempt)
+        boot_id = (inspected["Config"].get("Labels") or {}).get(LABEL_BOOT, self._boot_id)
+        if seen.exit_code != EXIT_UNKNOWN or boot_id == self._boot_id:
+            return seen
+        return msgspec.structs.replace(seen, exit_code=None, reason="its host was rebooted")
 
     def volume_labels(self) -> dict[str, str]:
         return {LABEL_CLUSTER: self._cluster_id}

@@ -31,7 +31,7 @@ from cube.model.ids import ClusterId, NodeId, TaskId
 from cube.model.launch import Launch, LaunchPort, Observation, RunState
 from cube.model.spec import DockerOptions, MountSpec, MountType, Protocol
 
-MARKS = Marks(ClusterId("c"), NodeId("n"))
+MARKS = Marks(ClusterId("c"), NodeId("n"), "boot-1")
 TASK = TaskId("00ff")
 LAUNCH = Launch(
     cluster_id=ClusterId("c"),
@@ -67,6 +67,7 @@ def test_what_a_launch_leaves_empty_is_the_images() -> None:
         "cube.node": "n",
         "cube.task": "00ff",
         "cube.attempt": "2",
+        "cube.boot": "boot-1",
         "cube.task_name": "job.group.0",
         "cube.job": "job",
         "cube.group": "group",
