@@ -126,7 +126,7 @@ def deployment_view(job: Job, deployment: Deployment, tasks: Sequence[Task]) -> 
         status=deployment.status.value,
         groups=groups,
         deadline_at=None if due_ms is None else rfc3339(due_ms),
-        message=deployment.message or deployment.cause,
+        message=": ".join(word for word in (deployment.cause, deployment.message) if word),
         created_at=rfc3339(deployment.created_at_ms),
         replaces=deployment.replaces,
         rolls_back=deployment.rolls_back or None,

@@ -60,6 +60,9 @@ async def test_a_secret_is_set_listed_shown_and_removed(api: Served) -> None:
     assert versions["items"][1]["reason"] == "secret db is at version 2"
     _, deployments = await call(api, "GET", "/v1/deployments?job=web")
     assert "secret db is at version 2" in str(deployments)
+    _, _ = await call(api, "POST", "/v1/deployments/web.v2/fail")
+    _, failed = await call(api, "GET", "/v1/deployments/web.v2")
+    assert failed["message"] == "secret db is at version 2: failed by hand"
     status, refused = await call(api, "DELETE", "/v1/secrets/db")
     assert (status, refused["code"]) == (409, "refused")
     assert "used by web" in refused["detail"]
