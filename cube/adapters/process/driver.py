@@ -10,15 +10,12 @@ from collections.abc import AsyncIterator, Callable, Set
 from pathlib import Path
 from weakref import WeakValueDictionary
 
-import msgspec
-
 from cube.adapters.process import cgroups, orders
 from cube.adapters.process.attempts import (
     DISK_EXCEEDED,
     Attempts,
     Identity,
     group_name,
-    remove_tree,
 )
 from cube.adapters.process.beside import run_beside
 from cube.adapters.process.disk_watch import DiskWatch, Quota
@@ -30,9 +27,10 @@ from cube.adapters.process.reaping import reap
 from cube.adapters.process.records import SAFE_ID
 from cube.adapters.process.session import ProcessSession, open_session
 from cube.adapters.process.settings import ProcessSettings
-from cube.adapters.process.spawning import spawn
-from cube.adapters.process.users import ROOT, user_of
-from cube.adapters.process.wire import Order, first, pack, read_all, unpack
+from cube.adapters.process.signals import signal_number
+from cube.adapters.process.starting import last_words, lay_out, spawn_supervisor
+from cube.adapters.process.users import ROOT
+from cube.adapters.process.wire import Order, first, read_all, unpack
 from cube.adapters.task_files import TaskFiles
 from cube.model.allowed import ALLOW
 from cube.model.errors import DriverFailed
@@ -61,7 +59,6 @@ FINISH_WAIT_MS = 2000  # from an attempt's last record to its supervisor's own e
 FOLLOW_POLL_MS = 100  # between two looks for new output
 READ_BYTES = 256 * 1024  # of output, at one go
 STATUS_BYTES = 64  # a supervisor's one word
-LAST_WORDS_BYTES = 2000  # of a supervisor's own log, in an error message
 
 
 class ProcessDriver:
@@ -245,12 +242,14 @@ class ProcessDriver:
     async def _spawn(self, launch: Launch) -> None:
         """A supervisor has been started, and has said that it runs the command, or that it cannot."""
         identity = (launch.task_id, launch.attempt)
-        order = await asyncio.to_thread(self._lay_out, launch)
+        order = await asyncio.to_thread(
+            lay_out, launch, self._attempts, self._files, self._settings, self._lease_file
+        )
         read_fd, write_fd = os.pipe()
         word = bytearray()
         try:
             try:
-                self._watch(identity, self._spawn_supervisor(launch, order, write_fd))
+                self._watch(identity, spawn_supervisor(self._attempts, launch, order, write_fd))
             finally:
                 os.close(write_fd)
             async with patience(START_TIMEOUT_MS, "start_timeout", "the supervisor is silent"):
@@ -261,62 +260,9 @@ class ProcessDriver:
             await self._finished(identity)
             self._watch_claimed(identity)
         if self._attempts.look(identity) is None:
-            words = self._last_words(identity)
+            words = last_words(self._attempts, identity)
             await asyncio.to_thread(self._attempts.forget, identity)
             raise passing("supervisor_failed", words)
-
-    def _lay_out(self, launch: Launch) -> bytes:
-        """Directories and groups are there; returns the order."""
-        paths = self._attempts.paths(launch.task_id)
-        attempt_dir = paths.attempt(launch.attempt)
-        user = user_of(launch, self._settings)
-        if self._attempts.was_over_disk(launch.task_id):
-            remove_tree(paths.work)  # with what is in it no attempt could ever run again
-        is_new = not paths.work.exists()
-        for directory, mode in (
-            (paths.home, 0o711),
-            (paths.logs, 0o700),
-            (paths.work, 0o700),
-            (attempt_dir, 0o700),
-        ):
-            directory.mkdir(mode=mode, parents=True, exist_ok=True)
-        if user is not None and is_new:
-            os.chown(paths.work, user.uid, user.gid)
-        _ = self._files.write(launch, None if user is None else (user.uid, user.gid))
-        folders = {
-            f"CUBE_{kind.value.upper()}S_DIR": str(folder)
-            for kind, folder in self._files.folders(launch).items()
-        }
-        launch = msgspec.structs.replace(launch, env=launch.env | folders)
-        cgroup = self._attempts.cgroups.create(
-            group_name((launch.task_id, launch.attempt)), cgroups.limits_of(launch)
-        )
-        return pack(
-            orders.order_fields(
-                launch,
-                paths,
-                cgroup,
-                self._settings,
-                self._lease_file,
-                signal_number(launch.stop_signal) if launch.lease is not None else 0,
-            )
-        )
-
-    def _spawn_supervisor(self, launch: Launch, order: bytes, status_fd: int) -> int:
-        path = self._attempts.paths(launch.task_id).attempt(launch.attempt) / "supervisor.log"
-        log_fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-        try:
-            return spawn(order, status_fd, log_fd, f"{launch.task_name}#{launch.attempt}")
-        finally:
-            os.close(log_fd)
-
-    def _last_words(self, identity: Identity) -> str:
-        path = self._attempts.paths(identity[0]).attempt(identity[1]) / "supervisor.log"
-        try:
-            text = path.read_text(errors="replace")
-        except OSError:
-            text = ""
-        return f"the supervisor ended at once: {text[-LAST_WORDS_BYTES:] or 'it said nothing'}"
 
     # -- watching ---------------------------------------------------------------------------------
 
@@ -552,13 +498,3 @@ class ProcessDriver:
         if lock is None:
             lock = self._locks[task_id] = asyncio.Lock()
         return lock
-
-
-def signal_number(name: str) -> signal.Signals:
-    """SIGTERM, TERM or 15."""
-    try:
-        if name.isdigit():
-            return signal.Signals(int(name))
-        return signal.Signals[name if name.startswith("SIG") else f"SIG{name}"]
-    except (KeyError, ValueError):
-        raise lasting("bad_signal", f"there is no signal {name!r}") from None
