@@ -54,7 +54,7 @@ class TaskFiles:
         try:
             with _PRUNING:
                 home = self._home()
-                self._remove_below(home / launch.task_id)
+                shutil.rmtree(home / launch.task_id, ignore_errors=True)
                 attempt = home / launch.task_id / str(launch.attempt)
                 _make(attempt.parent)
             for directory in (attempt, *(attempt / folder for folder in FOLDER.values())):
@@ -84,9 +84,10 @@ class TaskFiles:
     def remove(self, task_id: TaskId) -> None:
         """Nothing of the task is left. Never raises: memory that cannot be freed is the host's."""
         for root in self._roots:
-            home = Path(root, *self._below)
-            self._remove_below(home / task_id)
-            self._prune(home)
+            if self._is_ours_below(root):
+                home = Path(root, *self._below)
+                shutil.rmtree(home / task_id, ignore_errors=True)
+                self._prune(home)
 
     def _prune(self, home: Path) -> None:
         """A node that has no such task has no directory. The user's own stays: other nodes have theirs
@@ -101,12 +102,12 @@ class TaskFiles:
     def sweep(self, is_known: Callable[[TaskId], bool]) -> None:
         """Nothing is left of tasks that are not known: an agent died while it started or removed one."""
         for root in self._roots:
-            home = Path(root, *self._below)
-            if not _is_ours(home):
+            if not self._is_ours_below(root):
                 continue
+            home = Path(root, *self._below)
             for entry in sorted(os.listdir(home)):
                 if not is_known(TaskId(entry)):
-                    self._remove_below(home / entry)
+                    shutil.rmtree(home / entry, ignore_errors=True)
             self._prune(home)
 
     def reap(self, removed: Set[NodeId]) -> None:
@@ -115,9 +116,12 @@ class TaskFiles:
             if _ID.fullmatch(node_id):
                 TaskFiles(node_id, self._below[-1], self._roots).sweep(lambda _: False)
 
-    def _remove_below(self, directory: Path) -> None:
-        if _is_ours(directory.parent):
-            shutil.rmtree(directory, ignore_errors=True)
+    def _is_ours_below(self, root: str) -> bool:
+        """All of the way to the node's files is ours: what somebody else made of it, in a directory that
+        is everybody's, may lead to anything of ours that is called as they are."""
+        return all(
+            _is_ours(Path(root, *self._below[:depth])) for depth in range(1, len(self._below) + 1)
+        )
 
     def _home(self) -> Path:
         """Made where there is memory that we may write to. Raises DriverFailed, OSError."""

@@ -75,6 +75,33 @@ def test_disks_are_no_memory_and_shm_is() -> None:
     assert task_files._is_memory("/dev/shm") or not Path("/dev/shm").is_mount()
 
 
+@pytest.mark.parametrize("depth", [1, 2])
+def test_what_others_made_before_us_leads_no_sweep_to_other_things_of_ours(
+    memory: str, tmp_path_factory: pytest.TempPathFactory, depth: int
+) -> None:
+    """/dev/shm is everybody's: `docker` in /var/lib is root's as well."""
+    elsewhere = tmp_path_factory.mktemp("lib")
+    parts = (f"cube-{os.geteuid()}", NODE, "docker")
+    precious = elsewhere.joinpath(*parts[depth:], "image")
+    precious.mkdir(parents=True)
+    link = Path(memory, *parts[:depth])
+    link.parent.mkdir(parents=True, exist_ok=True)
+    link.symlink_to(elsewhere)
+    files = TaskFiles(NODE, "docker", [memory])
+    files.sweep(lambda _: False)
+    files.remove(TaskId("image"))
+    assert precious.is_dir()
+
+
+@pytest.mark.skipif(not IS_ROOT, reason="only root can make what is another user's")
+def test_a_directory_of_another_user_on_the_way_is_not_swept(memory: str) -> None:
+    home = Path(memory, f"cube-{os.geteuid()}", NODE, "docker")
+    (home / "image").mkdir(parents=True)
+    os.chown(home.parent.parent, 12345, -1)
+    TaskFiles(NODE, "docker", [memory]).sweep(lambda _: False)
+    assert (home / "image").is_dir()
+
+
 def test_what_others_made_before_us_is_not_used(memory: str) -> None:
     trap = Path(memory, f"cube-{os.geteuid()}")
     trap.mkdir()
