@@ -68,11 +68,14 @@ class Interpolation:
         if depth > NESTED_MAX:
             raise _Bad(f"has defaults nested more than {NESTED_MAX} deep")
         parts: list[str] = []
-        position = 0
+        position = chars = 0
         while (dollar := text.find("$", position)) >= 0:
             parts.append(text[position:dollar])
             part, position = self._variable(path, text, dollar + 1, depth)
             parts.append(part)
+            chars += len(part)
+            if chars > CHARS_MAX:  # now: a short text may stand for more than there is memory
+                raise _Bad("is too long once its variables are replaced")
         parts.append(text[position:])
         return "".join(parts)
 

@@ -1,9 +1,13 @@
 """Variables, files of variables, extends: what they become, and what is wrong with them by path."""
 
+from collections.abc import Iterator, Mapping
+from typing import Any
+
 import pytest
 
 from cube.model.compose.dotenv import FILE_BYTES_MAX, read_dotenv
-from cube.model.compose.interpolate import VALUE_CHARS_MAX, Interpolation
+from cube.model.compose.extends import extended
+from cube.model.compose.interpolate import CHARS_MAX, VALUE_CHARS_MAX, Interpolation
 from cube.model.compose.project import API, Composed, FilesWanted, parse_compose
 from cube.model.compose.section import Surroundings
 from cube.model.treeread import Errors
@@ -63,6 +67,31 @@ def test_what_is_replaced_is_bounded_in_all() -> None:
     tree = {"services": {"web": {"image": "x", "labels": ["$LONG" * 1000, "$LONG" * 1000]}}}
     where = around(VARIABLES)
     assert "too long once variables are replaced" in " ".join(errors(tree, where).values())
+
+
+class Counting(Mapping[str, str]):
+    """One variable, A, that counts how often it is asked for."""
+
+    def __init__(self, value: str) -> None:
+        self.value, self.asked = value, 0
+
+    def __getitem__(self, key: str) -> str:
+        self.asked += 1
+        return {"A": self.value}[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter("A")
+
+    def __len__(self) -> int:
+        return 1
+
+
+@pytest.mark.parametrize("text", ["$A" * 30_000, "${A:-x}" * 9_000])
+def test_one_value_is_not_made_larger_than_what_is_accepted_in_all(text: str) -> None:
+    found, variables = Errors(), Counting("x" * (CHARS_MAX // 4))
+    assert Interpolation(found, variables).text("v", text) == text
+    assert [one.problem for one in found.found] == ["is too long once its variables are replaced"]
+    assert variables.asked <= 20
 
 
 def test_variables_that_are_not_set_are_told_once_each() -> None:
@@ -234,6 +263,57 @@ def test_extends_that_cannot_be_followed() -> None:
     assert "docker compose config" in found["services.e.extends.file"]
     assert "must name a service" in found["services.f.extends"]
     assert found["services.g.extends.fill"] == "unknown key (accepted: service)"
+
+
+def test_many_services_that_extend_a_long_one_are_refused_early() -> None:
+    words = [f"w{n}" for n in range(512)]
+    long = {f"x-{n}": words for n in range(16)}
+    services: dict[str, Any] = {
+        "base": {"image": "x", **long},
+        "mid": {"extends": "base"},
+        # What is thrown away again has been merged as well.
+        **{f"s{n}": {"image": "x", "extends": "mid", **dict.fromkeys(long)} for n in range(60)},
+    }
+    found = errors({"services": services})
+    assert list(found.values()) == [
+        "the file is too large once what services extend is written out ()"
+    ]
+
+
+class Told(str):
+    """Counts how often it is compared."""
+
+    compared = 0
+    __hash__ = str.__hash__
+
+    def __eq__(self, other: object) -> bool:
+        Told.compared += 1
+        return str.__eq__(self, other)
+
+
+@pytest.mark.parametrize("key", ["cap_add", "volumes"])
+def test_what_is_merged_is_compared_about_once_each(key: str) -> None:
+    def items(word: str) -> list[object]:
+        words = [Told(f"{word}{n}") for n in range(500)]
+        return [{"target": one} for one in words] if key == "volumes" else list(words)
+
+    services: dict[str, object] = {
+        "a": {key: items("a")},
+        "b": {"extends": "a", key: [*items("b"), *items("a")]},
+    }
+    Told.compared = 0
+    merged: Any = extended(services, "services", Errors())["b"]
+    assert Told.compared < 5_000
+    assert len(merged[key]) == 1_000
+
+
+def test_equal_maps_are_merged_once() -> None:
+    services: dict[str, object] = {
+        "a": {"ports": [{"target": 80, "x": ["1"]}]},
+        "b": {"extends": "a", "ports": [{"x": ["1"], "target": 80}, {"target": 81}]},
+    }
+    merged: Any = extended(services, "services", Errors())["b"]
+    assert [port["target"] for port in merged["ports"]] == [80, 81]
 
 
 def test_a_long_chain_of_extends_is_refused() -> None:
