@@ -168,12 +168,12 @@ class Sources:
         were there before are not said again."""
         latest, repeated, failures = "", 0, 0
         while True:
+            resumed, to_skip = latest, repeated  # at first: nothing, and none
             try:
                 with self._new_client() as client:
-                    skipped = 0
                     for line in _stamped(client, task, query):
-                        if line.at == latest and skipped < repeated:
-                            skipped += 1
+                        if to_skip and line.at == resumed:
+                            to_skip -= 1
                             continue
                         repeated = repeated + 1 if line.at == latest else 1
                         latest, failures = line.at, 0
