@@ -114,6 +114,8 @@ def test_an_important_job_takes_the_room_of_others(nodes: TestCluster) -> None:
     assert victim["node_id"] == task["node_id"]
     told = nodes.cube_json("task", "show", victim["id"])
     assert told["reason"] == "preempted by high.g"
+    reasons = [entry["reason"] for entry in told["history"]]
+    assert "preempted by high.g" in reasons, told["history"]
     assert "preempted by high.g" in nodes.cube("task", "show", victim["id"]).stdout
     why = nodes.cube("why", "low").stdout
     assert f"low.g.{victim['slot']}" in why and "not enough cpu" in why
