@@ -26,7 +26,15 @@ from cube.adapters.raft.offline import (
 from cube.adapters.system_clock import SystemClock
 from cube.model.cluster import ClusterState, Node
 from cube.model.codec import decode_command, encode_command
-from cube.model.commands import Body, Command, RemoveNode, SetNodeStatus, SubmitJob
+from cube.model.commands import (
+    Body,
+    Command,
+    RemoveNode,
+    RemoveStored,
+    SetNodeStatus,
+    StoreVersion,
+    SubmitJob,
+)
 from cube.model.errors import BadPacket
 from cube.model.ids import CommandId, NodeId
 from cube.model.lifecycle import NodeStatus
@@ -200,6 +208,8 @@ def _what(entry: LoggedEntry) -> str:
     name = type(body).__name__
     if isinstance(body, SubmitJob):
         return f"{name} {body.spec.name}"
+    if isinstance(body, StoreVersion | RemoveStored):
+        return f"{name} {body.kind.value} {body.name}"
     return f"{name} {getattr(body, 'job', '')}".rstrip()
 
 

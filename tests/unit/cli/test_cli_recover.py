@@ -12,9 +12,18 @@ from pathlib import Path
 
 import pytest
 
+from cube.adapters.raft.commands import stamped, unstamped
+from cube.adapters.raft.journal import FileJournal
 from cube.adapters.raft.offline import read_contents
+from cube.adapters.trust.envelope import open_envelope, seal_envelope
 from cube.agent.recovery import replayed
-from tests.data_dirs import CLUSTER, LAST, make_data_dir
+from cube.agent.restoring import read_keys
+from cube.model import commands as c
+from cube.model.codec import encode_command
+from cube.model.ids import CommandId
+from cube.model.stored import StoredKind
+from tests.data_dirs import CLUSTER, KEYS, LAST, TERM, make_data_dir
+from tests.fakes.cluster import START_MS
 from tests.unit.raft.test_raft_offline import files
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -150,3 +159,20 @@ def test_a_directory_that_cannot_be_recovered_is_left_alone(
     assert case != "missing" or not asked.exists()
     if held is not None:
         held.close()
+
+
+def test_secrets_are_kept_and_open_with_the_keys_that_were_there(tmp_path: Path) -> None:
+    directory = make_data_dir(tmp_path / "n1")
+    sealed = seal_envelope(KEYS.cluster_key, "secret/db", b"canary")
+    journal = FileJournal(directory / "raft" / "journal", fsync=False)
+    body = c.StoreVersion(StoredKind.SECRET, "db", sealed, 6, b"f" * 32)
+    data = encode_command(c.Command(CommandId("secret"), body, "test"))
+    journal.add(stamped(unstamped(data), START_MS + LAST + 1), LAST + 1, TERM)
+    journal._destroy()
+    done = recover(directory, "--yes")
+    assert done.returncode == 0, done.stderr
+    assert "StoreVersion secret db" in done.stdout
+    assert "canary" not in done.stdout + done.stderr
+    stored = replayed(read_contents(directory / "raft")).stored["secret/db"]
+    keys = read_keys(directory / "keys.json")
+    assert open_envelope(keys.cluster_key, stored.ref.key, stored.newest.data) == b"canary"
