@@ -91,6 +91,7 @@ async def killed(monkeypatch: pytest.MonkeyPatch, *told: dict[str, Any]) -> list
     monkeypatch.setattr(execs, "kill_tree", victims.append)
     monkeypatch.setattr(execs, "_is_in", lambda pid, container_id: pid > 1)
     monkeypatch.setattr(execs, "KILL_LOOK_S", 0.001)
+    monkeypatch.setattr(execs, "KILL_S", 0.05)
 
     engine: Any = FakeEngine(*told)
     async with asyncio.timeout(60):
