@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
-from tests.contract.driver_cases import DriverContract, Rig
-from tests.contract.file_cases import FileContract
+from tests.contract.driver_cases import DriverContract, Rig, ended, new_task_id, read, text
+from tests.contract.file_cases import WORDS, FileContract, file_of, with_files
 from tests.contract.process_rig import ProcessRig, process_rig, settings_for
 from tests.contract.session_cases import SessionContract
 
@@ -28,6 +30,22 @@ class TestProcessDriver(DriverContract, SessionContract):
 
 class TestProcessFiles(FileContract):
     """All cases."""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root runs tasks as others")
+@pytest.mark.root
+async def test_only_the_user_of_a_task_reads_its_secrets(rig: ProcessRig) -> None:
+    script = 'cat "$S/words" || echo refused; stat -c "%u %g %a" "$S/words"'
+    told = []
+    for uid in (None, 12345):  # the task's own user, and somebody else
+        task_id = new_task_id()
+        words = msgspec.structs.replace(file_of(rig, "words", WORDS.encode()), uid=uid)
+        launch = with_files(rig, task_id, script, words)
+        _ = await rig.driver.start(msgspec.structs.replace(launch, user="65534"))
+        _ = await ended(rig, task_id)
+        told.append(text(await read(rig, task_id, ("stdout",))))
+        await rig.driver.remove(task_id, keep_logs=False)
+    assert told == [f"{WORDS}65534 65534 400\n", "refused\n12345 65534 400\n"]
 
 
 def test_the_rig_is_a_rig(tmp_path: Path) -> None:
