@@ -1,5 +1,5 @@
-"""What Cube adds to the engine's own start of a container: the same one, made by a plain client of the engine
-and by a cluster of three agents on that engine, in turns.
+"""What Cube adds to the start of a container: the same one, made by a plain client of the engine and by a
+cluster of three agents on that engine, in turns.
 
 `started` is until the engine's own stamp of the (last) start, `told` until the API says running. The engine
 is DOCKER_HOST's, else a private one (scripts/test-engine, needs root) that is ended afterwards.
