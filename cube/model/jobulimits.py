@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+
 from cube.model.spec import DriverName, Ulimit
 from cube.model.treeread import Table
 
@@ -23,7 +25,9 @@ def read_ulimits(table: Table, driver: DriverName) -> tuple[Ulimit, ...]:
     limits = []
     for name, value in table.entries(len(names), "limits"):
         if name not in names:
-            table.error(name, f"is no limit of the {driver.value} driver", ", ".join(sorted(names)))
+            near = difflib.get_close_matches(name[:32], sorted(names), n=1)
+            hint = f"did you mean `{near[0]}`?" if near else ", ".join(sorted(names))
+            table.error(name, f"is no limit of the {driver.value} driver", hint)
         elif isinstance(value, dict):
             inner = Table(table.errors, table.at(name), value)
             soft = inner.integer("soft", 0, -1, ULIMIT_MAX)

@@ -443,7 +443,8 @@ ONE_ERROR = [
     # -- ulimits
     (GROUP + "rlimits.nofile = 1", "groups.g.rlimits", "did you mean `ulimits`?"),
     (GROUP + "ulimits = 5", "groups.g.ulimits", "must be a table"),
-    (GROUP + "ulimits.files = 5", "groups.g.ulimits.files", "nofile, nproc"),
+    (GROUP + "ulimits.files = 5", "groups.g.ulimits.files", "did you mean `nofile`?"),
+    (GROUP + "ulimits.zzz = 5", "groups.g.ulimits.zzz", "nofile, nproc"),
     (GROUP + "ulimits.as = 5", "groups.g.ulimits.as", "no limit of the docker driver"),
     (PROCESS + 'command = ["a"]\nulimits.locks = 5', "groups.g.ulimits.locks", "of the process"),
     (GROUP + "ulimits.nofile = -2", "groups.g.ulimits.nofile", "between -1"),
