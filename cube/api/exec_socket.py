@@ -17,7 +17,7 @@ from aiohttp import WSMsgType, web
 from cube.api import elsewhere
 from cube.api.call import Call
 from cube.api.errors import Problem, problem_of
-from cube.api.streams import client_is_gone, keep_alive
+from cube.api.streams import client_is_gone, keep_alive, widen
 from cube.model.cluster import Node, Task
 from cube.model.errors import CubeError
 from cube.model.lifecycle import NodeStatus
@@ -59,6 +59,7 @@ async def _accept(call: Call) -> web.WebSocketResponse:
     )
     await socket.prepare(call.request)
     keep_alive(call.request.transport)
+    widen(call.request.transport)
     return socket
 
 
