@@ -7,6 +7,7 @@ it wait when its lines are not printed: nothing is dropped here, and nothing pil
 from __future__ import annotations
 
 import heapq
+import re
 import threading
 import time
 from collections import deque
@@ -23,7 +24,7 @@ PATIENCE_MS = 300  # how long a line waits for an earlier one of another task, w
 WAITING_LINES_MAX = 500  # of a task; then it is not read
 WAITING_BYTES_MAX = 256 * 1024
 LINE_BYTES_MAX = 64 * 1024  # a longer line is printed in pieces
-STAMP_BYTES_MAX = 32
+STAMP = re.compile(rb"-|[0-9T:.Z+-]{10,32}")  # what a task says in its place is a part of its line
 TRIES_MAX = 5  # to go on with a stream that broke off
 TRY_DELAY_S = 1.0
 
@@ -208,10 +209,10 @@ def _stamped(client: Client, task: TaskView, query: Query) -> Iterator[Line]:
     )  # fmt: skip
     for line in whole_lines(pieces):
         stamp, separator, text = line.partition(b" ")
-        if not separator or len(stamp) > STAMP_BYTES_MAX:
-            yield Line("", line)  # the rest of a line that was too long
+        if not separator or not STAMP.fullmatch(stamp):
+            yield Line("", line)  # the rest of a line that was too long, or between other lines
         else:
-            yield Line("" if stamp == b"-" else stamp.decode("ascii", "replace"), text)
+            yield Line("" if stamp == b"-" else stamp.decode(), text)
 
 
 def whole_lines(pieces: Iterator[bytes]) -> Iterator[bytes]:

@@ -8,14 +8,16 @@ import os
 import secrets
 import signal
 import subprocess
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import msgspec
+import psutil
 import pytest
 
 from cube.adapters.docker_driver import DockerDriver
 from cube.adapters.process.driver import ProcessDriver
+from cube.adapters.process.reaping import ORDER_BYTES_MAX
 from cube.adapters.process.wire import pack
 from cube.adapters.system_clock import SystemClock
 from cube.model.ids import ClusterId, NodeId
@@ -119,13 +121,9 @@ async def test_two_agents_reap_at_once(rig: ProcessRig) -> None:
         assert pids_of(launch.task_id) == set()
 
 
-@pytest.mark.root
-@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
-async def test_an_order_that_another_user_made_up_has_nothing_killed(rig: ProcessRig) -> None:
-    """It names a removed node, and the task of one that is none."""
-    victim = rig.launch(new_task_id())
-    await rig.driver.start(victim)
-    node = NodeId("node-removed")
+@contextlib.contextmanager
+def forged_order(victim: Launch, node: NodeId, size: int = 0) -> Iterator[int]:
+    """A descriptor of one that names a removed node, and the task of one that is none."""
     order = pack(
         [
             ("mode", b"supervise"),
@@ -136,16 +134,52 @@ async def test_an_order_that_another_user_made_up_has_nothing_killed(rig: Proces
         ]
     )
     fd = os.memfd_create("cube-order")
-    os.write(fd, order)
-    forger = subprocess.Popen(["sleep", "1000"], stdin=fd, user=65534)
     try:
-        assert await rig.process_driver.reap({node}) == 0
-        assert forger.poll() is None
-        assert pids_of(victim.task_id)
+        os.write(fd, order)
+        os.truncate(fd, max(size, len(order)))
+        yield fd
     finally:
         os.close(fd)
-        forger.kill()
-        forger.wait()
+
+
+@pytest.mark.root
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+@pytest.mark.parametrize("who", ["another user", "root of a container", "more than an order"])
+async def test_an_order_that_somebody_made_up_has_nothing_killed(rig: ProcessRig, who: str) -> None:
+    victim = rig.launch(new_task_id())
+    await rig.driver.start(victim)
+    node = NodeId("node-removed")
+    with forged_order(victim, node, ORDER_BYTES_MAX + 1 if who.startswith("more") else 0) as fd:
+        if who == "root of a container":
+            words = ["unshare", "--pid", "--fork", "--kill-child", "sh", "-c",
+                     f"exec sleep 1000 < /proc/self/fd/{fd}"]  # fmt: skip
+            forger = subprocess.Popen(words, stdin=subprocess.DEVNULL, pass_fds=[fd])
+        else:
+            user = 65534 if who == "another user" else None
+            forger = subprocess.Popen(["sleep", "1000"], stdin=fd, user=user)
+        try:
+
+            async def is_there() -> bool:
+                return any(
+                    link.startswith("/memfd:cube-order") for link in stdins_below(forger.pid)
+                )
+
+            await until(is_there, rig.patience_s)
+            assert await rig.process_driver.reap({node}) == 0
+            assert forger.poll() is None
+            assert pids_of(victim.task_id)
+        finally:
+            forger.kill()
+            forger.wait()
+
+
+def stdins_below(pid: int) -> list[str]:
+    """What the process and its children have as descriptor 0."""
+    found = []
+    for one in (pid, *(child.pid for child in psutil.Process(pid).children())):
+        with contextlib.suppress(OSError):
+            found.append(os.readlink(f"/proc/{one}/fd/0"))
+    return found
 
 
 # -- containers -------------------------------------------------------------------------------------

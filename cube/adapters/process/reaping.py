@@ -1,7 +1,8 @@
 """The end of processes whose node was removed from the cluster. Nobody knows that node's data directory:
 what it left is found by its supervisors, each of which has its order in its memory, and by its groups.
 
-An order is believed only of a process of our own user: another could make one up to have things killed.
+An order is believed only of a process of our own user in our own pid namespace: another could make one up
+to have things killed.
 Nothing of what it says is followed but the names, and those only to groups of the node they name.
 """
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import stat
 import time
 from collections.abc import Iterator, Set
 from pathlib import Path
@@ -29,12 +31,13 @@ from cube.adapters.process.host import (
 )
 from cube.adapters.process.processes import is_process, send_signal
 from cube.adapters.process.records import SAFE_ID
-from cube.adapters.process.wire import first, read_all, unpack
+from cube.adapters.process.wire import Order, first, read_all, unpack
 from cube.model.ids import ClusterId, NodeId, TaskId
 
 LOG = logging.getLogger(__name__)
 
 ORDER_LINK = "/memfd:cube-order"  # what a supervisor's descriptor 0 is called in /proc
+ORDER_BYTES_MAX = 8 << 20  # more than a kernel takes as words and environment of a command
 ROUNDS = 250  # × 20 ms: what survives 5 s of KILL hangs in the kernel
 ROUND_S = 0.02
 
@@ -66,29 +69,41 @@ def _names(left: Left) -> tuple[str, str, int]:
 
 
 def _supervised(cluster_id: ClusterId, removed: Set[NodeId]) -> Iterator[Left]:
-    me = os.geteuid()
-    for pid, stat in all_stats().items():
-        link = f"/proc/{pid}/fd/0"
-        try:
-            if is_dead(stat[0]) or os.stat(f"/proc/{pid}").st_uid != me:
-                continue
-            if not os.readlink(link).startswith(ORDER_LINK):
-                continue
-            fd = os.open(link, os.O_RDONLY)
-        except OSError:
+    for pid, seen in all_stats().items():
+        order = None if is_dead(seen[0]) else _order_of(pid)
+        if order is None:
             continue
-        try:
-            order = unpack(read_all(fd))
-        except (OSError, UnicodeDecodeError):
-            continue
-        finally:
-            os.close(fd)
         task_id, attempt = first(order, "task_id"), first(order, "attempt")
         if first(order, "mode") != "supervise" or first(order, "cluster_id") != cluster_id:
             continue
         node_id = NodeId(first(order, "node_id"))
         if node_id in removed and SAFE_ID.fullmatch(task_id) and attempt.isdecimal():
-            yield Left(node_id, TaskId(task_id), int(attempt), pid, stat[3])
+            yield Left(node_id, TaskId(task_id), int(attempt), pid, seen[3])
+
+
+def _order_of(pid: int) -> Order | None:
+    """None: it is no supervisor's, or a container's, whose root is our own user where we are root."""
+    link = f"/proc/{pid}/fd/0"
+    try:
+        if os.stat(f"/proc/{pid}").st_uid != os.geteuid():
+            return None
+        if os.readlink(f"/proc/{pid}/ns/pid") != os.readlink("/proc/self/ns/pid"):
+            return None
+        if not os.readlink(link).startswith(ORDER_LINK):
+            return None
+        # By now it may be anything, such as a pipe that nobody writes to.
+        fd = os.open(link, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
+    except OSError:
+        return None
+    try:
+        found = os.fstat(fd)
+        if not stat.S_ISREG(found.st_mode) or found.st_size > ORDER_BYTES_MAX:
+            return None
+        return unpack(read_all(fd))
+    except (OSError, UnicodeDecodeError):
+        return None
+    finally:
+        os.close(fd)
 
 
 def _end(left: Left, groups: Cgroups) -> None:
