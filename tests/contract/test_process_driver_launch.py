@@ -21,6 +21,7 @@ from cube.adapters.process.spawning import PACKAGE_ROOT
 from cube.adapters.process.supervisor import BOOTSTRAP
 from cube.model.errors import DriverFailed
 from cube.model.launch import Launch, RunState
+from cube.model.sessions import ExecOrder
 from cube.model.spec import MountSpec, MountType, Ulimit
 from tests.contract.driver_cases import (
     NEVER_MS,
@@ -315,6 +316,37 @@ async def test_a_task_of_another_user_is_stopped_and_entered_like_any(rig: Proce
     seen = await rig.driver.stop(launch.task_id, 1, "SIGTERM", NEVER_MS)
     assert seen.exit_code == 143
     assert pids_of(launch.task_id) == set()
+
+
+def is_for_all(program: str) -> bool:
+    return subprocess.run(
+        ["/bin/sh", "-c", 'test -x "$1"', "sh", program], user=65534, check=False
+    ).returncode == 0  # fmt: skip
+
+
+@needs_root
+@pytest.mark.root
+@pytest.mark.parametrize("user", ["", "nobody"])
+async def test_what_runs_beside_a_task_dies_with_the_agent_whoever_it_runs_as(
+    rig: ProcessRig, user: str
+) -> None:
+    launch = changed(rig.forks(rig.launch(new_task_id())), user=user)
+    await rig.driver.start(launch)
+    pythons = (getattr(sys, "_base_executable", sys.executable), "/usr/bin/python3")
+    python = next((one for one in pythons if is_for_all(one)), None)
+    if python is None:
+        pytest.skip("no Python that another user may run")
+    argv = (
+        python, "-I", "-S", "-c",
+        "import ctypes; it = ctypes.c_int(); ctypes.CDLL(None).prctl(2, ctypes.byref(it)); print(it.value)",
+    )  # fmt: skip
+    result = await rig.driver.execute(launch.task_id, 1, argv, NEVER_MS)
+    assert result.output == b"9\n"
+    session = await rig.driver.open_exec(launch.task_id, 1, ExecOrder(argv=argv))
+    try:
+        assert b"".join([piece.data async for piece in session.output()]) == b"9\n"
+    finally:
+        await session.close()
 
 
 @needs_root

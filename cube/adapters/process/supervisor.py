@@ -371,6 +371,10 @@ def become(order: Order) -> tuple[str, str, bool]:
             os.setuid(int(order["uid"][0]))
     except OSError as error:
         return "user_not_allowed", f"cannot become the user: {error.strerror}", False
+    if (
+        first(order, "mode") != "supervise"
+    ):  # beside a task; another user than before has it no more
+        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     return execute(argv, env)
 
 
