@@ -118,7 +118,10 @@ def _is_evidence(local: LocalTask) -> bool:
 def on_prepared(local: LocalTask) -> bool:
     """It is started once its image is the one that the job's version runs on every node: the first
     that was reported. True when there is something to do."""
-    if local.prepared == local.digest:  # both empty: no registry knows it, each node has its own
+    # A lost task that has not begun can tell the state of nothing but its start.
+    is_unheard = local.task is not None and local.task.state is TaskState.LOST and not local.digest
+    # Both empty: no registry knows it, each node has its own.
+    if local.prepared == local.digest or is_unheard:
         local.enter(Phase.STARTING)
         _say_on_the_way(local, TaskState.STARTING)
         return True
@@ -159,7 +162,7 @@ def _launch(local: LocalTask, step: Step) -> bool:
         step.node,
         step.lease.from_ms,
         local.uses,
-        digest=local.digest,
+        digest=local.digest or local.prepared or "",
     )
     if isinstance(launch, LaunchRefused):
         finish(local, TaskState.FAILED, launch.code, launch.message)

@@ -86,6 +86,7 @@ class World:
         self.now_ms = 10_000
         self.leased_from_ms: int | None = None  # as in the lease file
         self.jobs = 0
+        self.tag = 0  # what every image's tag means now
         self.told: dict[TaskId, Task] = {}  # what the worker was last told
         self.is_told = False  # of the newest state
         self.old_answers: list[i.Input]
@@ -128,6 +129,7 @@ class World:
                 assert task.desired is Desired.RUN, "it is not wanted"
                 if isinstance(instruction, do.Start):
                     self.check_lease(task)
+                    self.check_image(instruction)
             case do.Stop() if self.lease_end_ms(self.told.get(instruction.task_id)) is not None:
                 end_ms = self.lease_end_ms(self.told[instruction.task_id]) or 0
                 kill_ms = self.now_ms + instruction.timeout_ms
@@ -158,6 +160,15 @@ class World:
         if group is not None and group.is_leased:
             assert self.now_ms < (self.lease_end_ms(task) or 0), "started without a lease"
 
+    def check_image(self, start: do.Start) -> None:
+        """It starts with what its job's version runs everywhere, and that is agreed on."""
+        task = self.leader.state.tasks.get(start.launch.task_id)
+        told = self.told.get(start.launch.task_id)
+        is_unheard = told is not None and told.state is TaskState.LOST
+        if task is not None and start.launch.image and not is_unheard:
+            assert start.launch.image_digest, "nobody knows yet what the others will run"
+            assert start.launch.image_digest == self.leader.state.digest_for(task)
+
     def check_stopped(self) -> None:
         """Whatever needs a lease and has none is being ended, or something is under way for it."""
         busy = {id_of(one) for one in self.under_way if isinstance(one, do.DriverInstruction)}
@@ -176,7 +187,7 @@ class World:
         self.step(i.Leased(sent_ms))
 
     def place(self, restart: RestartPolicy, job_type: JobType) -> None:
-        if len(self.leader.state.tasks) >= TASKS_MAX:
+        if len(self.leader.state.tasks_of_node(NODE)) >= TASKS_MAX:
             return
         self.jobs += 1
         name = f"job{self.jobs}"
@@ -189,9 +200,11 @@ class World:
             on_partition=OnPartition.KEEP if self.jobs % 3 else OnPartition.STOP,
             lost_after_ms=LOST_AFTER_MS,
             checks=(check,) if self.jobs % 2 else (),
+            image="app:1" if self.jobs % 4 < 2 else "",
+            count=2,
         )
         self.leader.submit(builders.job(name, {"g": group}, type=job_type))
-        self.leader.place(name, "g", (0, "a", ()))
+        self.leader.place(name, "g", (0, "a", ()), (1, "b", ()))
         self.is_told = False
 
     def lead(self, what: str, pick: int) -> None:
@@ -205,6 +218,12 @@ class World:
             case "stop" | "scale_down" if tasks:
                 task = tasks[pick % len(tasks)]
                 self.leader.do(c.ApplyPlan(1, "", stops=(c.PlannedStop(task.id, what),)))
+            case "tag":
+                self.tag += 1
+            case "other" if tasks:  # another node was faster
+                task = tasks[pick % len(tasks)]
+                if task.node_id != NODE and not task.ended:
+                    self.leader.report(task.id, "preparing", image_digest=digest(self.tag))
             case "delete" if tasks:
                 self.leader.do(c.DeleteJob(tasks[pick % len(tasks)].job))
             case "reap" if tasks:
@@ -257,8 +276,9 @@ class World:
     def drive(self, instruction: do.DriverInstruction) -> i.Input:
         token = instruction.token
         match instruction:
-            case do.Prepare():
-                return i.InstructionDone(token)
+            case do.Prepare(_, _, launch):
+                found = digest(self.tag) if launch.image else ""
+                return i.InstructionDone(token, digest=launch.image_digest or found)
             case do.Start(_, _, launch):
                 return i.InstructionDone(token, self.host.start(launch.task_id, launch.attempt))
             case do.Inspect(_, _, task_id, attempt):
@@ -333,6 +353,10 @@ class World:
         assert self.worker.tasks.keys() == tasks.keys()
 
 
+def digest(number: int) -> str:
+    return f"sha256:{number:064x}"
+
+
 def id_of(instruction: do.DriverInstruction) -> TaskId:
     if isinstance(instruction, do.Prepare | do.Start):
         return instruction.launch.task_id
@@ -351,7 +375,7 @@ ACTIONS = st.one_of(
     st.tuples(st.just("place"), RESTARTS, st.sampled_from([JobType.SERVICE, JobType.BATCH])),
     st.tuples(
         st.just("lead"),
-        st.sampled_from(["down", "ready", "stop", "scale_down", "delete", "reap"]),
+        st.sampled_from(["down", "ready", "stop", "scale_down", "delete", "reap", "tag", "other"]),
         PICK,
     ),
     st.tuples(st.just("tell"), st.booleans()),
@@ -424,6 +448,7 @@ def random_action(dice: random.Random) -> tuple:  # type: ignore[type-arg]
             return kind, restart, dice.choice([JobType.SERVICE, JobType.BATCH])
         case "lead":
             words = ["down", "ready", "ready", "stop", "scale_down", "delete", "reap", "reap"]
+            words += ["tag", "other", "other"]
             return kind, dice.choice(words), pick
         case "tell":
             return kind, dice.random() < 0.9
