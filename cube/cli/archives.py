@@ -7,6 +7,7 @@ none goes through a link, and nothing but files, directories and links that stay
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import stat
 import tarfile
@@ -49,15 +50,24 @@ def pack(source: Path, name: str, out: IO[bytes]) -> Counts:
     return counts
 
 
-def unpack(archive: IO[bytes], directory: Path, name: str) -> Counts:
-    """What is in the archive is below `directory`, its top renamed to `name`. Raises ArchiveRefused,
-    OSError."""
+class Place(msgspec.Struct, frozen=True):
+    """Where an archive goes: its top is called `name` in `directory`, empty: is that directory.
+    `has_top`: each name in it begins with that of its top; else it is what is in a directory."""
+
+    directory: Path
+    name: str
+    has_top: bool
+
+
+def unpack(archive: IO[bytes], directory: Path, name: str, *, has_top: bool = True) -> Counts:
+    """What is in the archive is below `directory`, as Place says. Raises ArchiveRefused, OSError."""
     counts = Counts()
+    place = Place(directory, name, has_top)
     with _refusing():
         with tarfile.open(fileobj=archive, mode="r|", bufsize=READ_BYTES) as tar:
             for member in tar:
-                target = _target(directory, name, member.name)
-                _unpack_one(tar, member, target, directory, name, counts)
+                tar.members.clear()  # type: ignore[attr-defined]  # or it remembers them all
+                _unpack_one(tar, member, place, counts)
         while archive.read(READ_BYTES):  # what pads its end, or the sender would be cut off
             pass
     return counts
@@ -67,19 +77,22 @@ def unpack(archive: IO[bytes], directory: Path, name: str) -> Counts:
 def _refusing() -> Iterator[None]:
     try:
         yield
-    except tarfile.TarError as error:
+    except (tarfile.TarError, ValueError, OverflowError, RecursionError) as error:
+        # The last three: times, names and numbers that nobody has, and headers of headers.
         raise ArchiveRefused(f"what came is no whole archive: {error}") from None
 
 
 def _unpack_one(
-    tar: tarfile.TarFile, member: tarfile.TarInfo, target: Path, directory: Path, name: str,
-    counts: Counts,
-) -> None:  # fmt: skip
+    tar: tarfile.TarFile, member: tarfile.TarInfo, place: Place, counts: Counts
+) -> None:
+    directory, target = place.directory, _target(place, member.name)
     _check_parents(directory, target)
     if member.isdir():
-        if not target.is_dir() or target.is_symlink():
+        if not target.is_dir() or target.is_symlink():  # one that was here keeps its mode
             target.mkdir()
-        target.chmod(member.mode & 0o777 | 0o700)
+            target.chmod(member.mode & 0o777 | 0o700)
+    elif member.issparse():
+        raise ArchiveRefused(f"{member.name[:200]!r} has holes: a few bytes would fill this disk")
     elif member.isreg():
         source = tar.extractfile(member)
         assert source is not None, "a regular file has data"
@@ -91,7 +104,7 @@ def _unpack_one(
         _make_way(target)
         target.symlink_to(member.linkname)
     elif member.islnk():
-        other = _target(directory, name, member.linkname)
+        other = _target(place, member.linkname)
         _check_parents(directory, other)
         if not stat.S_ISREG(os.lstat(other).st_mode):
             raise ArchiveRefused(f"{member.name!r} is a link to what is no file")
@@ -102,12 +115,12 @@ def _unpack_one(
         counts.skipped += 1
 
 
-def _target(directory: Path, name: str, member: str) -> Path:
+def _target(place: Place, member: str) -> Path:
     """Where a member goes. Raises ArchiveRefused for a name that leads elsewhere."""
     parts = [part for part in member.split("/") if part not in ("", ".")]
     if member.startswith("/") or ".." in parts or "\0" in member:
         raise ArchiveRefused(f"the archive has a file {member[:200]!r}, which leads out of it")
-    return directory.joinpath(name, *parts[1:])
+    return place.directory.joinpath(place.name, *parts[place.has_top :])
 
 
 def _check_parents(directory: Path, target: Path) -> None:
@@ -127,7 +140,10 @@ def _check_parents(directory: Path, target: Path) -> None:
 def _check_link(directory: Path, target: Path, link: str) -> None:
     where = os.path.normpath(os.path.join(os.path.dirname(target), link))
     inside = os.path.commonpath([where, str(directory)]) == str(directory)
-    if os.path.isabs(link) or not inside:
+    parts = [part for part in link.split("/") if part not in ("", ".")]
+    # Behind a name, which may be a link, .. leads elsewhere than it seems.
+    turns = any(part == ".." and before != ".." for before, part in itertools.pairwise(parts))
+    if os.path.isabs(link) or not inside or turns:
         raise ArchiveRefused(
             f"{target.name} is a link to {link[:200]!r}, which leads out of the archive"
         )

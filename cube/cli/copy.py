@@ -80,7 +80,7 @@ def _from_task(client: Client, there: There, target: Path) -> Counts:
 
     def work() -> Counts:
         with open(read, "rb") as archive:
-            return unpack(archive, into, name)
+            return unpack(archive, into, name, has_top=not is_whole_directory)
 
     return _converse(client, there, argv, None, write, work, lambda: os.close(write))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import subprocess
 import tarfile
 from pathlib import Path
 
@@ -64,6 +65,49 @@ def test_one_file_replaces_one_file(tmp_path: Path) -> None:
     assert (tmp_path / "b").read_text() == "new"
 
 
+@pytest.mark.parametrize("name", ["copy", ""])
+def test_what_is_in_a_directory_is_unpacked_with_all_names(tmp_path: Path, name: str) -> None:
+    """`cube cp TASK:. copy`, as tar writes it."""
+    source = make_source(tmp_path)
+    source.chmod(0o777)
+    made = subprocess.run(["tar", "-cf", "-", "-C", source, "."], capture_output=True, check=True)
+    target = tmp_path / "target"
+    target.mkdir(mode=0o700)
+    unpack(io.BytesIO(made.stdout), target, name, has_top=False)
+    assert tree(target / name) == tree(source)
+    assert target.stat().st_mode & 0o777 == 0o700  # it was here before
+
+
+def test_what_nobody_can_have_is_refused_and_not_taken_for_done(tmp_path: Path) -> None:
+    plain = tarfile.TarInfo("top")
+    late, deep = io.BytesIO(), io.BytesIO()
+    with tarfile.open(fileobj=late, mode="w", format=tarfile.PAX_FORMAT) as tar:
+        plain.pax_headers = {"mtime": "1e300"}
+        tar.addfile(plain)
+    header = tarfile.TarInfo("././@LongLink")
+    header.type, header.size = tarfile.GNUTYPE_LONGNAME, 1
+    deep.write((header.tobuf() + b"x".ljust(512, b"\0")) * 5_000)
+    for hostile in (late, deep):
+        hostile.seek(0)
+        with pytest.raises(ArchiveRefused):
+            unpack(hostile, tmp_path, "copy")
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_with_holes_is_refused(tmp_path: Path) -> None:
+    """Its archive is small, whatever it would take here."""
+    out = io.BytesIO()
+    info = tarfile.TarInfo("top")
+    sparse = {"GNU.sparse.major": "0", "GNU.sparse.minor": "1", "GNU.sparse.name": "top"}
+    info.pax_headers = {**sparse, "GNU.sparse.size": str(1 << 20), "GNU.sparse.map": "0,0"}
+    with tarfile.open(fileobj=out, mode="w", format=tarfile.PAX_FORMAT) as tar:
+        tar.addfile(info)
+    out.seek(0)
+    with pytest.raises(ArchiveRefused, match="has holes"):
+        unpack(out, tmp_path, "copy")
+    assert list(tmp_path.iterdir()) == []
+
+
 Member = tuple[str, bytes, str]  # name, type, link
 
 
@@ -100,6 +144,8 @@ HOSTILE: list[tuple[Member, ...]] = [
     (("top", DIR, ""), ("top/a", HARD, "/etc/passwd")),
     (("top", DIR, ""), ("top/a", HARD, "../../secret")),
     (("top", DIR, ""), ("top/l", SYM, "d"), ("top/a", HARD, "top/l")),
+    # Each by itself stays inside; one through the other is the directory above.
+    (("top", DIR, ""), ("top/here", SYM, "."), ("top/a", SYM, "here/..")),
 ]
 
 
