@@ -290,6 +290,10 @@ class DockerDriver:
             if not keep_logs:
                 self._attempts.pop(task_id, None)
 
+    async def kept(self) -> list[TaskId]:
+        """As cube.ports.kept.OutputKeeper has it."""
+        return await self._engine.call(partial(containers.kept, marks=self._marks))
+
     async def remove_kept(self) -> None:
         """No output of removed tasks is left either: for a node that is given up."""
 

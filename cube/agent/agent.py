@@ -53,6 +53,7 @@ from cube.scheduler.liveness import Liveness
 from cube.services.cluster_view import ClusterView, Parts
 from cube.services.disk_watch import DiskWatch
 from cube.services.driver_facts import DriverFacts
+from cube.services.forgotten import Forgotten
 from cube.services.formation import Formation, NodeRecord, Records
 from cube.services.gossip_loop import GossipLoop
 from cube.services.heartbeats import Heartbeats, Leases
@@ -359,6 +360,9 @@ class Agent:
                     "registration": registration.run(),
                     "drivers": self._watch_drivers(registration),
                     "orphans": Orphans(self._feed, self.node_id, reapers_of(self._drivers)).run(),
+                    "forgotten": Forgotten(
+                        lambda: self._feed.state, lambda: self._is_caught_up, self._drivers
+                    ).run(),
                     "certificate": self._trust.renewal().run(),
                     "removals": self._trust.watch_removals(self._feed, log.recheck_peers),
                     "catch_up": self._catch_up(registration, on_ready),

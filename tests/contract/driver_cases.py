@@ -23,6 +23,7 @@ from cube.model.errors import DriverFailed
 from cube.model.ids import TaskId
 from cube.model.launch import Launch, LogChunk, Observation, RunState
 from cube.ports.driver import Driver
+from cube.ports.kept import OutputKeeper
 
 BOTH = ("stdout", "stderr")
 NEVER_MS = 600_000  # a stop timeout that no test waits for: pytest's own deadline comes first
@@ -322,9 +323,24 @@ class DriverContract:
             assert (await rig.driver.inspect(launch.task_id, 1)).state is RunState.GONE
             assert await rig.driver.recover() == []
             assert text(await read(rig, launch.task_id)) == "kept\n"
+            if isinstance(rig.driver, OutputKeeper):
+                assert await rig.driver.kept() == [launch.task_id]
         for _ in range(2):
             await rig.driver.remove(launch.task_id, keep_logs=False)
             assert await read(rig, launch.task_id) == []
+            if isinstance(rig.driver, OutputKeeper):
+                assert await rig.driver.kept() == []
+
+    async def test_the_output_of_an_attempt_that_is_there_is_not_all_that_is_kept(
+        self, rig: Rig
+    ) -> None:
+        launch = rig.prints(rig.launch(new_task_id()), "said\n")
+        await self._prepare_and_start(rig, launch)
+        if not isinstance(rig.driver, OutputKeeper):
+            pytest.skip("this driver does not say")
+        assert await rig.driver.kept() == []
+        await ended(rig, launch.task_id)
+        assert await rig.driver.kept() == []
 
     # -- attempts ---------------------------------------------------------------------------------
 

@@ -233,6 +233,13 @@ def recover(
     return seen, found
 
 
+def kept(client: Client, marks: Marks) -> list[TaskId]:
+    """Tasks of which only containers that hold output are left."""
+    found = listing(client, marks)
+    live = {one.task_id for one in found if not one.is_kept}
+    return sorted({one.task_id for one in found} - live)
+
+
 def remove(client: Client, marks: Marks, task_id: TaskId, *, keep_logs: bool) -> None:
     """Nothing of the task is left, or the containers that hold its output, under other names."""
     found = listing(client, marks, task_id)

@@ -84,6 +84,16 @@ class Attempts:
         ids = [TaskId(name) for name in names if SAFE_ID.fullmatch(name)]
         return [(task_id, number) for task_id in ids for number in self.paths(task_id).numbers()]
 
+    def kept(self) -> list[TaskId]:
+        """In order: tasks with output and no attempt."""
+        names = sorted(os.listdir(self._directory)) if self._directory.is_dir() else []
+        ids = [TaskId(name) for name in names if SAFE_ID.fullmatch(name)]
+        return [
+            task_id
+            for task_id in ids
+            if self.paths(task_id).logs.is_dir() and not self.paths(task_id).numbers()
+        ]
+
     def look(self, identity: Identity) -> Attempt | None:
         """None: nothing of ours has this identity."""
         task_id, number = identity

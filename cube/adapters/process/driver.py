@@ -164,6 +164,10 @@ class ProcessDriver:
         self._files.sweep(lambda task_id: task_id in tasks or task_id in self._locks)
         return found
 
+    async def kept(self) -> list[TaskId]:
+        """As cube.ports.kept.OutputKeeper has it."""
+        return await asyncio.to_thread(self._attempts.kept)
+
     async def _sweep(self, known: set[Identity]) -> None:
         """Groups of this node whose attempt nobody knows any more are empty and gone."""
         for name in list(self._attempts.cgroups.leftovers()):
