@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from cube.model.sessions import ExecOrder
 from tests.contract.driver_cases import DriverContract, Rig, ended, new_task_id, read, text
 from tests.contract.file_cases import WORDS, FileContract, file_of, with_files
 from tests.contract.process_rig import ProcessRig, process_rig, settings_for
@@ -46,6 +48,24 @@ async def test_only_the_user_of_a_task_reads_its_secrets(rig: ProcessRig) -> Non
         told.append(text(await read(rig, task_id, ("stdout",))))
         await rig.driver.remove(task_id, keep_logs=False)
     assert told == [f"{WORDS}65534 65534 400\n", "refused\n12345 65534 400\n"]
+
+
+async def test_a_session_ends_with_its_task_though_nothing_marks_it(tmp_path: Path) -> None:
+    """It has no groups, and has thrown the task's id out of its environment."""
+    async with process_rig(tmp_path / "tasks", settings_for("no groups", tmp_path)) as rig:
+        launch = rig.launch(new_task_id())
+        await rig.driver.start(launch)
+        argv = ("env", "-i", "/bin/sh", "-c", "echo ready; read never")
+        one = await rig.driver.open_exec(launch.task_id, 1, ExecOrder(argv=argv))
+        try:
+            output = aiter(one.output())
+            async with asyncio.timeout(rig.patience_s):
+                assert (await anext(output)).data == b"ready\n"
+                await rig.driver.stop(launch.task_id, 1, "SIGKILL", 0)
+                assert [piece async for piece in output] == []
+                assert await one.exit_code() == 137
+        finally:
+            await one.close()
 
 
 def test_the_rig_is_a_rig(tmp_path: Path) -> None:
