@@ -62,14 +62,23 @@ async def open_session(
         if wire.status != 101:
             raise await wire.problem()
     except (*WEATHER, TimeoutError) as error:
-        await wire.close()
+        await _give_up(engine, prepared, wire)
         raise engine_down(
             f"the command could not be started: {str(error) or 'timed out'}"
         ) from None
+    except asyncio.CancelledError:  # whoever asked has gone meanwhile
+        await _give_up(engine, prepared, wire)
+        raise
     except DriverFailed:
         await wire.close()
         raise
     return DockerSession(engine, prepared, wire, order)
+
+
+async def _give_up(engine: Engine, prepared: Prepared, wire: Wire) -> None:
+    """The engine may have begun with it, or be about to: nobody else would end it."""
+    await wire.close()
+    await kill_exec(engine, prepared)
 
 
 class DockerSession:

@@ -14,7 +14,11 @@ import psutil
 import pytest
 
 from cube.adapters.docker_engine import exec as execs
+from cube.adapters.docker_engine import session as sessions
 from cube.adapters.docker_engine.exec import Prepared, kill_exec, kill_tree
+from cube.model.errors import DriverFailed
+from cube.model.ids import TaskId
+from cube.model.sessions import ExecOrder
 
 
 def alive(mark: str) -> list[int]:
@@ -117,3 +121,52 @@ async def test_one_that_has_ended_or_never_begins_is_left(monkeypatch: pytest.Mo
     assert await killed(monkeypatch, seen(running=False, pid=4242, code=0)) == []
     assert await killed(monkeypatch, seen(running=False, pid=0, code=126)) == []
     assert await killed(monkeypatch, seen(running=False, pid=0)) == []
+
+
+class DeafWire:
+    """An engine that takes the order to begin, and says nothing."""
+
+    def __init__(self) -> None:
+        self.asked = asyncio.Event()
+        self.is_closed = False
+
+    async def ask(self, *_: object) -> None:
+        self.asked.set()
+        await asyncio.Event().wait()
+
+    async def close(self) -> None:
+        self.is_closed = True
+
+
+@pytest.mark.parametrize("who", ["the client goes", "the engine is too late"])
+async def test_a_session_that_nobody_waits_for_any_more_leaves_no_command(
+    monkeypatch: pytest.MonkeyPatch, who: str
+) -> None:
+    wire, killed = DeafWire(), list[str]()
+
+    async def connect(_: Any) -> DeafWire:
+        return wire
+
+    async def kill(_: Any, prepared: Prepared) -> None:
+        killed.append(prepared.exec_id)
+
+    async def call(_: Any) -> tuple[Prepared, str]:
+        return Prepared("c1", "e1"), "1.41"
+
+    monkeypatch.setattr(sessions, "connect", connect)
+    monkeypatch.setattr(sessions, "kill_exec", kill)
+    engine: Any = type("Engine", (), {"call": staticmethod(call)})
+    marks: Any = None
+    if who == "the engine is too late":
+        monkeypatch.setattr(sessions, "ANSWER_S", 0.0)
+        with pytest.raises(DriverFailed):
+            await sessions.open_session(engine, marks, TaskId("t"), 1, ExecOrder(argv=("x",)))
+    else:
+        opening = asyncio.create_task(
+            sessions.open_session(engine, marks, TaskId("t"), 1, ExecOrder(argv=("x",)))
+        )
+        await wire.asked.wait()
+        opening.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await opening
+    assert (wire.is_closed, killed) == (True, ["e1"])
