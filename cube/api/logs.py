@@ -162,25 +162,26 @@ class Gaps:
 
 
 class Stamps:
-    """Puts the time before each line. A line's time is that of the chunk that begins it."""
+    """Puts the time before each line. A line's time is that of the chunk that begins it. Two streams
+    share no line: one that the other breaks into goes on in a line of its own."""
 
     def __init__(self) -> None:
-        self._inside: set[str] = set()  # streams whose last line is not complete
+        self._open = ""  # the stream whose line is not complete, if what came last began one
 
     def of(self, chunk: LogChunk) -> bytes:
+        if not chunk.data:
+            return b""
         stamp = f"{rfc3339(chunk.at_ms) or '-'} ".encode()
         lines = chunk.data.split(b"\n")
         ends_open = bool(lines[-1])
         if not ends_open:
             lines.pop()
-        stamped = [stamp + line for line in lines]
-        if lines and chunk.stream in self._inside:
-            stamped[0] = lines[0]
-        if lines:
-            self._inside.discard(chunk.stream)
-        if ends_open:
-            self._inside.add(chunk.stream)
-        return b"\n".join(stamped) + (b"\n" if lines and not ends_open else b"")
+        goes_on = self._open == chunk.stream
+        head = b"" if goes_on else stamp
+        if self._open and not goes_on:
+            head = b"\n" + stamp
+        self._open = chunk.stream if ends_open else ""
+        return head + (b"\n" + stamp).join(lines) + (b"" if ends_open else b"\n")
 
 
 async def _forward(
