@@ -15,6 +15,7 @@ import msgspec
 from aiohttp import WSMsgType, web
 
 from cube.api import elsewhere
+from cube.api.auth import identity_of
 from cube.api.call import Call
 from cube.api.errors import Problem, problem_of
 from cube.api.streams import client_is_gone, keep_alive, widen
@@ -47,10 +48,28 @@ async def open_exec(call: Call) -> web.StreamResponse:
     if node is not None:
         return await _forward(call, task, node)
     socket = await _accept(call)
-    await _until_one_ends(lambda: client_is_gone(call), call, _serve(call, task, socket))
+    await _until_one_ends(
+        lambda: client_is_gone(call) or not _may_still(call), call, _serve(call, task, socket)
+    )
+    if not client_is_gone(call) and not _may_still(call):
+        problem = Problem("unauthenticated", "the token was removed, or has expired")
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(GOODBYE_S):  # it may take nothing any more
+                await _refuse(call, socket, problem)
     with contextlib.suppress(ConnectionError, RuntimeError):
         await socket.close()
     return socket
+
+
+def _may_still(call: Call) -> bool:
+    """Whoever asked could ask again: a session may outlast its token, and would be worth as much."""
+    api, state = call.api, call.api.cluster.state()
+    now_ms = max(state.now_ms, api.clock.now_ms())
+    try:
+        identity_of(api.access, call.route.role, call.request, state.trust, now_ms)
+    except Problem:
+        return False
+    return True
 
 
 async def _accept(call: Call) -> web.WebSocketResponse:

@@ -225,3 +225,9 @@ async def test_only_an_operator_may_and_is_known_at_the_other_end() -> None:
         assert [actor for _, actor, _ in second.local_tasks.sessions] == [
             f"token:{IDS['operator']}"
         ]
+        async with command(first, task.id, "hang", headers=operator) as socket:
+            assert (await socket.receive()).type is WSMsgType.TEXT
+            world.apply(c.RemoveToken(IDS["operator"]))
+            told = await heard(socket)
+            assert [one["problem"]["code"] for one in told] == ["unauthenticated"]
+        assert all(session.is_closed for _, _, session in second.local_tasks.sessions)
