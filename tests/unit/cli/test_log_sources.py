@@ -17,7 +17,8 @@ from cube.model.views import TaskView
 
 
 class Stream(contextlib.AbstractContextManager["Stream"]):
-    """Answers one request for logs: its lines, then perhaps a break."""
+    """Answers one request for logs: its lines (`T1 a` is a, printed in second 1), then perhaps a
+    break."""
 
     def __init__(self, lines: list[str], breaks: bool) -> None:
         self._lines, self._breaks = lines, breaks
@@ -27,7 +28,7 @@ class Stream(contextlib.AbstractContextManager["Stream"]):
 
     def logs(self, _task: str, **_query: Any) -> Iterator[bytes]:
         for one in self._lines:
-            yield f"{one}\n".encode()
+            yield f"2026-01-02T03:04:0{one.removeprefix('T').replace(' ', '.000Z ', 1)}\n".encode()
         if self._breaks:
             raise StreamBroken("gone")
 
