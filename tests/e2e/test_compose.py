@@ -7,7 +7,7 @@ import contextlib
 import docker
 import pytest
 
-from tests.e2e.harness import EXAMPLES, TestCluster, curl, wait_for
+from tests.e2e.harness import EXAMPLES, TestCluster, answer_of, wait_for
 from tests.e2e.test_docker_walks import address, docker_ready
 
 pytestmark = [pytest.mark.e2e, pytest.mark.docker]
@@ -30,7 +30,7 @@ def test_a_compose_file_runs_and_its_job_file_is_the_same_job(
     assert db["health"] == "healthy", "compose's healthcheck is a check of Cube"
     assert all(web["created_at"] >= db["started_at"] for web in webs)
     for web in webs:
-        assert curl(address(web, "8080") + "/hostname")
+        assert answer_of(address(web, "8080") + "/hostname")
         container = engine.inspect_container(web["handle"])
         assert "GREETING=hello" in container["Config"]["Env"]
     (mount,) = engine.inspect_container(db["handle"])["Mounts"]

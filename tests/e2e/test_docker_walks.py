@@ -11,7 +11,7 @@ from pathlib import Path
 import docker
 import pytest
 
-from tests.e2e.harness import EXAMPLES, Json, Node, TestCluster, curl, same, wait_for
+from tests.e2e.harness import EXAMPLES, Json, Node, TestCluster, answer_of, curl, same, wait_for
 from tests.ports import free_port
 
 pytestmark = [pytest.mark.e2e, pytest.mark.docker]
@@ -168,7 +168,7 @@ def test_the_books_own_api_and_verbs(
         return next(item for item in items if item["ID"] == task["ID"])
 
     wait_for("it runs", lambda: told()["State"] == 2)
-    wait_for("it answers", lambda: curl(f"http://127.0.0.1:{port}/hostname"))
+    assert answer_of(f"http://127.0.0.1:{port}/hostname")
     assert call(node, "POST", "/tasks", task)[0] == 201
     for path in ("/nodes", "/stats"):
         assert call(node, "GET", path)[0] == 200
