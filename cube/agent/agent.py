@@ -224,6 +224,7 @@ class Agent:
                 tokens=not self._config.insecure,
                 node_of=self._trust.node_of,
                 node_tls=None if self._config.insecure else self._trust.tls.client,
+                peer=None if self._config.insecure else self._trust.tls.peer,
                 hosts=frozenset(
                     name.lower()
                     for name in (

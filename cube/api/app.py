@@ -11,6 +11,7 @@ import cube
 from cube.api.auth import Access
 from cube.api.boundary import API, add_headers, answering, boundary
 from cube.api.call import Api, ApiSettings
+from cube.api.node_connector import NodeConnector
 from cube.api.routes import ROUTES
 from cube.ports.clock import Clock
 from cube.ports.cluster import Cluster, LocalTasks, Peers, SealSecret, TokenDesk
@@ -66,12 +67,17 @@ def make_app(
 
 
 async def _session(app: web.Application) -> AsyncIterator[None]:
-    tls = app[API].access.node_tls
-    connector = aiohttp.TCPConnector(limit=NODE_CONNECTIONS_MAX, ssl=True if tls is None else tls)
+    api = app[API]
+    tls, peer = api.access.node_tls, api.access.peer
+    if tls is None:
+        connector = aiohttp.TCPConnector(limit=NODE_CONNECTIONS_MAX)
+    else:
+        assert peer is not None, "who shows a certificate asks for one"
+        connector = NodeConnector(tls, peer, api.nodes_at, limit=NODE_CONNECTIONS_MAX)
     async with aiohttp.ClientSession(connector=connector, auto_decompress=False) as session:
-        app[API].session = session
+        api.session = session
         yield
-        app[API].session = None
+        api.session = None
 
 
 async def _end_streams(app: web.Application) -> None:

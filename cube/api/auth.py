@@ -91,12 +91,14 @@ class Access(msgspec.Struct, frozen=True, kw_only=True):
     """`tokens` False: nobody is asked who they are (--insecure). `hosts`: names under which this
     node is asked, beside its loopback names and any IP address. `node_of`: whose certificate the
     connection has shown, None without one; raises BadPacket for one that is worth nothing.
-    `node_tls`: how to reach other nodes, showing this node's certificate; None: by plain HTTP."""
+    `node_tls`: how to reach other nodes, showing this node's certificate, and `peer`: whose the other
+    end has shown, which raises BadPacket; None: by plain HTTP."""
 
     tokens: bool = False
     node_tls: ssl.SSLContext | None = None
     hosts: frozenset[str] = frozenset()
     node_of: Callable[[web.BaseRequest], NodeIdentity | None] = _no_certificate
+    peer: Callable[[ssl.SSLObject], NodeIdentity] | None = None
 
 
 def identify(

@@ -17,13 +17,13 @@ from aiohttp import ClientSession, web
 from cube.api.auth import Access, Identity, Role
 from cube.api.derived import Derived
 from cube.api.errors import Problem, did_you_mean, refused
-from cube.api.lookup import nodes_by_raft_address, nodes_in_order
+from cube.api.lookup import nodes_by_http_address, nodes_by_raft_address, nodes_in_order
 from cube.api.query import flag, integer
 from cube.api.rendered import RenderedTasks
 from cube.api.slots import SlotsOfJobs
 from cube.model.cluster import ClusterState
 from cube.model.commands import Body
-from cube.model.ids import CommandId
+from cube.model.ids import CommandId, NodeId
 from cube.model.outcome import Rejected
 from cube.model.units import parse_duration_ms
 from cube.ports.clock import Clock
@@ -124,6 +124,7 @@ class Api:
         self.rendered = RenderedTasks()
         self.nodes_in_order = Derived(nodes_in_order)
         self.nodes_by_raft_address = Derived(nodes_by_raft_address)
+        self._nodes_by_http = Derived(nodes_by_http_address)
         self.requests = 0  # being answered now
         self.streams = 0
         self.saves = 0  # snapshots on their way
@@ -131,6 +132,10 @@ class Api:
         self.lasting: set[asyncio.Task[object]] = set()  # answering streams; ended at shutdown
         self._request_prefix = new_id()[:8]
         self._request_number = 0
+
+    def nodes_at(self, address: str) -> frozenset[NodeId]:
+        """Whose API is there, by the state."""
+        return self._nodes_by_http.of(self.cluster.state().nodes).get(address, frozenset())
 
     def next_request_id(self) -> str:
         self._request_number += 1

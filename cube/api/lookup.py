@@ -40,6 +40,15 @@ def nodes_by_raft_address(nodes: Mapping[NodeId, Node]) -> dict[str, Node]:
     return {node.facts.raft_address: node for node in nodes.values()}
 
 
+def nodes_by_http_address(nodes: Mapping[NodeId, Node]) -> dict[str, frozenset[NodeId]]:
+    """Names in lower case. A node that lost its disk may have left its address to another."""
+    found: dict[str, frozenset[NodeId]] = {}
+    for node_id, node in nodes.items():
+        address = node.facts.http_address.lower()
+        found[address] = found.get(address, frozenset()) | {node_id}
+    return found
+
+
 def find_node(state: ClusterState, word: str) -> Node:
     """Raises Problem."""
     node = state.nodes.get(NodeId(word))
