@@ -53,11 +53,11 @@ def check_first(call: Call, where: str) -> None:
         raise Problem("unavailable", f"{where}, not here; node {shown(forwarder)} should know")
 
 
-async def ask(call: Call, node: Node, path: str) -> web.Response:
-    """What the other node answers to this short read. Raises Problem."""
+async def ask(call: Call, node: Node, path: str, method: str = "GET") -> web.Response:
+    """What the other node answers to this short request. Raises Problem."""
     try:
-        async with session(call).get(
-            url(call, node, path), params={"min_index": str(call.state.index)},
+        async with session(call).request(
+            method, url(call, node, path), params={"min_index": str(call.state.index)},
             headers=headers(call), timeout=timeout(call, call.api.settings.stream_write_ms),
         ) as upstream:  # fmt: skip
             return await pass_on(upstream)
@@ -96,7 +96,7 @@ def unreachable(node: Node, error: Exception) -> Problem:
     what = str(error) or type(error).__name__
     return Problem(
         "node_unreachable",
-        f"node {node.name} ({node.facts.http_address}) has the task and does not answer: {what}",
+        f"node {node.name} ({node.facts.http_address}) does not answer: {what}",
         hint=f"cube node show {node.name}",
     )
 

@@ -6,11 +6,11 @@ state need not change: it has no record of what nobody has a right to.
 
 from __future__ import annotations
 
-import aiohttp
+from urllib.parse import quote
+
 from aiohttp import web
 
 from cube.api import elsewhere, query
-from cube.api.auth import FORWARDED
 from cube.api.bodies import read_nothing
 from cube.api.call import Call
 from cube.api.errors import Problem
@@ -62,7 +62,7 @@ def _view(state: ClusterState, volume: Volume) -> VolumeView:
 async def list_on_node(call: Call) -> web.Response:
     node = find_node(call.state, call.path("node"))
     if not _is_here(call, node):
-        return await _forward(call, node, "GET", f"/v1/nodes/{node.id}/volumes")
+        return await elsewhere.ask(call, node, f"/v1/nodes/{node.id}/volumes")
     names = await call.api.local_tasks.volume_names()
     items = tuple(
         NodeVolumeView(name=name, claims=claims_of(call.state, node.id, name)) for name in names
@@ -83,7 +83,8 @@ async def remove_volume(call: Call) -> web.Response:
             hint=f"cube rm {owner} gives it up; its data stays until it is removed here",
         )  # fmt: skip
     if not _is_here(call, node):
-        return await _forward(call, node, "DELETE", f"/v1/nodes/{node.id}/volumes/{name}")
+        path = f"/v1/nodes/{node.id}/volumes/{quote(name, safe='')}"
+        return await elsewhere.ask(call, node, path, "DELETE")
     try:
         is_gone = await call.api.local_tasks.remove_volume(name)
     except DriverFailed as failure:
@@ -105,32 +106,10 @@ def _is_here(call: Call, node: Node) -> bool:
     """Raises Problem when the node asked for is not this one and cannot be asked."""
     if node.id == call.api.cluster.node_id():
         return True
-    if call.request.headers.get(FORWARDED) is not None:
-        raise Problem("unavailable", f"this is not node {node.name}")
+    elsewhere.check_first(call, f"this is not node {node.name}")
     if node.status in (NodeStatus.DOWN, NodeStatus.LEFT):
         raise Problem(
             "node_unreachable", f"node {node.name} is {node.status.value}: its disk cannot be asked",
             hint=f"cube node show {node.name}",
         )  # fmt: skip
     return False
-
-
-async def _forward(call: Call, node: Node, method: str, path: str) -> web.Response:
-    try:
-        async with elsewhere.session(call).request(
-            method, elsewhere.url(call, node, path), headers=elsewhere.headers(call),
-            timeout=elsewhere.timeout(call, call.api.settings.stream_write_ms),
-        ) as upstream:  # fmt: skip
-            body = await upstream.content.read(_ANSWER_BYTES_MAX)
-            sent = {"Content-Type": upstream.headers.get("Content-Type", "application/json")}
-            return web.Response(status=upstream.status, body=body, headers=sent)
-    except (aiohttp.ClientError, TimeoutError) as error:
-        raise Problem(
-            "node_unreachable",
-            f"node {node.name} ({node.facts.http_address}) does not answer: "
-            f"{str(error) or type(error).__name__}",
-            hint=f"cube node show {node.name}",
-        ) from None
-
-
-_ANSWER_BYTES_MAX = 8 << 20  # ten thousand names with their claims
