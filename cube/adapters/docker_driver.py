@@ -44,6 +44,7 @@ from cube.model.launch import (
     TaskStats,
 )
 from cube.model.sessions import ExecOrder
+from cube.model.spec import MountType
 from cube.ports.clock import Clock
 from cube.ports.session import Session
 
@@ -163,6 +164,9 @@ class DockerDriver:
         mode = launch.docker.network_mode
         if allowed.is_named_network(mode):
             await self._engine.call(partial(containers.check_network, mode=mode))
+        names = {one.source for one in launch.mounts if one.type is MountType.VOLUME}
+        if names and "volumes" not in self._settings.allow:
+            await self._engine.call(partial(volumes.check_ours, marks=self._marks, names=names))
         return await self._images.ensure(launch)
 
     async def start(self, launch: Launch) -> Observation:

@@ -16,9 +16,10 @@ ALLOW_WORDS = (
     "devices",
     "gpus",
     "host_network",
-    "network",  # any network but bridge and none: another container's, or a named one
+    "network",  # any network but bridge and none: a named one, or (host_network, too) another container's
     "privileged",
     "security_opt",
+    "volumes",  # volumes that this cluster did not make: only the engine knows which they are
 )
 PROCESS_ALLOW_WORDS = ("root",)  # as user or group, where the agent is root itself
 ALLOW = "allow"  # the driver's attribute: the words with commas between them
@@ -58,10 +59,12 @@ def asks(docker: DockerOptions, mounts: Sequence[MountSpec]) -> tuple[str, ...]:
         "cap_add": any(capability(name) not in CAPABILITIES for name in docker.cap_add),
         "devices": bool(docker.devices),
         "gpus": docker.gpus not in ("", "0"),
-        "host_network": mode == "host",
+        # The other container may be on the host's network itself.
+        "host_network": mode == "host" or mode.startswith("container:"),
         "network": mode not in _PLAIN_NETWORKS and mode != "host",
         "privileged": docker.privileged,
         "security_opt": any(adds_rights(option) for option in docker.security_opt),
+        "volumes": False,
     }
     return tuple(word for word in ALLOW_WORDS if is_asked[word])
 

@@ -96,9 +96,10 @@ ALLOWED: dict[str, str] = {
     "devices": "devices of the host",
     "gpus": "GPUs",
     "host_network": '`network_mode = "host"`',
-    "network": "a network of the node by its name, or another container's",
+    "network": "a network of the node by its name; with `host_network`, another container's, too",
     "privileged": "all rights of the host",
     "security_opt": "any option but `no-new-privileges`",
+    "volumes": "named volumes that this cluster did not make: the engine may hold them for others",
 }
 PROCESS_ALLOWED: dict[str, str] = {"root": "tasks that ask to run as root, under a root agent"}
 

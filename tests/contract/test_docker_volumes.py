@@ -9,6 +9,7 @@ import docker.errors
 import msgspec
 import pytest
 
+from cube.adapters.docker_driver import DockerSettings
 from cube.model.errors import DriverFailed
 from cube.model.spec import MountSpec, MountType
 from cube.ports.volumes import VolumeStore
@@ -24,6 +25,28 @@ async def rig() -> AsyncIterator[DockerRig]:
     await rig.open()
     yield rig
     await rig.close()
+
+
+async def test_a_volume_that_others_made_is_theirs(rig: DockerRig) -> None:
+    """It may be a database's, or bound to a directory of the host."""
+    foreign = f"test-{new_task_id()}"
+    launch = msgspec.structs.replace(
+        shell(rig.launch(new_task_id()), "ls /data"),
+        mounts=(MountSpec(MountType.VOLUME, "/data", source=foreign),),
+    )
+    rig.client.create_volume(foreign, "local", {"type": "none", "o": "bind", "device": "/etc"})
+    try:
+        with pytest.raises(DriverFailed, match=r'allow = \["volumes"\]') as caught:
+            await rig.driver.prepare(launch)
+        assert (caught.value.code, caught.value.transient) == ("not_allowed", False)
+        allowing = DockerRig(rig.host, DockerSettings(host=rig.host, allow=("volumes",)))
+        await allowing.open()
+        try:
+            await allowing.driver.prepare(launch)
+        finally:
+            await allowing.close()
+    finally:
+        rig.client.remove_volume(foreign)
 
 
 async def test_a_volume_lives_and_ends_by_request_only(rig: DockerRig) -> None:

@@ -25,7 +25,7 @@ from cube.adapters.docker_engine.frames import FRAME_BYTES_MAX, read_frames
 from cube.adapters.docker_engine.marks import Marks, observe, time_ns
 from cube.adapters.docker_engine.request import check_allowed, container_config
 from cube.adapters.docker_engine.settings import DockerSettings
-from cube.model.allowed import ALLOW_WORDS
+from cube.model.allowed import ALLOW_WORDS, asks
 from cube.model.errors import DriverFailed
 from cube.model.ids import ClusterId, NodeId, TaskId
 from cube.model.launch import Launch, LaunchPort, Observation, RunState
@@ -171,7 +171,7 @@ def test_everything_not_allowed_is_named_at_once_and_allowing_it_all_allows() ->
             security_opt=("label=x",),
         ),
     )
-    words = [word for word in ALLOW_WORDS if word != "network"]
+    words = [word for word in ALLOW_WORDS if word not in ("network", "volumes")]
     with pytest.raises(DriverFailed) as failed:
         check_allowed(launch, ("network",))
     assert ", ".join(words) in failed.value.message
@@ -179,6 +179,12 @@ def test_everything_not_allowed_is_named_at_once_and_allowing_it_all_allows() ->
         failed.value.message
     )
     check_allowed(launch, ALLOW_WORDS)
+
+
+def test_the_network_of_another_container_may_be_the_hosts() -> None:
+    joined = DockerOptions(network_mode="container:database")
+    assert asks(joined, ()) == ("host_network", "network")
+    assert asks(DockerOptions(network_mode="mine"), ()) == ("network",)
 
 
 @pytest.mark.parametrize("mode", ["", "bridge", "none", "default"])
