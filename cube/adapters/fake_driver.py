@@ -251,6 +251,14 @@ class FakeDriver:
         if not keep_logs:
             self._host.output.pop((self._node_id, task_id), None)
 
+    async def kept(self) -> list[TaskId]:
+        """See cube.ports.kept.OutputKeeper."""
+        return sorted(
+            task_id
+            for node_id, task_id in self._host.output
+            if node_id == self._node_id and (node_id, task_id) not in self._host.attempts
+        )
+
     async def logs(
         self,
         task_id: TaskId,

@@ -23,6 +23,7 @@ from cube.model.ids import ClusterId, NodeId, TaskId
 from cube.model.launch import Launch, Observation
 from cube.model.spec import DockerOptions
 from cube.ports.driver import Driver
+from tests.contract.driver_cases import until
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 ENGINE_ENV = "CUBE_TEST_DOCKER_HOST"
@@ -188,8 +189,9 @@ class DockerRig:
         return ("sh", "-c", "head -c 67108864 /dev/zero | tr '\\0' x")
 
     async def process_count(self, task_id: TaskId) -> int:
+        """Once each init has begun its command."""
         ids = [container["Id"] for container in self.containers(task_id)]
-        return sum(len(processes_in(container_id)) for container_id in ids)
+        return sum([len(await begun_in(self, container_id)) for container_id in ids])
 
 
 def with_options(launch: Launch, **options: Any) -> Launch:
@@ -199,6 +201,18 @@ def with_options(launch: Launch, **options: Any) -> Launch:
 async def run(rig: DockerRig, launch: Launch) -> Observation:
     await rig.driver.prepare(launch)
     return await rig.driver.start(launch)
+
+
+async def begun_in(rig: DockerRig, container_id: str) -> list[int]:
+    """The pids of a container; of one that runs, once its init, if it has one, has begun the command."""
+    seen = rig.client.inspect_container(container_id)
+    least = 1 + bool(seen["HostConfig"]["Init"]) if seen["State"]["Running"] else 0
+
+    async def has_begun() -> bool:
+        return len(processes_in(container_id)) >= least
+
+    await until(has_begun, rig.patience_s)
+    return processes_in(container_id)
 
 
 def processes_in(container_id: str) -> list[int]:

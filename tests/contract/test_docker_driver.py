@@ -26,6 +26,7 @@ from tests.contract.docker_rig import (
     OBEYS,
     WAITS,
     DockerRig,
+    begun_in,
     engine_for_tests,
     processes_in,
     run,
@@ -439,7 +440,7 @@ async def test_much_output_arrives_whole_through_a_slow_reader(rig: DockerRig) -
 async def test_a_command_past_its_deadline_leaves_no_process(rig: DockerRig) -> None:
     launch = rig.launch(new_task_id())
     seen = await run(rig, launch)
-    before = set(processes_in(seen.handle))
+    before = set(await begun_in(rig, seen.handle))
     argv = ("sh", "-c", "echo begun; sleep 1234 & sleep 1235")
     result = await rig.driver.execute(launch.task_id, 1, argv, 1500)
     assert (result.exit_code, result.output) == (None, b"begun\n")

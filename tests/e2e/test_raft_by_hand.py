@@ -37,8 +37,12 @@ def test_leadership_is_handed_over_by_hand_and_by_a_drain(cluster: TestCluster) 
         line.split() for line in cluster.cube("raft", "members", at=learner).stdout.splitlines()
     ]
     assert sorted(row[3] for row in rows[1:]) == ["leader", "learner", "voter", "voter"]
-    told = cluster.cube_json("raft", "members", at=learner)
-    assert all(member["caught_up"] for member in (*told["voters"], *told["learners"]))
+
+    def all_caught_up() -> bool:
+        told = cluster.cube_json("raft", "members", at=learner)
+        return all(member["caught_up"] for member in (*told["voters"], *told["learners"]))
+
+    wait_for("all have caught up with the new leader", all_caught_up)
     # A leader that is drained hands over, once; nobody else moves.
     leader = cluster.leader()
     cluster.cube("node", "drain", leader.name)
