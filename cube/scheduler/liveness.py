@@ -80,6 +80,7 @@ class Liveness:
         self._leader: NodeId | None = None
         self._last_ms: dict[NodeId, int] = {}
         self._known_ms: dict[NodeId, int] = {}  # when this leader began to expect its heartbeats
+        self._expected: Mapping[NodeId, Node] | None = None  # whose; never written to
         self._steady_ms: dict[NodeId, int] = {}  # heartbeats have come without a gap since
         self._downed_ms: dict[NodeId, int] = {}  # when this leader took it down
         self._down: list[NodeId] = []
@@ -92,6 +93,7 @@ class Liveness:
         self._leader = leader
         self._last_ms.clear()
         self._known_ms.clear()
+        self._expected = None
         self._steady_ms.clear()
         self._downed_ms.clear()
 
@@ -127,6 +129,28 @@ class Liveness:
     ) -> Verdict:
         """`gossip`: alive | suspect | dead | left; a node that it does not know is not seen alive.
         Verdicts are assumed to be carried out."""
+        if self._expected is not nodes or len(self._last_ms) > len(nodes):
+            self._expect(nodes, mono_ms)
+        wanted: list[tuple[NodeId, NodeStatus, str]] = []
+        heard_ms, gap_ms = self._last_ms.get, self._gap_ms
+        for node_id, node in nodes.items():
+            if (  # nearly all of them: `_judge` would find what is known
+                node.status is NodeStatus.READY
+                and node.status_reason != BRAKED
+                and gossip.get(node_id) == "alive"
+                and mono_ms - heard_ms(node_id, -gap_ms - 1) <= gap_ms
+            ):
+                continue
+            status, reason = self._judge(node, gossip.get(node_id, ""), mono_ms)
+            # A new leader takes its predecessor's word until it has a view of its own.
+            knows = node_id in self._last_ms or mono_ms - self._since_ms >= self._grace_ms
+            if status is not node.status or (node.status_reason == BRAKED and knows):
+                wanted.append((node_id, status, reason))
+        wanted.sort(key=lambda change: change[0])
+        return self._braked(nodes, wanted, mono_ms)
+
+    def _expect(self, nodes: Mapping[NodeId, Node], mono_ms: int) -> None:
+        """Heartbeats of these nodes, and of no others."""
         for gone in [one for one in {**self._known_ms, **self._last_ms} if one not in nodes]:
             self._known_ms.pop(gone, None)
             self._last_ms.pop(gone, None)
@@ -134,15 +158,7 @@ class Liveness:
         known_ms = mono_ms if self._known_ms else self._since_ms  # a newcomer is not late
         for node_id in nodes:
             self._known_ms.setdefault(node_id, known_ms)
-        wanted: list[tuple[NodeId, NodeStatus, str]] = []
-        for node_id in sorted(nodes):
-            node = nodes[node_id]
-            status, reason = self._judge(node, gossip.get(node_id, ""), mono_ms)
-            # A new leader takes its predecessor's word until it has a view of its own.
-            knows = node_id in self._last_ms or mono_ms - self._since_ms >= self._grace_ms
-            if status is not node.status or (node.status_reason == BRAKED and knows):
-                wanted.append((node_id, status, reason))
-        return self._braked(nodes, wanted, mono_ms)
+        self._expected = nodes
 
     def _judge(self, node: Node, seen: str, mono_ms: int) -> tuple[NodeStatus, str]:
         if node.id == self._leader:
