@@ -57,6 +57,13 @@ class SessionContract:
             assert (await all_of(one)) == ("hi\n", "")
             assert await one.exit_code() == 3
 
+    async def test_what_a_command_says_is_never_taken_for_the_engines_words(self, rig: Rig) -> None:
+        launch = await self._running(rig)
+        words = "OCI runtime exec failed: exec failed: so it says"
+        async with session(rig, launch, ExecOrder(argv=rig.argv_that_says(words, 3))) as one:
+            assert (await all_of(one)) == (f"{words}\n", "")
+            assert await one.exit_code() == 3
+
     async def test_a_session_is_given_input_to_its_end(self, rig: Rig) -> None:
         launch = await self._running(rig)
         sent = b"0123456789abcdef" * 16_384  # more than any pipe holds

@@ -122,8 +122,10 @@ def _limits(launch: Launch) -> dict[str, object]:
 
 
 def _security(launch: Launch) -> list[str]:
+    if launch.docker.privileged:
+        return list(launch.docker.security_opt)
     asked = [word for word in launch.docker.security_opt if allowed.adds_rights(word)]
-    if launch.docker.privileged or any(w.startswith(_NO_NEW_PRIVILEGES) for w in asked):
+    if any(w.startswith(_NO_NEW_PRIVILEGES) for w in asked):
         return asked
     return [*asked, _NO_NEW_PRIVILEGES]
 

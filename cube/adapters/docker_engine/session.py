@@ -97,7 +97,7 @@ class DockerSession:
         is_first = True
         try:
             async for stream, data in self._pieces():
-                if is_first and data.startswith(COULD_NOT_START):
+                if is_first and data.startswith(COULD_NOT_START) and await self._never_began():
                     data = self._explain(data)
                     stream = "stdout" if self._is_terminal else "stderr"
                 is_first = False
@@ -106,6 +106,13 @@ class DockerSession:
             if not self._is_closed:
                 raise engine_down(f"the command's output broke off: {error}") from None
         self._has_ended = True
+
+    async def _never_began(self) -> bool:
+        """What reads like the engine's own words may be the command's."""
+        try:
+            return not (await self._inspect()).get("Pid")
+        except DriverFailed:
+            return False
 
     async def _pieces(self) -> AsyncIterator[tuple[str, bytes]]:
         reader = self._wire.reader

@@ -100,6 +100,10 @@ def test_what_a_launch_leaves_empty_is_the_images() -> None:
             {"PathOnHost": "/dev/a", "PathInContainer": "/dev/a", "CgroupPermissions": "rwm"},
             {"PathOnHost": "/dev/a", "PathInContainer": "/dev/b", "CgroupPermissions": "r"}]}),
         ({"docker": DockerOptions(privileged=True)}, {"Privileged": True, "SecurityOpt": []}),
+        (
+            {"docker": DockerOptions(privileged=True, security_opt=("no-new-privileges",))},
+            {"Privileged": True, "SecurityOpt": ["no-new-privileges"]},
+        ),
         ({"docker": DockerOptions(security_opt=("no-new-privileges:true", "label=x"))},
          {"SecurityOpt": ["label=x", "no-new-privileges"]}),
         ({"docker": DockerOptions(security_opt=("no-new-privileges:false",))},
