@@ -81,6 +81,11 @@ async def test_a_link_that_breaks_is_an_error_with_a_sentence() -> None:
         assert b"broke off" in told.stderr and b"Traceback" not in told.stderr
 
 
+def _heed_interrupts() -> None:
+    """As on a terminal: who runs the tests in the background ignores ^C, and so would the program."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 class Terminal:
     """A program on a terminal of its own."""
 
@@ -90,7 +95,7 @@ class Terminal:
         self.before = termios.tcgetattr(inner)
         self.program = subprocess.Popen(
             arguments, stdin=inner, stdout=inner, stderr=inner, cwd=ROOT, start_new_session=True,
-            env={**os.environ, "TERM": "xterm"},
+            env={**os.environ, "TERM": "xterm"}, preexec_fn=_heed_interrupts,
         )  # fmt: skip
         self.seen = b""
 
