@@ -11,9 +11,7 @@ import contextlib
 import json
 import logging
 import os
-import random
 import resource
-import socket
 import ssl
 import statistics
 import struct
@@ -426,12 +424,12 @@ async def busy_cores(count: int) -> AsyncIterator[None]:
 
 
 def free_port() -> int:
-    """One that nothing listens on, outside the range that outgoing connections take."""
-    while True:
-        port = random.randint(10_240, 19_999)
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            return port
+    """One that nothing listens on, of the share that this run of the tests has."""
+    from tests.ports import (
+        free_port as of_this_run,  # here: members start without the checkout's tests
+    )
+
+    return of_this_run()
 
 
 def summary(times: list[float]) -> dict[str, float]:

@@ -244,7 +244,7 @@ LOOKS = ProcessSettings(disk_look_ms=50)
 async def test_who_keeps_more_than_it_asked_for_is_ended_and_begins_anew(tmp_path: Path) -> None:
     async with process_rig(tmp_path / "tasks", LOOKS) as rig:
         task_id = new_task_id()
-        launch = rig.shell(rig.launch(task_id), "head -c 2000000 /dev/zero > big; sleep 1000")
+        launch = rig.shell(rig.launch(task_id), "head -c 2000000 /dev/zero > big; exec sleep 1000")
         await rig.driver.start(changed(launch, disk_bytes=MIB))
         seen = await ended(rig, task_id)
         assert (seen.exit_code, seen.reason, seen.oom_killed) == (137, "disk_exceeded", False)
