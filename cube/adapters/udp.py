@@ -19,6 +19,8 @@ from cube.ports.datagrams import DATAGRAM_BYTES_MAX, EXCHANGE_BYTES_MAX
 log = logging.getLogger(__name__)
 
 LENGTH_BYTES = 4
+# Of the loop, until a connection that it has just accepted is known to this module, which ends it.
+ACCEPT_TURNS = 8
 ACCEPT_TIMEOUT_S = (
     5.0  # for a whole exchange as its answerer: a silent peer costs this long, no more
 )
@@ -80,6 +82,12 @@ class UdpDatagrams:
             self._transport = None
         server, self._server = self._server, None
         if server is not None:
+            # Nobody is accepted any more, and who was is known, before the server closes: asyncio 3.11
+            # loses a connection that is between the two.
+            for listening in server.sockets:
+                asyncio.get_running_loop().remove_reader(listening.fileno())
+            for _ in range(ACCEPT_TURNS):
+                await asyncio.sleep(0)
             server.close()
         tasks = [*self._answering, *self._lookups.values()]
         for task in tasks:

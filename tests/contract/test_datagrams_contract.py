@@ -335,3 +335,20 @@ async def until(condition: Callable[[], object]) -> None:
             return
         await asyncio.sleep(0.01)
     raise AssertionError("it never came true")
+
+
+@pytest.mark.parametrize("turns", range(6))
+async def test_what_was_accepted_while_it_closes_is_closed(turns: int) -> None:
+    """Or it would be open until the process ends."""
+    sock = UdpDatagrams("127.0.0.1", 0)
+    await sock.open(lambda _sender, _data: None, _nobody)
+    with socket.create_connection(("127.0.0.1", sock.port), timeout=2) as client:
+        for _ in range(turns):  # after some of them the loop has it, and nobody has been told
+            await asyncio.sleep(0)
+        await sock.close()
+        with contextlib.suppress(ConnectionResetError):
+            assert client.recv(1) == b""  # no turn of the loop in between
+
+
+async def _nobody(_sender: str, _data: bytes) -> bytes:
+    raise AssertionError
