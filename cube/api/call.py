@@ -15,7 +15,6 @@ import msgspec
 from aiohttp import ClientSession, web
 
 from cube.api.auth import Access, Identity, Role
-from cube.api.derived import Derived
 from cube.api.errors import Problem, did_you_mean, refused
 from cube.api.lookup import nodes_by_http_address, nodes_by_raft_address, nodes_in_order
 from cube.api.query import flag, integer
@@ -23,6 +22,7 @@ from cube.api.rendered import RenderedTasks
 from cube.api.slots import SlotsOfJobs
 from cube.model.cluster import ClusterState
 from cube.model.commands import Body
+from cube.model.derived import Derived
 from cube.model.ids import CommandId, NodeId
 from cube.model.outcome import Rejected
 from cube.model.units import parse_duration_ms

@@ -21,6 +21,7 @@ from collections.abc import Mapping
 import msgspec
 
 from cube.model.cluster import Node
+from cube.model.derived import Derived
 from cube.model.ids import NodeId
 from cube.model.lifecycle import BRAKED, NodeStatus
 from cube.model.units import format_duration
@@ -64,6 +65,11 @@ class Verdict(msgspec.Struct, frozen=True):
     brake: str | None
 
 
+def _down(nodes: Mapping[NodeId, Node]) -> list[NodeId]:
+    down = (NodeStatus.DOWN, NodeStatus.LEFT)
+    return [node_id for node_id, node in nodes.items() if node.status in down]
+
+
 class Liveness:
     """One leadership's memory of heartbeats."""
 
@@ -83,8 +89,7 @@ class Liveness:
         self._expected: Mapping[NodeId, Node] | None = None  # whose; never written to
         self._steady_ms: dict[NodeId, int] = {}  # heartbeats have come without a gap since
         self._downed_ms: dict[NodeId, int] = {}  # when this leader took it down
-        self._down: list[NodeId] = []
-        self._down_of: Mapping[NodeId, Node] | None = None  # what _down is about; never written to
+        self._down = Derived(_down)
 
     def leader_since(self, mono_ms: int, leader: NodeId | None = None) -> None:
         """This node, `leader`, leads from now on; what was heard in an earlier term is forgotten.
@@ -106,13 +111,9 @@ class Liveness:
     def silent_ms(self, nodes: Mapping[NodeId, Node], mono_ms: int) -> dict[NodeId, int]:
         """For how long this leader is sure that no leader has acknowledged a heartbeat, of each node
         that is down."""
-        if self._down_of is not nodes:
-            down = (NodeStatus.DOWN, NodeStatus.LEFT)
-            self._down = [node_id for node_id, node in nodes.items() if node.status in down]
-            self._down_of = nodes
         return {
             node_id: mono_ms - max(self._last_ms.get(node_id, 0), self._since_ms)
-            for node_id in self._down
+            for node_id in self._down.of(nodes)
         }
 
     @property

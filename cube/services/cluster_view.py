@@ -7,10 +7,9 @@ import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import immutables
-
-from cube.model.cluster import ClusterState, Node
+from cube.model.cluster import ClusterState
 from cube.model.commands import Body
+from cube.model.derived import Derived
 from cube.model.dryrun import DryRun
 from cube.model.errors import Unavailable
 from cube.model.explain import Explanation
@@ -63,8 +62,7 @@ class ClusterView:
         self._node_id = node_id
         self._feed = feed
         self._parts: Parts | None = None
-        self._brake_of: immutables.Map[NodeId, Node] | None = None  # what _brake_known is about
-        self._brake_known: str | None = None
+        self._brake = Derived(brake_of)
         self._thinking = asyncio.Lock()  # a dry run takes all of a processor
         self.obstacle: str | None = "this node is starting"
 
@@ -124,17 +122,11 @@ class ClusterView:
             found.append(self._parts.voter_loop.why)
         elif len(status.voters) == 1:  # only the leader knows more; this everybody can see
             found.append(ONE_VOTER)
-        brake = self._brake(self._feed.state.nodes)
+        brake = self._brake.of(self._feed.state.nodes)
         if brake is not None:
             found.append(brake)
         found += strangers(status.lineage, self._parts.members())
         return tuple(found)
-
-    def _brake(self, nodes: immutables.Map[NodeId, Node]) -> str | None:
-        """Looked for once while the nodes are the same."""
-        if self._brake_of is not nodes:
-            self._brake_of, self._brake_known = nodes, brake_of(nodes)
-        return self._brake_known
 
     def node_id(self) -> NodeId:
         return self._node_id
