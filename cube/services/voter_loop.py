@@ -34,6 +34,10 @@ from cube.services.state_feed import StateFeed
 TICK_S = 0.25  # voters and learners are looked at this often, and when the leader changes
 STEP_MS = 5_000  # one change, with its commit; a change waits for the one before it
 RETRY_S = 1.0  # after a step that failed: what stopped it takes longer than a look
+# An operator's transfer waits this long for a voter that does not answer or has not caught up: one
+# that has just become a voter has not been heard yet.
+HEIR_WAIT_MS = 2_000
+HEIR_LOOK_S = 0.05
 
 _log = logging.getLogger(__name__)
 
@@ -121,10 +125,12 @@ class VoterLoop:
             if node is None:
                 raise Unavailable(f"there is no node {node_id}")
             to = node.facts.raft_address
-        seen = self._seen(self._feed.state)
-        refusal = may_transfer(seen, to)
-        if refusal is not None:
-            raise Unavailable(refusal)
+        give_up_at_ms = self._clock.monotonic_ms() + HEIR_WAIT_MS
+        while (refusal := may_transfer(seen := self._seen(self._feed.state), to)) is not None:
+            can_pass = to is None or to in seen.voters
+            if not can_pass or self._clock.monotonic_ms() >= give_up_at_ms or not self._leads():
+                raise Unavailable(refusal)
+            await asyncio.sleep(HEIR_LOOK_S)
         try:
             await self._log.transfer_leadership(STEP_MS, to or heir(seen))
         except Unavailable as error:

@@ -228,9 +228,30 @@ def test_leadership_goes_to_the_node_that_is_named_or_to_any() -> None:
         for name, why in (("n4", "does not vote"), ("n9", "no node")):
             with pytest.raises(Unavailable, match=why):
                 await world.leader.loop.transfer(NodeId(f"id-{name}"))
+        await world.kill("n4")  # it would replace the other
+        await asyncio.sleep(GRACE_MS / 1000)
         await world.kill("n2")
         with pytest.raises(Unavailable, match="does not answer"):
             await world.leader.loop.transfer(NodeId("id-n2"))
+
+    over(test)
+
+
+@pytest.mark.parametrize("name", ["n2", None])
+def test_a_transfer_waits_a_moment_for_a_voter_that_was_not_heard_yet(name: str | None) -> None:
+    async def test(world: World) -> None:
+        await world.join("n1", "n2", "n3")
+        await until(lambda: len(world.voters) == 3)
+        log = world.leader.log
+        heard = log.progress
+        log.progress = lambda: ()  # type: ignore[method-assign]
+        to = None if name is None else NodeId(f"id-{name}")
+        transfer = asyncio.create_task(world.leader.loop.transfer(to))
+        await asyncio.sleep(1)
+        assert not transfer.done() and world.leader.name == "n1"
+        log.progress = heard  # type: ignore[method-assign]
+        await transfer
+        assert world.leader.name == (name or "n2")
 
     over(test)
 
