@@ -31,6 +31,7 @@ from cube.adapters.raft.settings import RaftSettings
 from cube.adapters.system_clock import SystemClock
 from cube.adapters.trust.envelope import open_envelope, seal_envelope
 from cube.adapters.trust.gossip_seal import AesSeal
+from cube.adapters.trust.tickets import Ed25519Tickets
 from cube.adapters.udp import UdpDatagrams
 from cube.agent.drivers import make_drivers, reapers_of
 from cube.agent.listening import ApiServer
@@ -225,6 +226,7 @@ class Agent:
                 node_of=self._trust.node_of,
                 node_tls=None if self._config.insecure else self._trust.tls.client,
                 peer=None if self._config.insecure else self._trust.tls.peer,
+                signer=Ed25519Tickets(),
                 hosts=frozenset(
                     name.lower()
                     for name in (

@@ -207,8 +207,15 @@ def _own_token(disk: FileDisk, state: ClusterState) -> tuple[Body, ...]:
         return ()
     token = make_api_token(entropy.secret)
     disk.replace(OPERATOR_TOKEN_FILE, format_api_token(token).encode() + b"\n")
-    hash_ = secret_hash(token.secret)
-    return (CreateToken(token.id, hash_, TokenRole.OPERATOR, description="made by a restore"),)
+    return (
+        CreateToken(
+            token.id,
+            secret_hash(token.secret),
+            TokenRole.OPERATOR,
+            description="made by a restore",
+            key=X509Certificates().token_key(token.secret),
+        ),
+    )
 
 
 def _make_raft(

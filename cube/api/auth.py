@@ -17,18 +17,24 @@ from aiohttp import web
 from multidict import MultiMapping
 
 from cube.api.errors import Problem
+from cube.api.tickets import TICKET, TICKET_MS, read_ticket
 from cube.model.errors import BadPacket
+from cube.model.ids import NodeId
 from cube.model.trust import (
+    ApiToken,
     NodeIdentity,
+    TokenRecord,
     TokenRole,
     TrustState,
     parse_api_token,
     secret_matches,
 )
+from cube.ports.trust import TicketSigner
 
 FORWARDED = "X-Cube-Forwarded"  # the node that passed the request on: nobody passes it on twice
 HEADER_CHARS_MAX = 256  # of Authorization: a token has 78
 CHALLENGE = {"WWW-Authenticate": 'Bearer realm="cube"'}
+_UNKNOWN_TOKEN = "this token is not one of this cluster's, or was removed"
 _TOKEN_HINT = "`cube token create` makes one; send it as Authorization: Bearer TOKEN"
 _SCHEMES = {"http": 80, "https": 443}
 
@@ -73,10 +79,14 @@ _STANDING = {
 
 
 class Identity(msgspec.Struct, frozen=True):
-    """`actor` is what the cluster's history says of who did it."""
+    """`actor` is what the cluster's history says of who did it. `token_id`, `node_id`: whose right it
+    is, where it is somebody's. `remote`: the address of a user whose request a node has passed on."""
 
     standing: Standing
     actor: str
+    token_id: str = ""
+    node_id: NodeId = NodeId("")
+    remote: str = ""
 
 
 NOBODY = Identity(Standing.NOBODY, "anonymous")
@@ -92,13 +102,14 @@ class Access(msgspec.Struct, frozen=True, kw_only=True):
     node is asked, beside its loopback names and any IP address. `node_of`: whose certificate the
     connection has shown, None without one; raises BadPacket for one that is worth nothing.
     `node_tls`: how to reach other nodes, showing this node's certificate, and `peer`: whose the other
-    end has shown, which raises BadPacket; None: by plain HTTP."""
+    end has shown, which raises BadPacket; None: by plain HTTP. `signer`: of tickets."""
 
     tokens: bool = False
     node_tls: ssl.SSLContext | None = None
     hosts: frozenset[str] = frozenset()
     node_of: Callable[[web.BaseRequest], NodeIdentity | None] = _no_certificate
     peer: Callable[[ssl.SSLObject], NodeIdentity] | None = None
+    signer: TicketSigner | None = None
 
 
 def identify(
@@ -107,24 +118,81 @@ def identify(
     """Whom the request proves to come from. A certificate counts before a token. Raises Problem
     (401) for a token that opens nothing: that is an error of the sender, not a visit of nobody."""
     if node is not None:
-        if trust.is_removed(node.node_id):
-            raise Problem("forbidden", "this node was removed from the cluster")
-        return Identity(Standing.NODE, f"node:{node.node_id}")
+        _check_not_removed(node.node_id, trust)
+        return Identity(Standing.NODE, f"node:{node.node_id}", node_id=node.node_id)
     if authorization is None:
         return NOBODY
+    token = token_of(authorization)
+    record = _record(token.id, trust, now_ms)
+    if not secret_matches(token.secret, record.hash):
+        raise _refused(_UNKNOWN_TOKEN)
+    return _user(record)
+
+
+def _check_not_removed(node_id: NodeId, trust: TrustState) -> None:
+    if trust.is_removed(node_id):
+        raise Problem("forbidden", "this node was removed from the cluster")
+
+
+def token_of(authorization: str) -> ApiToken:
+    """What the header shows. Raises Problem."""
     scheme, _, text = authorization.partition(" ")
     if len(authorization) > HEADER_CHARS_MAX or scheme.lower() != "bearer":
         raise _refused("Authorization must be a Bearer token")
     try:
-        token = parse_api_token(text.strip())
+        return parse_api_token(text.strip())
     except ValueError as error:
         raise _refused(str(error)) from None
-    record = trust.tokens.get(token.id)
-    if record is None or not secret_matches(token.secret, record.hash):
-        raise _refused("this token is not one of this cluster's, or was removed")
+
+
+def _record(token_id: str, trust: TrustState, now_ms: int) -> TokenRecord:
+    """Raises Problem."""
+    record = trust.tokens.get(token_id)
+    if record is None:
+        raise _refused(_UNKNOWN_TOKEN)
     if record.is_expired(now_ms):
         raise _refused("this token has expired")
-    return Identity(_STANDING[record.role], f"token:{record.id}")
+    return record
+
+
+def _user(record: TokenRecord, remote: str = "") -> Identity:
+    return Identity(_STANDING[record.role], f"token:{record.id}", token_id=record.id, remote=remote)
+
+
+def identify_by_ticket(
+    access: Access, text: str, node: NodeIdentity, request: web.BaseRequest, here: NodeId,
+    trust: TrustState, now_ms: int,
+) -> Identity:  # fmt: skip
+    """The user whose request this node passes on to us. Raises Problem."""
+    _check_not_removed(node.node_id, trust)
+    try:
+        shown = read_ticket(text)
+    except ValueError as error:
+        raise Problem("forbidden", str(error)) from None
+    ticket = shown.ticket
+    asked = (node.node_id, here, request.method, request.rel_url.raw_path)
+    if (ticket.by, ticket.to, ticket.method, ticket.path) != asked:
+        raise Problem("forbidden", "the ticket is for another request")
+    if abs(now_ms - ticket.made_at_ms) > TICKET_MS:
+        raise Problem(
+            "forbidden",
+            f"the ticket was made {abs(now_ms - ticket.made_at_ms) // 1000} s from now: the clocks of "
+            f"nodes {ticket.by} and {here} differ",
+            hint="set both by NTP",
+        )
+    record = _record(ticket.token, trust, now_ms)
+    if access.signer is None or not shown.is_signed(access.signer, record.key):
+        raise Problem("forbidden", "the ticket is not signed with the token that it names")
+    return _user(record, ticket.remote)
+
+
+def check_still_good(identity: Identity, role: Role, trust: TrustState, now_ms: int) -> None:
+    """Whoever asked could ask again: what lasts may outlast its token, and would be worth as much.
+    Raises Problem."""
+    if identity.token_id:
+        authorise(_user(_record(identity.token_id, trust, now_ms)), role)
+    elif identity.node_id:
+        _check_not_removed(identity.node_id, trust)
 
 
 def authorise(identity: Identity, role: Role) -> None:
@@ -141,9 +209,14 @@ def authorise(identity: Identity, role: Role) -> None:
 
 
 def identity_of(
-    access: Access, role: Role, request: web.BaseRequest, trust: TrustState, now_ms: int
+    access: Access,
+    role: Role,
+    request: web.BaseRequest,
+    here: NodeId,
+    trust: TrustState,
+    now_ms: int,
 ) -> Identity:
-    """The request's identity, which may use a route of this role. Raises Problem."""
+    """The request's identity, which may use a route of this role. `here`: this node. Raises Problem."""
     if not access.tokens:
         return TRUSTED
     if role is Role.OPEN:
@@ -152,12 +225,11 @@ def identity_of(
         node = access.node_of(request)
     except BadPacket as error:
         raise Problem("forbidden", str(error)) from None
-    authorization = request.headers.get("Authorization")
-    identity = identify(authorization, node, trust, now_ms)
-    is_passed_on = node is not None and FORWARDED in request.headers and authorization is not None
-    if is_passed_on and identity.standing not in MAY_USE[role]:
-        # A node has no right to this of its own; the user whose request it passes on may.
-        identity = identify(authorization, None, trust, now_ms)
+    ticket = request.headers.get(TICKET)
+    if node is not None and ticket is not None:
+        identity = identify_by_ticket(access, ticket, node, request, here, trust, now_ms)
+    else:
+        identity = identify(request.headers.get("Authorization"), node, trust, now_ms)
     authorise(identity, role)
     return identity
 

@@ -17,7 +17,7 @@ from aiohttp import web
 
 from cube.api.auth import check_browser, identity_of
 from cube.api.call import Api, Call, Kind, Route
-from cube.api.errors import Problem, problem_of
+from cube.api.errors import IN_SHORT, Problem, problem_of, short_of
 from cube.model.errors import CubeError
 
 log = logging.getLogger(__name__)
@@ -74,11 +74,14 @@ def _path(request: web.Request) -> str:
 
 
 def _answer_problem(request: web.Request, problem: Problem) -> web.Response:
+    headers = problem.headers
+    if "Upgrade" in request.headers:
+        headers = {**headers, IN_SHORT: short_of(problem)}
     return web.Response(
         status=problem.status,
         body=msgspec.json.encode(problem.view(request[REQUEST_ID])),
         content_type=PROBLEM_JSON,
-        headers=problem.headers,
+        headers=headers,
     )
 
 
@@ -101,10 +104,11 @@ def answering(route: Route) -> Answer:
 
     async def answer(request: web.Request) -> web.StreamResponse:
         api = request.app[API]
-        state = api.cluster.state()
-        now_ms = max(state.now_ms, api.clock.now_ms())  # a slow clock must not lengthen a token
+        trust = api.cluster.state().trust
         try:
-            identity = identity_of(api.access, route.role, request, state.trust, now_ms)
+            identity = identity_of(
+                api.access, route.role, request, api.cluster.node_id(), trust, api.now_ms()
+            )
         except Problem as problem:
             _check_caught_up(api, request, problem)
             raise

@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable, Mapping
 import msgspec
 from aiohttp import ClientSession, web
 
-from cube.api.auth import Access, Identity, Role
+from cube.api.auth import Access, Identity, Role, check_still_good
 from cube.api.errors import Problem, did_you_mean, refused
 from cube.api.lookup import nodes_by_http_address, nodes_by_raft_address, nodes_in_order
 from cube.api.query import flag, integer
@@ -137,6 +137,10 @@ class Api:
         """Whose API is there, by the state."""
         return self._nodes_by_http.of(self.cluster.state().nodes).get(address, frozenset())
 
+    def now_ms(self) -> int:
+        """Never below the cluster's: a slow clock must not lengthen a token."""
+        return max(self.cluster.state().now_ms, self.clock.now_ms())
+
     def next_request_id(self) -> str:
         self._request_number += 1
         return f"{self._request_prefix}-{self._request_number}"
@@ -220,6 +224,16 @@ class Call:
         except ValueError as error:
             raise Problem("bad_parameter", f"wait: {error}") from None
         return min(wait_ms, settings.wait_ms_max)
+
+    @property
+    def remote(self) -> str:
+        """The address from which whoever asks asked the first node."""
+        return self.identity.remote or self.request.remote or ""
+
+    def check_still_good(self) -> None:
+        """See auth.check_still_good. Raises Problem."""
+        trust = self.api.cluster.state().trust
+        check_still_good(self.identity, self.route.role, trust, self.api.now_ms())
 
     async def propose(self, body: Body, data: bytes = b"") -> Proposed:
         """The command is committed and applied here, and `state` has it. `data` is what the user

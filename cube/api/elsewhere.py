@@ -1,19 +1,25 @@
 """Requests about a task that only its node can answer: passed on to that node, once.
 
-The user's own token goes along: what the role of a node does not allow, the node at the other end
-allows by the user's.
+The user's token stays here. What the role of a node does not allow, the node at the other end allows
+by a ticket that is signed with the token (cube.api.tickets).
 """
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import AsyncIterator, Mapping
+
 import aiohttp
 from aiohttp import web
+from yarl import URL
 
-from cube.api.auth import FORWARDED
-from cube.api.call import Call
+from cube.api.auth import FORWARDED, MAY_USE, Standing, token_of
+from cube.api.call import Call, Kind
 from cube.api.errors import Problem
 from cube.api.lookup import find_task, shown
+from cube.api.node_connector import WrongNode
 from cube.api.slots import Unplaced
+from cube.api.tickets import TICKET, Ticket, write_ticket
 from cube.model.cluster import Node, Task
 
 ANSWER_BYTES_MAX = 16 << 20  # short answers are passed on whole: the use of 10,000 tasks is 4 MB
@@ -53,28 +59,88 @@ def check_first(call: Call, where: str) -> None:
         raise Problem("unavailable", f"{where}, not here; node {shown(forwarder)} should know")
 
 
-async def ask(call: Call, node: Node, path: str, method: str = "GET") -> web.Response:
-    """What the other node answers to this short request. Raises Problem."""
+async def ask(
+    call: Call,
+    node: Node,
+    path: str,
+    method: str = "GET",
+    *,
+    data: bytes | None = None,
+    doing: str = "",
+) -> web.Response:
+    """What the other node answers to this short request. `doing`: what it changes there, if it does.
+    Raises Problem."""
+    try:
+        async with opened(call, node, path, method, data=data) as upstream:
+            return await pass_on(upstream)
+    except aiohttp.ClientError as error:
+        if not doing:
+            raise unreachable(node, error) from None
+        raise Problem(
+            "outcome_unknown", f"node {node.name} was asked to {doing} and did not answer"
+        ) from None
+
+
+@contextlib.asynccontextmanager
+async def opened(
+    call: Call, node: Node, path: str, method: str = "GET", *, data: bytes | None = None,
+    parameters: Mapping[str, str] | None = None, lasts: bool = False,
+) -> AsyncIterator[aiohttp.ClientResponse]:  # fmt: skip
+    """The other node's answer, which has begun. `lasts`: it may be silent for as long as it likes.
+    Raises Problem where the node is out of reach, and ClientError for one that was asked and broke
+    off."""
+    query = dict(parameters or {})
+    if call.route.kind is not Kind.WRITE:
+        query["min_index"] = str(call.state.index)
+    read_ms = None if lasts else call.api.settings.stream_write_ms
+    asked = url(call, node, path)
     try:
         async with session(call).request(
-            method, url(call, node, path), params={"min_index": str(call.state.index)},
-            headers=headers(call), timeout=timeout(call, call.api.settings.stream_write_ms),
+            method, asked, params=query, data=data, headers=headers(call, node, method, asked),
+            timeout=timeout(call, read_ms),
         ) as upstream:  # fmt: skip
-            return await pass_on(upstream)
-    except (aiohttp.ClientError, TimeoutError) as error:
+            yield upstream
+    except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, WrongNode) as error:
         raise unreachable(node, error) from None
+    except TimeoutError as error:
+        raise aiohttp.ServerTimeoutError(str(error)) from error
 
 
-def url(call: Call, node: Node, path: str) -> str:
-    return f"{call.api.scheme}://{node.facts.http_address}{path}"
+def url(call: Call, node: Node, path: str) -> URL:
+    return URL(f"{call.api.scheme}://{node.facts.http_address}{path}")
 
 
-def headers(call: Call) -> dict[str, str]:
+def headers(call: Call, node: Node, method: str, asked: URL) -> dict[str, str]:
+    """Of the request to the other node. Raises Problem."""
     sent: dict[str, str] = {FORWARDED: call.api.cluster.node_id()}
-    for name in ("Authorization", "Content-Type"):
-        if value := call.request.headers.get(name):
-            sent[name] = value
+    if (value := call.request.headers.get("Content-Type")) is not None:
+        sent["Content-Type"] = value
+    if call.identity.token_id and Standing.NODE not in MAY_USE[call.route.role]:
+        sent[TICKET] = _ticket(call, node, method, asked)
     return sent
+
+
+def _ticket(call: Call, node: Node, method: str, asked: URL) -> str:
+    """What the other node lets the user in by. Raises Problem."""
+    token = token_of(call.request.headers.get("Authorization", ""))
+    record = call.api.cluster.state().trust.tokens.get(token.id)
+    if record is None or not record.key or call.api.access.signer is None:
+        raise Problem(
+            "forbidden",
+            f"this token was made by an older version of Cube, and node {node.name} cannot check it "
+            "unless it is asked itself",
+            hint=f"--addr {node.facts.http_address}, or a new token: cube token create",
+        )
+    ticket = Ticket(
+        token=token.id,
+        by=call.api.cluster.node_id(),
+        to=node.id,
+        method=method,
+        path=asked.raw_path,
+        made_at_ms=call.api.now_ms(),
+        remote=call.remote,
+    )
+    return write_ticket(call.api.access.signer, token.secret, ticket)
 
 
 def timeout(call: Call, read_ms: int | None) -> aiohttp.ClientTimeout:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable, Mapping
+from urllib.parse import quote, unquote
 
 import msgspec
 from aiohttp import web
@@ -123,6 +124,33 @@ class Problem(Exception):
             leader=msgspec.UNSET if self.leader is None else self.leader,
             candidates=self.candidates or msgspec.UNSET,
         )
+
+
+# Who asks for a WebSocket and is refused cannot read the body of the answer (aiohttp, and every
+# browser): what a node says to another is in a header, too.
+IN_SHORT = "X-Cube-Problem"
+_SHORT_CHARS_MAX = 1_000  # of a sentence, before it is quoted: headers are bounded
+
+
+class _Short(msgspec.Struct, frozen=True):
+    code: str
+    detail: str
+    hint: str = ""
+
+
+def short_of(problem: Problem) -> str:
+    """Of the header IN_SHORT."""
+    detail, hint = problem.detail[:_SHORT_CHARS_MAX], problem.hint[:_SHORT_CHARS_MAX]
+    return quote(msgspec.json.encode(_Short(problem.code, detail, hint)))
+
+
+def problem_in_short(text: str) -> Problem | None:
+    """What the header says; None for one that says nothing."""
+    try:
+        short = msgspec.json.decode(unquote(text), type=_Short)
+        return Problem(short.code, short.detail, hint=short.hint)
+    except (msgspec.MsgspecError, KeyError, RecursionError):
+        return None
 
 
 def problem_of(error: CubeError | web.HTTPException) -> Problem:

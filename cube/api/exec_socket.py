@@ -15,9 +15,8 @@ import msgspec
 from aiohttp import WSMsgType, web
 
 from cube.api import elsewhere
-from cube.api.auth import identity_of
 from cube.api.call import Call
-from cube.api.errors import Problem, problem_of
+from cube.api.errors import IN_SHORT, Problem, problem_in_short, problem_of
 from cube.api.streams import client_is_gone, keep_alive, widen
 from cube.model.cluster import Node, Task
 from cube.model.errors import CubeError
@@ -63,10 +62,8 @@ async def open_exec(call: Call) -> web.StreamResponse:
 
 def _may_still(call: Call) -> bool:
     """Whoever asked could ask again: a session may outlast its token, and would be worth as much."""
-    api, state = call.api, call.api.cluster.state()
-    now_ms = max(state.now_ms, api.clock.now_ms())
     try:
-        identity_of(api.access, call.route.role, call.request, state.trust, now_ms)
+        call.check_still_good()
     except Problem:
         return False
     return True
@@ -165,7 +162,8 @@ async def _refuse(call: Call, socket: Socket, problem: Problem) -> None:
 async def _forward(call: Call, task: Task, node: Node) -> web.StreamResponse:
     url = elsewhere.url(call, node, f"/v1/tasks/{task.id}/exec")
     connecting = elsewhere.session(call).ws_connect(
-        url, params={"min_index": str(call.state.index)}, headers=elsewhere.headers(call),
+        url, params={"min_index": str(call.state.index)},
+        headers=elsewhere.headers(call, node, "GET", url),
         timeout=aiohttp.ClientWSTimeout(ws_close=GOODBYE_S), max_msg_size=MESSAGE_BYTES_MAX,
     )  # fmt: skip
     try:
@@ -174,9 +172,8 @@ async def _forward(call: Call, task: Task, node: Node) -> web.StreamResponse:
         ):
             upstream = await connecting
     except aiohttp.WSServerHandshakeError as error:
-        if error.status in (401, 403):
-            raise Problem("forbidden", f"node {node.name} does not let this user in") from None
-        raise elsewhere.unreachable(node, error) from None
+        said = error.headers.get(IN_SHORT, "") if error.headers is not None else ""
+        raise problem_in_short(said) or elsewhere.unreachable(node, error) from None
     except (aiohttp.ClientError, TimeoutError) as error:
         raise elsewhere.unreachable(node, error) from None
     async with upstream:

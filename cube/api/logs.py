@@ -187,19 +187,15 @@ class Stamps:
 async def _forward(
     call: Call, task: Task, node: Node, response: web.StreamResponse, wanted: LogQuery
 ) -> web.StreamResponse:
-    url = elsewhere.url(call, node, f"/v1/tasks/{task.id}/logs")
-    parameters = {**call.query, "min_index": str(call.state.index)}
-    read_ms = None if wanted.follow else call.api.settings.stream_write_ms
     try:
-        async with elsewhere.session(call).get(
-            url, params=parameters, headers=elsewhere.headers(call),
-            timeout=elsewhere.timeout(call, read_ms),
-        ) as upstream:  # fmt: skip
+        async with elsewhere.opened(
+            call, node, f"/v1/tasks/{task.id}/logs", parameters=call.query, lasts=wanted.follow
+        ) as upstream:
             if upstream.status != 200:
                 return await elsewhere.pass_on(upstream)
             chunks = _remote(call, node, upstream)
             return await relay(call, response, chunks, follow=wanted.follow)
-    except (aiohttp.ClientError, TimeoutError) as error:
+    except aiohttp.ClientError as error:
         raise elsewhere.unreachable(node, error) from None
     except Unavailable as error:  # before the first byte
         raise Problem("node_unreachable", str(error)) from None

@@ -1,5 +1,5 @@
 """Connections to other nodes, on which nothing is sent before the node at the other end has shown that
-it is the one whose address this is: requests that are passed on carry their users' tokens."""
+it is the one whose address this is."""
 
 from __future__ import annotations
 
@@ -13,6 +13,10 @@ from aiohttp.tracing import Trace
 from cube.model.errors import BadPacket
 from cube.model.ids import NodeId
 from cube.model.trust import NodeIdentity
+
+
+class WrongNode(aiohttp.ClientConnectionError):
+    """Another node answers, or nobody who proves to be one. Nothing was sent."""
 
 
 class NodeConnector(aiohttp.TCPConnector):
@@ -34,13 +38,13 @@ class NodeConnector(aiohttp.TCPConnector):
     async def connect(
         self, req: aiohttp.ClientRequest, traces: list[Trace], timeout: aiohttp.ClientTimeout
     ) -> Connection:
-        """See aiohttp. Raises ClientConnectionError, too, for a node in another's place."""
+        """See aiohttp. Raises WrongNode, too."""
         connection = await super().connect(req, traces, timeout)
         try:
             self._check(connection, f"{req.url.host_subcomponent}:{req.url.port}")
         except BadPacket as error:
             connection.close()
-            raise aiohttp.ClientConnectionError(str(error)) from None
+            raise WrongNode(str(error)) from None
         return connection
 
     def _check(self, connection: Connection, address: str) -> None:

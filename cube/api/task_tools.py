@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import re
 
-import aiohttp
 import msgspec
 from aiohttp import web
 
@@ -42,20 +41,9 @@ async def signal_task(call: Call) -> web.Response:
     if node is None:
         await call.api.local_tasks.signal(task, name, call.actor)
         return call.json(TaskSignalled(task.id, task.name, name))
-    url = elsewhere.url(call, node, f"/v1/tasks/{task.id}/signal")
-    try:
-        async with elsewhere.session(call).post(
-            url, data=data, headers=elsewhere.headers(call),
-            timeout=elsewhere.timeout(call, call.api.settings.stream_write_ms),
-        ) as upstream:  # fmt: skip
-            return await elsewhere.pass_on(upstream)
-    except aiohttp.ClientConnectorError as error:
-        raise elsewhere.unreachable(node, error) from None
-    except (aiohttp.ClientError, TimeoutError):
-        raise Problem(
-            "outcome_unknown",
-            f"node {node.name} was asked to signal {task.name} and did not answer",
-        ) from None
+    return await elsewhere.ask(
+        call, node, f"/v1/tasks/{task.id}/signal", "POST", data=data, doing=f"signal {task.name}"
+    )
 
 
 async def show_stats(call: Call) -> web.Response:

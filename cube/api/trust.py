@@ -82,7 +82,12 @@ async def create_token(call: Call) -> web.Response:
             raise _invalid("lifetime", str(error)) from None
     token = call.api.tokens.api_token(call.command_id)
     command = commands.CreateToken(
-        token.id, secret_hash(token.secret), body.role, lifetime_ms, body.description
+        token.id,
+        secret_hash(token.secret),
+        body.role,
+        lifetime_ms,
+        body.description,
+        call.api.tokens.token_key(token.secret),
     )
     proposed = await call.propose(command, data)
     made = call.state.trust.tokens.get(token.id)

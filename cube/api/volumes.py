@@ -84,7 +84,7 @@ async def remove_volume(call: Call) -> web.Response:
         )  # fmt: skip
     if not _is_here(call, node):
         path = f"/v1/nodes/{node.id}/volumes/{quote(name, safe='')}"
-        return await elsewhere.ask(call, node, path, "DELETE")
+        return await elsewhere.ask(call, node, path, "DELETE", doing=f"remove volume {name}")
     try:
         is_gone = await call.api.local_tasks.remove_volume(name)
     except DriverFailed as failure:

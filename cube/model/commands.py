@@ -270,13 +270,15 @@ class RotateJoinToken(msgspec.Struct, frozen=True, forbid_unknown_fields=True, t
 
 
 class CreateToken(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="token_create"):
-    """`hash` is of the secret, which the log never sees. `lifetime_ms` None: until removed."""
+    """`hash` and `key` (see TokenRecord) are of the secret, which the log never sees. `lifetime_ms`
+    None: until removed."""
 
     id: str
     hash: bytes
     role: TokenRole
     lifetime_ms: int | None = None
     description: str = ""
+    key: bytes = b""
 
 
 class RemoveToken(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="token_remove"):

@@ -21,6 +21,7 @@ SHARED_SECRET_CHARS_MIN = 32  # of [cluster] secret_file: nobody may guess it of
 SHARED_SECRET_CHARS_MAX = 1_024
 JOIN_SECRET_BYTES = 16  # 128 bits: never guessed through a rate-limited door
 HASH_BYTES = 32  # SHA-256
+TOKEN_KEY_BYTES = 32  # Ed25519: what tickets of an API token are checked with
 TOKEN_ID_CHARS = 8  # hex; says which token, proves nothing
 TOKENS_MAX = 1_000  # per cluster: people and pipelines, not tasks
 GOSSIP_KEYS_MAX = 4  # the one in use, its successor, and the past one on its way out
@@ -53,7 +54,8 @@ class NodeRole(enum.StrEnum):
 
 
 class TokenRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """An API token without its secret. `expires_at_ms` is the leader's clock; None: never."""
+    """An API token without its secret. `expires_at_ms` is the leader's clock; None: never. `key`: what
+    a ticket is checked with that the secret has signed; empty for a token of an older version."""
 
     id: str
     hash: bytes  # SHA-256 of the secret
@@ -61,6 +63,7 @@ class TokenRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     created_at_ms: int = 0
     expires_at_ms: int | None = None
     description: str = ""
+    key: bytes = b""
 
     def __repr__(self) -> str:
         return f"TokenRecord({self.id}, {self.role})"

@@ -214,6 +214,10 @@ class TokenDesk(Protocol):
 
     def api_token(self, seed: str | None) -> ApiToken: ...
 
+    def token_key(self, secret: bytes) -> bytes:
+        """The `key` of its TokenRecord."""
+        ...
+
     def join_token(self) -> JoinToken:
         """The present one. Raises Unavailable when it cannot be told."""
         ...

@@ -1,4 +1,5 @@
-"""What joining by token needs: of the other side, and of whoever can sign."""
+"""What joining by token needs, of the other side and of whoever can sign; and what requests that are
+passed on are signed with."""
 
 from __future__ import annotations
 
@@ -84,6 +85,10 @@ class Certificates(Protocol):
 
     def fingerprint(self, certificate_pem: str) -> str: ...
 
+    def token_key(self, secret: bytes) -> bytes:
+        """The public key that belongs to an API token: see TicketSigner."""
+        ...
+
     def verify_issued(self, certificate_pem: str, ca_pem: str, key_pem: str) -> None:
         """The certificate is by this CA and for this key."""
         ...
@@ -103,3 +108,12 @@ class Certificates(Protocol):
     ) -> str:
         """A node's certificate."""
         ...
+
+
+class TicketSigner(Protocol):
+    """Signatures that only who has an API token's secret can make, and who has the public key that is
+    made of it (Certificates.token_key) can check. Nothing is raised."""
+
+    def sign(self, secret: bytes, message: bytes) -> bytes: ...
+
+    def is_signed(self, key: bytes, message: bytes, signature: bytes) -> bool: ...

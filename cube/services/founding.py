@@ -99,6 +99,7 @@ def found(
             hash=secret_hash(operator.secret),
             role=TokenRole.OPERATOR,
             description="made with the cluster",
+            key=authority.token_key(operator.secret),
         ),
         join_token_sealed=seal_envelope(keys.cluster_key, JOIN_TOKEN_PURPOSE, join_token.secret),
     )

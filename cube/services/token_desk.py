@@ -55,6 +55,9 @@ class TokenDesk:
         id_ = self._secret(b"cube-token-id", seed, TOKEN_ID_CHARS // 2).hex()
         return ApiToken(id_, self._secret(b"cube-token", seed, KEY_BYTES))
 
+    def token_key(self, secret: bytes) -> bytes:
+        return self._certificates.token_key(secret)
+
     def join_token(self) -> JoinToken:
         trust = self._state().trust
         if not trust.join_token_hash:

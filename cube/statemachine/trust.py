@@ -18,6 +18,7 @@ from cube.model.trust import (
     REMOVED_NODES_MAX,
     SEALED_BYTES_MAX,
     TOKEN_ID_CHARS,
+    TOKEN_KEY_BYTES,
     TOKENS_MAX,
     GossipKey,
     TokenRecord,
@@ -92,6 +93,7 @@ def create_token(draft: Draft, body: c.CreateToken) -> Outcome:
         created_at_ms=draft.now_ms,
         expires_at_ms=None if body.lifetime_ms is None else draft.now_ms + body.lifetime_ms,
         description=body.description,
+        key=body.key,
     )
     wrong = _wrong_token(token)
     if wrong:
@@ -189,4 +191,6 @@ def _wrong_token(token: TokenRecord) -> str:
         return f"the id of a token has {TOKEN_ID_CHARS} letters and digits"
     if len(token.description) > DESCRIPTION_CHARS_MAX or not token.description.isprintable():
         return f"a description has at most {DESCRIPTION_CHARS_MAX} printable characters"
+    if len(token.key) not in (0, TOKEN_KEY_BYTES):
+        return f"the key of a token has {TOKEN_KEY_BYTES} bytes"
     return _wrong_hash(token.hash)

@@ -75,6 +75,10 @@ def test_a_cluster_that_trusts_nobody_without_proof(secure: TestCluster) -> None
         "its output comes through another node",
         lambda: "GET /" in secure.cube("logs", task["name"], at=second).stdout,
     )
+    # What needs a role goes with a ticket: the token stays at the node that was asked.
+    said = secure.cube("exec", task["name"], "--", "echo", "beside it", at=second).stdout
+    assert said == "beside it\n"
+    secure.cube("task", "signal", task["name"], "SIGCONT", at=second)
     # The leader dies; what it knew, all know.
     leader = secure.leader()
     leader.kill()

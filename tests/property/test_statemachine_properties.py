@@ -171,6 +171,7 @@ def trust_bodies() -> st.SearchStrategy[c.Body]:
         st.builds(
             c.CreateToken, ids, hashes, st.sampled_from(TokenRole),
             st.none() | st.integers(-1, 100), st.sampled_from(["", "ci", "two\nlines"]),
+            st.sampled_from([b"", b"k" * 32, b"short"]),
         ),
         st.builds(c.RemoveToken, ids),
         st.builds(c.InstallGossipKey, keys),

@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from cube.adapters.trust import tickets
 from cube.model.errors import BadPacket
 from cube.model.ids import ClusterId
 from cube.model.trust import (
@@ -163,6 +164,9 @@ class X509Certificates:
 
     def fingerprint(self, certificate_pem: str) -> str:
         return fingerprint(certificate_pem)
+
+    def token_key(self, secret: bytes) -> bytes:
+        return tickets.token_key(secret)
 
     def verify_issued(self, certificate_pem: str, ca_pem: str, key_pem: str) -> None:
         verify_issued(certificate_pem, ca_pem, key_pem)

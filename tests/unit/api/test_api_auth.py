@@ -48,8 +48,8 @@ MAY = {
     "garbage": {Role.OPEN},
     "removed node": {Role.OPEN},
     "another cluster's node": {Role.OPEN},
-    # A node that passes on what a user asked, with the user's token, does what the user may.
-    "node for an operator": READS | {Role.NODE, Role.DEPLOYER, Role.OPERATOR},
+    # What a node has of a user is a ticket (test_passing_on.py); a token makes it nobody else.
+    "node for an operator": READS | {Role.NODE},
     "node for a viewer": READS | {Role.NODE},
     "node with a token of its own": READS | {Role.NODE},
     "node for nobody": READS | {Role.NODE},
@@ -57,7 +57,7 @@ MAY = {
 }
 FORBIDDEN = {
     "viewer", "deployer", "operator", "node", "removed node", "another cluster's node",
-    "node for an operator", "node for a viewer", "node with a token of its own",
+    "node for an operator", "node for a viewer", "node with a token of its own", "node for nobody",
     "operator who says that a node sent it",
 }  # fmt: skip
 

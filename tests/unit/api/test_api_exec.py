@@ -13,14 +13,15 @@ import pytest
 from aiohttp import ClientWebSocketResponse, WSMsgType, WSServerHandshakeError
 
 from cube.adapters.fake_sessions import PIECE_BYTES, WAITING_MAX
-from cube.api.auth import Access
+from cube.api.errors import problem_in_short
 from cube.model import commands as c
 from cube.model.errors import DriverFailed
 from cube.model.lifecycle import NodeStatus, TaskState
-from cube.model.trust import TokenRole, secret_hash
+from cube.model.trust import TokenRole
 from tests.fakes.cluster import TERM, World, job_spec
 from tests.fakes.served import SETTINGS, Served, served
-from tests.unit.api.test_api_auth import IDS, SECRET, bearer
+from tests.unit.api.passing import create_token, passed_on_access
+from tests.unit.api.test_api_auth import IDS, bearer
 from tests.unit.api.test_api_streams import eventually, two_nodes
 
 PATIENCE_S = 10
@@ -204,15 +205,34 @@ async def test_a_node_that_cannot_be_reached_is_named_before_there_is_a_socket()
         assert problem["code"] == "node_unreachable" and "node n2" in str(problem["detail"])
 
 
+async def test_what_its_node_says_of_a_refusal_is_what_is_told() -> None:
+    """Not that it could not be reached: somebody would look for a broken network."""
+    world = World()
+    crowded = msgspec.structs.replace(SETTINGS, streams_max=0)
+    async with served(world, "n1") as first, served(world, "n2", settings=crowded) as second:
+        [task] = world.running(job_spec(), "n2")
+        path, headers = f"/v1/tasks/{task.id}/exec", {"Upgrade": "websocket"}
+        found = await first.problem("GET", path, 429, headers=headers)
+        assert (found["code"], "0 are open" in str(found["detail"])) == ("too_many_streams", True)
+        second.cluster.not_joined = "it is catching up: ä\n"
+        found = await first.problem("GET", path, 503, headers=headers)
+        assert (found["code"], found["detail"]) == ("not_joined", "it is catching up: ä\n")
+
+
+@pytest.mark.parametrize("text", ["", "%", "%FF", "{}", '{"code":"none","detail":""}', "[" * 9_000])
+def test_a_header_that_says_nothing(text: str) -> None:
+    assert problem_in_short(text) is None
+
+
 async def test_only_an_operator_may_and_is_known_at_the_other_end() -> None:
     world = World()
-    access = Access(tokens=True)
+    access = passed_on_access()
     async with (
         served(world, "n1", access=access) as first,
         served(world, "n2", access=access) as second,
     ):
         for role in TokenRole:
-            world.apply(c.CreateToken(IDS[role], secret_hash(SECRET), role))
+            world.apply(create_token(role))
         [task] = world.running(job_spec(), "n2")
         for who in ("viewer", "deployer"):
             with pytest.raises(WSServerHandshakeError) as refused:

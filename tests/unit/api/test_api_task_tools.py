@@ -12,15 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from cube.api.auth import Access
 from cube.cli.top import Row, sorted_rows
-from cube.model import commands as c
 from cube.model.errors import DriverFailed
 from cube.model.lifecycle import TaskState
-from cube.model.trust import TokenRole, secret_hash
+from cube.model.trust import TokenRole
 from tests.fakes.cluster import World, job_spec
 from tests.fakes.served import Served, served
-from tests.unit.api.test_api_auth import IDS, SECRET, bearer
+from tests.unit.api.passing import create_token, passed_on_access
+from tests.unit.api.test_api_auth import IDS, bearer
 from tests.unit.api.test_api_streams import two_nodes
 from tests.unit.client.test_conversation import terminal
 
@@ -93,13 +92,13 @@ async def test_a_restart_is_written_once_for_its_node_to_see() -> None:
 
 
 async def test_a_deployers_signal_is_passed_on_by_a_node() -> None:
-    world, access = World(), Access(tokens=True)
+    world, access = World(), passed_on_access()
     async with (
         served(world, "n1", access=access) as first,
         served(world, "n2", access=access) as second,
     ):
         for role in TokenRole:
-            world.apply(c.CreateToken(IDS[role], secret_hash(SECRET), role))
+            world.apply(create_token(role))
         [task] = world.running(job_spec(), "n2")
         for who, status in (("viewer", 403), ("deployer", 200)):
             async with first.client.post(

@@ -9,6 +9,7 @@ import pytest
 
 from cube.adapters.trust.authority import X509Certificates
 from cube.adapters.trust.envelope import open_envelope, seal_envelope
+from cube.adapters.trust.tickets import token_key
 from cube.api.auth import Standing, identify
 from cube.model import commands as c
 from cube.model.ids import ClusterId
@@ -93,7 +94,8 @@ async def test_a_repeated_request_gets_the_first_secret(api: Served) -> None:
     assert len(api.world.state.trust.tokens) == 2
     for _, made in (first, other):
         token = parse_api_token(made["token"])
-        assert secret_matches(token.secret, api.world.state.trust.tokens[token.id].hash)
+        record = api.world.state.trust.tokens[token.id]
+        assert secret_matches(token.secret, record.hash) and record.key == token_key(token.secret)
     status, _ = await post(api, "/v1/tokens", {"role": "operator"}, "key-1")
     assert status == 409
     joins = [await post(api, "/v1/cluster/join-token", key="key-3") for _ in range(2)]

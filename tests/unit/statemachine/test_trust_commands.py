@@ -64,6 +64,7 @@ def test_a_cluster_gets_its_ca_once() -> None:
         c.RotateJoinToken(b"short"),
         token(id="../../.."),
         token(hash=b""),
+        token(key=b"short"),
         token(lifetime_ms=0),
         token(lifetime_ms=trust.LIFETIME_MS_MAX + 1),
         token(description="x" * 201),

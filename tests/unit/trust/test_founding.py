@@ -10,6 +10,7 @@ from cube.adapters import entropy
 from cube.adapters.file_disk import FileDisk
 from cube.adapters.trust.authority import X509Certificates, read_node_certificate
 from cube.adapters.trust.envelope import open_envelope, seal_envelope
+from cube.adapters.trust.tickets import token_key
 from cube.adapters.trust.tls import NodeTls
 from cube.api.auth import Standing, identify
 from cube.model import codec
@@ -67,6 +68,8 @@ def test_the_tokens_open(directory: Path) -> None:
     assert made.operator_token is not None
     header = f"Bearer {format_api_token(made.operator_token)}"
     assert identify(header, None, machine.state.trust, 0).standing is Standing.OPERATOR
+    [record] = machine.state.trust.tokens.values()
+    assert record.key == token_key(made.operator_token.secret)
     token = parse_join_token(format_join_token(made.join_token))
     keyring = Keyring(FakeDisk())
     keyring.take(KEYS)
