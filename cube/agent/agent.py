@@ -479,8 +479,15 @@ class Agent:
         while self._log.status().leader is None:  # noqa: ASYNC110 - of another thread
             await asyncio.sleep(FOLLOWED_LOOK_S)
         if record.created and not self._feed.state.cluster_id:
-            chosen = self._config.scheduler
-            settings = ClusterSettings(chosen.policy, chosen.preemption, chosen.rebalance)
+            chosen, kept = self._config.scheduler, self._config.gc
+            settings = ClusterSettings(
+                chosen.policy,
+                chosen.preemption,
+                chosen.rebalance,
+                kept.finished_per_slot,
+                kept.finished_for_ms,
+                kept.finished_beyond_ms,
+            )
             init = InitCluster(ClusterId(record.cluster_id or ""), record.cluster_name, settings)
             while not self._feed.state.cluster_id:
                 with contextlib.suppress(Unavailable, OutcomeUnknown):

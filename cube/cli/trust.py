@@ -104,7 +104,9 @@ def rotate_keys(settings: Settings) -> None:
 @command("settings")
 @click.argument("changes", nargs=-1, metavar="[KEY=VALUE]...")
 def cluster_settings(settings: Settings, changes: tuple[str, ...]) -> None:
-    """What all nodes agree on: policy, preemption=on|off, rebalance=on|off."""
+    """What all nodes agree on: policy, preemption=on|off, rebalance=on|off; and which finished tasks are
+    kept: finished_per_slot=N, finished_for=DURATION (0: however old), finished_beyond=DURATION (of slots
+    that are no longer wanted)."""
     given = dict(_setting(word) for word in changes)
     if not given and settings.output == "json":
         raw(settings.client.read_raw("/v1/cluster/settings"))
@@ -121,20 +123,34 @@ def cluster_settings(settings: Settings, changes: tuple[str, ...]) -> None:
         ["policy", shown.policy],
         ["preemption", "on" if shown.preemption else "off"],
         ["rebalance", "on" if shown.rebalance else "off"],
+        ["finished_per_slot", str(shown.finished_per_slot)],
+        ["finished_for", shown.finished_for],
+        ["finished_beyond", shown.finished_beyond],
     ]
     table(["SETTING", "VALUE"], rows)
 
 
+NUMBER_CHARS_MAX = 9  # of a setting; seconds where it is a duration
 _SWITCH = {"on": True, "true": True, "off": False, "false": False}
 
 
-def _setting(word: str) -> tuple[str, str | bool]:
+_EXAMPLES = (
+    "policy=epvm", "preemption=on", "rebalance=off", "finished_per_slot=5", "finished_for=7d",
+    "finished_beyond=10m",
+)  # fmt: skip
+_KEYS = tuple(example.partition("=")[0] for example in _EXAMPLES)
+
+
+def _setting(word: str) -> tuple[str, str | bool | int]:
     key, equals, value = word.partition("=")
-    if key not in ("policy", "preemption", "rebalance") or not equals:
-        raise CommandError(
-            USAGE, f"{word} is no setting", "", "policy=epvm, preemption=on, rebalance=off"
-        )
-    if key == "policy":
+    if key not in _KEYS or not equals:
+        raise CommandError(USAGE, f"{word} is no setting", "", ", ".join(_EXAMPLES))
+    is_number = value.isascii() and value.isdigit() and len(value) <= NUMBER_CHARS_MAX
+    if key == "finished_per_slot" and not is_number:
+        raise CommandError(USAGE, f"{key} is a number, not {value or 'nothing'}")
+    if key.startswith("finished_") and is_number:
+        return key, int(value)
+    if key not in ("preemption", "rebalance"):
         return key, value
     if value not in _SWITCH:
         raise CommandError(USAGE, f"{key} is on or off, not {value or 'nothing'}")

@@ -163,7 +163,7 @@ class Client:
     def settings(self) -> cv.SettingsView:
         return self._get("/v1/cluster/settings", cv.SettingsView)
 
-    def change_settings(self, changes: Mapping[str, str | bool]) -> cv.SettingsChanged:
+    def change_settings(self, changes: Mapping[str, str | bool | int]) -> cv.SettingsChanged:
         return self._write_json("PUT", "/v1/cluster/settings", cv.SettingsChanged, dict(changes))
 
     def rebalance_plan(self) -> cv.RebalanceView:

@@ -32,12 +32,14 @@ from cube.config.settings import (
 from cube.gossip.settings import GossipSettings
 from cube.model.addresses import is_loopback, is_unspecified
 from cube.model.allowed import ALLOW_WORDS, PROCESS_ALLOW_WORDS
+from cube.model.cluster import FINISHED_FOR_MS_MIN, FINISHED_PER_SLOT_MAX
 from cube.model.errors import BadConfig, ConfigError
 from cube.model.places import default_data_dir
 from cube.model.resources import Resources
 from cube.model.treeread import Errors, Table, shown
 from cube.model.treetext import FILE, TEXT_BYTES_MAX, toml_tree
 from cube.model.trust import parse_join_token
+from cube.model.units import format_duration
 
 PORT_FIRST_MIN = 1024  # dynamic ports below it would need root
 ELECTION_MS_MAX = 3_000  # a cluster without a leader for longer is not worth its name
@@ -75,6 +77,7 @@ _BOUNDS = {
     "raft.heartbeat": (10, 0),
     "raft.snapshot_every": (2, 10_000_000),
     "logs.files": (1, 100),
+    "gc.finished_per_slot": (1, FINISHED_PER_SLOT_MAX),
 }
 
 _FLAGS = {
@@ -154,7 +157,7 @@ def build(tree: object, env: Mapping[str, str], flags: Mapping[str, object]) -> 
         drivers=DriversSettings(docker=docker, process=process),
         scheduler=_scheduler(section("scheduler")),
         logs=_plain(section("logs"), LogSettings),
-        gc=_plain(section("gc"), GcSettings),
+        gc=_gc(section("gc")),
         telemetry=_plain(section("telemetry"), TelemetrySettings),
         insecure=insecure,
     )
@@ -372,6 +375,15 @@ def _process(section: Section) -> ProcessSettings:
         section.error("user", f"{shown(values['user'])} is no user", "a name or id, or user:group")
     section.close()
     return ProcessSettings(**values)
+
+
+def _gc(section: Section) -> GcSettings:
+    values = section.read(GcSettings, _BOUNDS)
+    if 0 < values["finished_for_ms"] < FINISHED_FOR_MS_MIN:
+        least = format_duration(FINISHED_FOR_MS_MIN)
+        section.error("finished_for", f"must be at least {least}, or 0: however old they are")
+    section.close({"finished": "finished_per_slot", "finished_after": "finished_for"})
+    return GcSettings(**values)
 
 
 def _scheduler(section: Section) -> SchedulerSettings:

@@ -121,9 +121,13 @@ class LogSettings(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class GcSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """`disk_free_min_bytes`: with less than that free the node takes no new tasks; 0: it always does."""
+    """`disk_free_min_bytes`: with less than that free the node takes no new tasks; 0: it always does.
+    The `finished` ones take effect when the cluster is made, as SchedulerSettings do."""
 
     disk_free_min_bytes: int = 1 << 30
+    finished_per_slot: int = 5
+    finished_for_ms: int = 0
+    finished_beyond_ms: int = 600_000
 
 
 class TelemetrySettings(msgspec.Struct, frozen=True, kw_only=True):

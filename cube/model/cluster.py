@@ -29,12 +29,25 @@ JOBS_MAX = 10_000  # per cluster
 PREEMPTED = "preempted by "  # then `job.group`: the desired_reason of a task that makes room
 
 
+# Bounds of ClusterSettings.finished_*. Younger failures may still make their nodes avoided.
+FINISHED_PER_SLOT_MAX = 100
+FINISHED_FOR_MS_MIN = 300_000
+
+
 class ClusterSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Agreed by all nodes. Writer: manager, when the cluster is made and by operators later."""
+    """Agreed by all nodes. Writer: manager, when the cluster is made and by operators later.
+
+    `finished_*`: how many ended tasks are remembered, and kept on their nodes, of each slot that is
+    wanted; for how long (0: however old; a slot's newest always is); and for how long those of slots
+    that are not wanted any more.
+    """
 
     policy: PlacementPolicy = PlacementPolicy.EPVM
     preemption: bool = False  # important jobs take the room of others (scheduler.preempt)
     rebalance: bool = False  # after a node joins (scheduler.rebalance)
+    finished_per_slot: int = 5  # what a person looks at (Swarm's --task-history-limit)
+    finished_for_ms: int = 0
+    finished_beyond_ms: int = 600_000  # long enough to read their logs
 
 
 class NodeFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -6,11 +6,15 @@ import msgspec
 
 
 class SettingsView(msgspec.Struct, frozen=True):
-    """What all nodes agree on. `policy`: of groups that name none."""
+    """What all nodes agree on. `policy`: of groups that name none. `finished_*`: which ended tasks are
+    remembered (model.cluster.ClusterSettings); durations as they may be written."""
 
     policy: str
     preemption: bool
     rebalance: bool
+    finished_per_slot: int
+    finished_for: str
+    finished_beyond: str
 
 
 class SettingsChanged(msgspec.Struct, frozen=True):

@@ -34,6 +34,9 @@ class ChangeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, ta
     policy: PlacementPolicy | None = None
     preemption: bool | None = None
     rebalance: bool | None = None
+    finished_per_slot: int | None = None
+    finished_for_ms: int | None = None
+    finished_beyond_ms: int | None = None
 
 
 class StartRebalance(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="rebalance"):

@@ -11,10 +11,10 @@ from cube.model.ids import NodeId, TaskId
 from cube.model.lifecycle import PARTITIONED, Desired, TaskState
 from cube.model.spec import GroupSpec, JobType
 from cube.model.volumes import volumes_of
-from cube.scheduler import cron, dependencies, reap, rollout, singleton, trouble
+from cube.scheduler import cron, dependencies, rollout, singleton, trouble
 from cube.scheduler.restart import SlotPast, past_of, up_to_date
 from cube.scheduler.rollout import Candidates, How
-from cube.scheduler.slots import Slot, Waiting, WorkDraft
+from cube.scheduler.slots import Slot, Waiting, WorkDraft, reap_surplus
 from cube.scheduler.want import Want
 
 NEW = SlotPast("place")  # of a slot that never had a task
@@ -73,8 +73,8 @@ class GroupPass:
     def look_at(self, number: int) -> None:
         """One wanted slot is sorted into what it needs."""
         slot = self.slots[number]
-        if len(slot.ended) > reap.ENDED_PER_SLOT_MAX:
-            self.draft.reaps.extend(task.id for task in reap.surplus(slot.ended, self.draft.now_ms))
+        if len(slot.ended) > 1:
+            reap_surplus(self.draft, slot)
         if slot.live:
             kept = slot.live[0] if len(slot.live) == 1 else self._let_go_of_others(slot)
             if len(slot.live) > 1 or slot.stopping:

@@ -77,6 +77,8 @@ class Scheduler:
                         self._dirty.add(run.parent)
             elif isinstance(event, NodeEvent):
                 nodes = True
+        if before.settings is not after.settings:
+            self._wake_for_settings()
         if nodes:
             self._wake_for_nodes(after)
         elif self._mirror is not None:
@@ -216,6 +218,8 @@ class Scheduler:
             for job_id, job in list(self._idle.items()):
                 if state.jobs.get(job_id) is not job:
                     del self._idle[job_id]
+            if last.settings is not state.settings:
+                self._wake_for_settings()
             if last.nodes is not state.nodes:
                 self._wake_for_nodes(state)
         self._looked -= self._dirty
@@ -275,6 +279,13 @@ class Scheduler:
             self._dirty.update(
                 task.job_id for task_id, task in last.tasks.items() if task_id not in state.tasks
             )
+
+    def _wake_for_settings(self) -> None:
+        """They say which ended tasks are remembered: nobody is known to be idle any more."""
+        self._idle.clear()
+        self._asleep.clear()
+        self._looked.clear()
+        self._turns = None
 
     def _wake_for_nodes(self, state: ClusterState) -> None:
         """Jobs that a change of nodes may give something to do are not idle."""

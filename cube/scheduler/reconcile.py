@@ -13,10 +13,10 @@ from cube.model.deployment import DeploymentStatus
 from cube.model.ids import NodeId
 from cube.model.lifecycle import ENDED, Desired
 from cube.model.spec import GroupSpec, JobType
-from cube.scheduler import cron, homes, reap, trouble
+from cube.scheduler import cron, homes, trouble
 from cube.scheduler.deployments import deadline_ms, judge
 from cube.scheduler.group_pass import NEW, GroupPass, Vacancy, count_by_node, placed_reason
-from cube.scheduler.slots import JobWork, Waiting, WorkDraft, reap_beyond, slots_of
+from cube.scheduler.slots import JobWork, Waiting, WorkDraft, reap_beyond, reap_surplus, slots_of
 from cube.scheduler.system import SystemPass
 from cube.scheduler.want import Want
 
@@ -199,7 +199,7 @@ def _vanished(draft: WorkDraft, tasks: Sequence[Task]) -> None:
 def _resting(draft: WorkDraft, tasks: Sequence[Task]) -> None:
     """Nothing is to run (apply has said so to the tasks)."""
     for slot in slots_of(tasks).values():
-        draft.reaps.extend(task.id for task in reap.surplus(slot.ended, draft.now_ms))
+        reap_surplus(draft, slot)
 
 
 _Kind = tuple[tuple[tuple[NodeId, int], ...], NodeId | None, int]

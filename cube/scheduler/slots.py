@@ -139,7 +139,13 @@ def slots_of(tasks: Sequence[Task]) -> dict[int, Slot]:
     return slots
 
 
+def reap_surplus(draft: WorkDraft, slot: Slot) -> None:
+    due, later_ms = reap.surplus(slot.ended, draft.state.settings, draft.now_ms)
+    draft.reaps.extend(task.id for task in due)
+    draft.wake(later_ms)
+
+
 def reap_beyond(draft: WorkDraft, slot: Slot) -> None:
-    due, later_ms = reap.beyond(slot.ended, draft.now_ms)
+    due, later_ms = reap.beyond(slot.ended, draft.state.settings, draft.now_ms)
     draft.reaps.extend(task.id for task in due)
     draft.wake(later_ms)

@@ -13,6 +13,7 @@ from cube.adapters.raft.settings import RaftSettings
 from cube.config import Config, LogLevel, Switch, build, load, parse_address
 from cube.config.load import SECTIONS, keys_of
 from cube.config.settings import BindSettings, RaftValues
+from cube.model.cluster import ClusterSettings
 from cube.model.errors import BadConfig
 from cube.model.places import default_data_dir
 from cube.model.resources import Resources
@@ -188,6 +189,12 @@ def test_every_flag_of_cube_agent() -> None:
         ({"scheduler": {"preemption": "on"}}, "scheduler.preemption", "true or false"),
         ({"logs": {"files": 0}}, "logs.files", "between 1 and 100"),
         ({"gc": {"x": 1}}, "gc.x", "unknown key"),
+        ({"gc": {"disk_free_min": "a bit"}}, "gc.disk_free_min", "is not a size"),
+        ({"gc": {"finished_per_slot": 0}}, "gc.finished_per_slot", "between 1 and 100"),
+        ({"gc": {"finished_per_slot": "5"}}, "gc.finished_per_slot", "whole number, not text"),
+        ({"gc": {"finished_for": "1m"}}, "gc.finished_for", "at least 5m"),
+        ({"gc": {"finished_beyond": "-1s"}}, "gc.finished_beyond", "is not a duration"),
+        ({"gc": {"finished_after": "1h"}}, "gc.finished_after", "did you mean `finished_for`?"),
     ],
 )
 def test_one_mistake_is_one_error(tree: object, path: str, words: str) -> None:
@@ -302,3 +309,9 @@ def test_any_configuration_is_a_config_or_bad(
     else:
         assert config.raft.election_min_ms > 3 * config.raft.heartbeat_ms
         assert config.bind.advertise
+
+
+def test_what_a_new_cluster_keeps_is_what_the_state_says_by_default() -> None:
+    kept, agreed = DEFAULT.gc, ClusterSettings()
+    for name in ("finished_per_slot", "finished_for_ms", "finished_beyond_ms"):
+        assert getattr(kept, name) == getattr(agreed, name)

@@ -12,12 +12,11 @@ import pytest
 
 from cube.api.render import task_view
 from cube.model import commands as c
-from cube.model.cluster import ClusterState
+from cube.model.cluster import ClusterSettings, ClusterState
 from cube.model.ids import JobId, NodeId
 from cube.model.lifecycle import TaskState
 from cube.model.spec import DriverName, ReschedulePolicy, RestartCondition, RestartPolicy
 from cube.scheduler.plan import Scheduler
-from cube.scheduler.reap import ENDED_PER_SLOT_MAX
 from cube.scheduler.why import explain
 from cube.services.leader_loop import COALESCE_MS
 from tests.builders import group, job
@@ -109,7 +108,7 @@ def test_entries_of_a_crash_loop_are_bounded(run_ms: int, count: int, bound: int
         assert len(world.host.starts) >= 20 * count, "it is a loop"
         assert worst_minute(world.entries_ms) <= bound
         assert len(world.entries_ms) <= 4 * bound, "it calms down"
-        assert len(world.states.state.tasks) <= count * (ENDED_PER_SLOT_MAX + 2)
+        assert len(world.states.state.tasks) <= count * (ClusterSettings().finished_per_slot + 2)
 
     in_led_world(scenario)
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from cube.model import commands as c
+from cube.model.cluster import ClusterSettings
 from cube.model.resources import Resources
 from cube.model.spec import (
+    JobType,
     Placement,
     PlacementPolicy,
     PortSpec,
 )
-from cube.scheduler.reap import BEYOND_KEEP_MS
 from tests.builders import facts, job
 from tests.scheduler_cluster import Cluster, one, web
 
@@ -140,7 +141,106 @@ def test_slots_beyond_the_count_are_forgotten_after_a_while() -> None:
     cluster.settle()
     assert len(cluster.state.tasks) == 3
     wake_at_ms = cluster.plan().wake_at_ms
-    assert wake_at_ms == cluster.now_ms + BEYOND_KEEP_MS
+    assert wake_at_ms == cluster.now_ms + ClusterSettings().finished_beyond_ms
     cluster.now_ms = wake_at_ms
     cluster.settle()
     assert len(cluster.state.tasks) == 1
+
+
+def crash_and_wait(cluster: Cluster, times: int, pause_ms: int = 3_600_000) -> None:
+    for _ in range(times):
+        cluster.fail(cluster.live("web")[0])
+        cluster.now_ms += pause_ms
+        cluster.settle()
+
+
+def ended_of(cluster: Cluster) -> list[str]:
+    """Ids, oldest first."""
+    ended = [task for task in cluster.state.tasks.values() if task.ended]
+    return [task.id for task in sorted(ended, key=lambda task: task.created_at_ms)]
+
+
+def test_how_many_are_remembered_is_a_setting_that_holds_at_once() -> None:
+    cluster = Cluster("a")
+    cluster.submit(web(1))
+    cluster.settle()
+    crash_and_wait(cluster, 9)
+    remembered = ended_of(cluster)
+    assert len(remembered) == ClusterSettings().finished_per_slot
+    cluster.do(c.ChangeSettings(finished_per_slot=2))
+    cluster.settle()
+    assert ended_of(cluster) == remembered[-2:]
+    cluster.do(c.ChangeSettings(finished_per_slot=20))
+    crash_and_wait(cluster, 30)
+    assert len(ended_of(cluster)) == 20
+
+
+def test_a_job_that_rests_is_looked_at_again_when_the_setting_changes() -> None:
+    """Also by a scheduler that was told of each entry, and took the job for idle."""
+    cluster = Cluster("a")
+    cluster.submit(web(1))
+    cluster.settle()
+    crash_and_wait(cluster, 4)
+    before = cluster.state
+    assert cluster.plan().wake_at_ms is None
+    cluster.do(c.ChangeSettings(finished_per_slot=1))
+    cluster.scheduler.note(before, cluster.state, ())
+    cluster.plan()
+    assert len(ended_of(cluster)) == 1
+
+
+def test_those_that_are_too_old_are_forgotten_when_they_are_but_the_newest_never() -> None:
+    cluster = Cluster("a")
+    cluster.do(c.ChangeSettings(finished_for_ms=7_200_000))
+    cluster.submit(web(1))
+    cluster.settle()
+    crash_and_wait(cluster, 2, 600_000)
+    older, newest = ended_of(cluster)
+    wake_at_ms = cluster.plan().wake_at_ms
+    assert wake_at_ms is not None and wake_at_ms > cluster.now_ms
+    cluster.now_ms = wake_at_ms - 1
+    cluster.settle()
+    assert ended_of(cluster) == [older, newest]
+    cluster.now_ms = wake_at_ms
+    cluster.settle()
+    assert ended_of(cluster) == [newest]
+    cluster.now_ms += 10 * 7_200_000
+    cluster.settle()
+    assert ended_of(cluster) == [newest]
+
+
+def test_a_batch_that_is_done_stays_done_however_old_it_is() -> None:
+    cluster = Cluster("a")
+    cluster.do(c.ChangeSettings(finished_per_slot=1, finished_for_ms=300_000))
+    cluster.submit(job("work", one(), type=JobType.BATCH))
+    cluster.settle()
+    [task] = cluster.live("work").values()
+    cluster.report(task.id, "completed", exit_code=0, released=True)
+    cluster.now_ms += 100 * 86_400_000
+    cluster.settle()
+    assert (cluster.live("work"), ended_of(cluster)) == ({}, [task.id])
+
+
+def test_a_stopped_job_keeps_each_slots_newest() -> None:
+    cluster = Cluster("a")
+    cluster.do(c.ChangeSettings(finished_per_slot=1, finished_for_ms=300_000))
+    cluster.submit(web(2))
+    cluster.settle()
+    cluster.do(c.StopJob("web"))
+    cluster.settle()
+    cluster.now_ms += 100 * 86_400_000
+    cluster.settle()
+    assert len(ended_of(cluster)) == 2
+
+
+def test_how_long_slots_that_are_not_wanted_are_remembered_is_a_setting() -> None:
+    cluster = Cluster("a")
+    cluster.do(c.ChangeSettings(finished_beyond_ms=1000))
+    cluster.submit(web(3))
+    cluster.settle()
+    cluster.do(c.ScaleJob("web", {"g": 1}))
+    cluster.settle()
+    assert len(ended_of(cluster)) == 2
+    cluster.now_ms += 1000
+    cluster.settle()
+    assert ended_of(cluster) == []

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from cube.model import commands as c
-from cube.model.cluster import Task
+from cube.model.cluster import ClusterSettings, Task
 from cube.model.resources import Resources
 from cube.model.spec import Placement, PlacementPolicy, ReschedulePolicy
-from cube.scheduler.reap import ENDED_PER_SLOT_MAX, FAILED_PER_SLOT_MAX
+from cube.scheduler.reap import FAILED_PER_SLOT_MAX
 from cube.scheduler.restart import LOOP_DELAY_MAX_MS, LOOP_GRID_MS
 from cube.scheduler.trouble import FAILURES, TROUBLE_MS, troubled
 from cube.scheduler.why import explain
@@ -119,7 +119,7 @@ def test_reaping_leaves_what_counts() -> None:
         crash(cluster, cluster.live("web")[0], 1)
         cluster.now_ms += 600_000
     cluster.plan()
-    assert len(cluster.state.tasks) <= ENDED_PER_SLOT_MAX + 1
+    assert len(cluster.state.tasks) <= ClusterSettings().finished_per_slot + 1
 
 
 def test_why_names_the_node_and_the_count() -> None:
