@@ -207,6 +207,10 @@ def test_those_that_are_too_old_are_forgotten_when_they_are_but_the_newest_never
     cluster.now_ms += 10 * 7_200_000
     cluster.settle()
     assert ended_of(cluster) == [newest]
+    crash_and_wait(cluster, 2, 60_000)
+    cluster.now_ms += 10 * 7_200_000
+    cluster.settle()
+    assert len(ended_of(cluster)) == 1, "of several that are too old"
 
 
 def test_a_batch_that_is_done_stays_done_however_old_it_is() -> None:
