@@ -54,6 +54,7 @@ from cube.scheduler.liveness import Liveness
 from cube.services.cluster_view import ClusterView, Parts
 from cube.services.disk_watch import DiskWatch
 from cube.services.driver_facts import DriverFacts
+from cube.services.exec_audit import ExecAudit
 from cube.services.forgotten import Forgotten
 from cube.services.formation import Formation, NodeRecord, Records
 from cube.services.gossip_loop import GossipLoop
@@ -120,6 +121,7 @@ class Agent:
         self._drivers: dict[str, Driver] = {}
         free_min = config.gc.disk_free_min_bytes
         disk_watch = DiskWatch(str(self._data_dir), free_min, host.disk_free_bytes)
+        self._exec_audit = ExecAudit(self._clock, entropy.new_id)
         self._driver_facts = DriverFacts(self._drivers, disk_watch.judge)
         self._capacity = self._detect_capacity()
         self._request = JoinRequest(
@@ -217,7 +219,7 @@ class Agent:
     async def _open_http(self) -> None:
         app = make_app(
             self._view,
-            DriverTasks(self._drivers, self._clock),
+            DriverTasks(self._drivers, self._clock, self._exec_audit.note),
             self._desk,
             self._trust.tokens,
             self._values.seal,
@@ -347,12 +349,7 @@ class Agent:
                 {
                     "gossip": gossip.wait(),
                     "keys": follow_keys(self._feed, self._keyring, open_envelope, seal.set_keys),
-                    "rotation": rotate_keys(
-                        self._feed,
-                        lambda: log.status().role is Role.LEADER,
-                        roll_call.members,
-                        lambda body: proposer.propose(body, actor="leader"),
-                    ),
+                    "rotation": self._rotation(log, roll_call, proposer),
                     "leader": keep_running("leader", leader_loop.run),
                     "following": follower.run(),
                     "voters": keep_running("voters", voter_loop.run),
@@ -360,6 +357,7 @@ class Agent:
                     "heartbeats": heartbeats.run(),
                     "leases": keeper.run(),
                     "roll_call": roll_call.run(),
+                    "exec_audit": self._exec_audit.run(proposer.propose),
                     "registration": registration.run(),
                     "drivers": self._watch_drivers(registration),
                     "orphans": Orphans(self._feed, self.node_id, reapers_of(self._drivers)).run(),
@@ -374,6 +372,14 @@ class Agent:
         finally:
             await prober.close()
             await gossip.stop()
+
+    async def _rotation(self, log: PySyncObjLog, roll_call: RollCall, proposer: Proposer) -> None:
+        await rotate_keys(
+            self._feed,
+            lambda: log.status().role is Role.LEADER,
+            roll_call.members,
+            lambda body: proposer.propose(body, actor="leader"),
+        )
 
     async def _run_loops(self, loops: Mapping[str, Coroutine[Any, Any, None]]) -> None:
         """All at once; the first that dies of a bug ends the others and is raised."""

@@ -24,6 +24,7 @@ from cube.model.lifecycle import NodeStatus
 from cube.model.sessions import (
     MESSAGE_BYTES_MAX,
     STREAM_BYTES,
+    ExecCaller,
     ExecOrder,
     FromCommand,
     ToCommand,
@@ -85,7 +86,7 @@ async def _serve(call: Call, task: Task, socket: web.WebSocketResponse) -> None:
         order = await _read_order(call, socket)
         if order is None:
             return
-        async with call.api.local_tasks.exec(task, order, call.actor) as session:
+        async with call.api.local_tasks.exec(task, order, _caller(call)) as session:
             await _say(socket, FromCommand(started=True))
             await _until_one_ends(
                 lambda: False, call, _take(socket, session), _give(call, task, socket, session)
@@ -96,6 +97,17 @@ async def _serve(call: Call, task: Task, socket: web.WebSocketResponse) -> None:
         await _refuse(call, socket, problem_of(error))
     except ConnectionError:
         pass  # the client has gone
+
+
+def _caller(call: Call) -> ExecCaller:
+    identity = call.identity
+    token = call.api.cluster.state().trust.tokens.get(identity.token_id)
+    return ExecCaller(
+        actor=identity.actor,
+        role=identity.standing.value if identity.token_id else "",
+        name="" if token is None else token.description,
+        remote=call.remote,
+    )
 
 
 async def _read_order(call: Call, socket: web.WebSocketResponse) -> ExecOrder | None:

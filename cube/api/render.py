@@ -167,8 +167,15 @@ def task_view(task: Task, node: Node | None, group: GroupSpec | None) -> TaskVie
         created_at=rfc3339(task.created_at_ms),
         started_at=rfc3339(task.started_at_ms),
         finished_at=rfc3339(task.finished_at_ms),
-        history=tuple(_history(entry) for entry in task.history),
+        history=tuple(_history(entry) for entry in _by_time(task)),
     )
+
+
+def _by_time(task: Task) -> Sequence[HistoryEntry]:
+    """Its life, and the commands beside it where they belong."""
+    if not task.execs:
+        return task.history
+    return sorted((*task.history, *task.execs), key=lambda entry: entry.at_ms)
 
 
 def _history(entry: HistoryEntry) -> HistoryView:

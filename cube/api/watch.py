@@ -21,7 +21,7 @@ from cube.api.streams import ClientGone, client_is_gone, write
 from cube.model.events import Event
 from cube.ports.cluster import Published
 
-TOPICS = ("cluster", "node", "job", "deployment", "task", "secret", "config")
+TOPICS = ("cluster", "node", "job", "deployment", "task", "exec", "secret", "config")
 _CURSOR = re.compile(r"(\d{1,18})(?:\.(\d{1,10}))?")
 _ALL_OF_IT = 1 << 40  # above the number of events of any entry
 _WRITE_BYTES = 64 * 1024  # sent at once: a plan of 10,000 placements is not one write

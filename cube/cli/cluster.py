@@ -46,7 +46,9 @@ def service_resolve(settings: Settings, name: str) -> None:
 @command("events")
 @click.option("-f", "--follow", is_flag=True, help="The default; here for habit.")
 @click.option(
-    "--topic", multiple=True, help="cluster, node, job, deployment, task, secret or config."
+    "--topic",
+    multiple=True,
+    help="cluster, node, job, deployment, task, exec, secret or config.",
 )
 @click.option("--since", default="", help="Go on after this event id (index.n).")
 def events(settings: Settings, follow: bool, topic: tuple[str, ...], since: str) -> None:

@@ -23,6 +23,7 @@ from cube.model.trust import NO_TRUST, TrustState
 from cube.model.volumes import Volume, volume_key
 
 HISTORY_MAX = 20  # entries kept per task: a crash loop must not grow the state
+EXECS_MAX = 8  # of those that people ran beside a task: the last ones; events have had all
 OUTCOMES_MAX = 10_000  # remembered commands: more than any client can have in flight
 MESSAGE_CHARS_MAX = 500  # of a reason shown to people
 JOBS_MAX = 10_000  # per cluster
@@ -113,7 +114,8 @@ class TaskPort(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False
 
 
 class HistoryEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False):
-    """One change of a task's state. `at_ms` is the leader's clock."""
+    """One change of a task's state, or what else happened to it in that state. `at_ms` is the leader's
+    clock."""
 
     state: TaskState
     at_ms: int
@@ -167,6 +169,8 @@ class Task(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     state_at_ms: int = 0  # when it entered its state
     released: bool = False  # writer: node; or manager when the node is removed
     history: tuple[HistoryEntry, ...] = ()
+    # Commands that people ran beside it: apart, so that no loop of them drives its life out of `history`.
+    execs: tuple[HistoryEntry, ...] = ()
 
     @property
     def name(self) -> str:

@@ -149,6 +149,28 @@ class RestartTask(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="
     task_id: TaskId
 
 
+class NoteExec(
+    msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, tag="note_exec"
+):
+    """The command's actor ran `program`, with so many arguments, beside the task. `more`: commands
+    beside it that were only counted since the last note; without a `program` nothing but their number
+    is told. `begun_at_ms` is the node's clock."""
+
+    task_id: TaskId
+    task: str
+    job: str
+    node_id: NodeId
+    attempt: int
+    role: str = ""
+    name: str = ""
+    remote: str = ""
+    program: str = ""
+    arguments: int = 0
+    tty: bool = False
+    begun_at_ms: int = 0
+    more: int = 0
+
+
 class StopTask(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="stop_task"):
     """A user's wish for one task; a service's slot gets a new one."""
 
@@ -353,6 +375,7 @@ Body = (
     | DeleteJob
     | RestartTask
     | StopTask
+    | NoteExec
     | ApplyPlan
     | ReportTasks
     | InitTrust

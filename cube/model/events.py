@@ -61,6 +61,27 @@ class TaskEvent(msgspec.Struct, frozen=True, tag="task", tag_field="topic", gc=F
     message: str = ""
 
 
+class ExecEvent(msgspec.Struct, frozen=True, tag="exec", tag_field="topic"):
+    """Somebody ran a command beside a task. See commands.NoteExec; the message has it as a sentence."""
+
+    task_id: TaskId
+    task: str
+    job: str
+    node_id: NodeId
+    kind: str  # ran | counted
+    attempt: int
+    actor: str
+    role: str
+    name: str
+    remote: str
+    program: str
+    arguments: int
+    tty: bool
+    begun_at_ms: int
+    more: int
+    message: str
+
+
 class SecretEvent(msgspec.Struct, frozen=True, tag="secret", tag_field="topic"):
     """Never with anything of its value."""
 
@@ -76,5 +97,12 @@ class ConfigEvent(msgspec.Struct, frozen=True, tag="config", tag_field="topic"):
 
 
 Event = (
-    ClusterEvent | NodeEvent | JobEvent | DeploymentEvent | TaskEvent | SecretEvent | ConfigEvent
+    ClusterEvent
+    | NodeEvent
+    | JobEvent
+    | DeploymentEvent
+    | TaskEvent
+    | ExecEvent
+    | SecretEvent
+    | ConfigEvent
 )

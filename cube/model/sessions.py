@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import msgspec
 
 ROWS_DEFAULT, COLUMNS_DEFAULT = 24, 80  # of a terminal whose size nobody knows
@@ -35,6 +37,37 @@ class ExecOrder(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         if len(self.term) > TERM_CHARS_MAX:
             return f"term is longer than {TERM_CHARS_MAX} characters"
         return ""
+
+
+class ExecCaller(msgspec.Struct, frozen=True):
+    """Who has a command run: as the cluster's history names them, their role and what their token is
+    called, and the address that they asked from."""
+
+    actor: str
+    role: str = ""
+    name: str = ""
+    remote: str = ""
+
+
+PROGRAM_CHARS_MAX = 100  # of a command, where it is told to others than who ran it
+CALLER_CHARS_MAX = 250  # of each word on who ran it: a token's description has 200
+_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+
+
+def program_of(order: ExecOrder) -> str:
+    """What is told of a command to everybody who may look at the cluster: arguments may be secrets
+    (`mysql -pPASSWORD`), and the log keeps what it was told."""
+    return one_line(order.argv[0], PROGRAM_CHARS_MAX)
+
+
+def one_line(text: str, chars_max: int) -> str:
+    """Cut, and without control characters."""
+    return _UNPRINTABLE.sub("?", text[:chars_max])
+
+
+def is_one_line(text: str, chars_max: int) -> bool:
+    """See one_line."""
+    return len(text) <= chars_max and _UNPRINTABLE.search(text) is None
 
 
 class ExecOutput(msgspec.Struct, frozen=True):

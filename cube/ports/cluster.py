@@ -23,7 +23,7 @@ from cube.model.explain import Explanation
 from cube.model.ids import CommandId, NodeId
 from cube.model.launch import LogChunk, TaskStats
 from cube.model.outcome import Outcome
-from cube.model.sessions import ExecOrder
+from cube.model.sessions import ExecCaller, ExecOrder
 from cube.model.trust import ApiToken, JoinToken
 from cube.ports.log import Ask, LogStatus, Progress
 from cube.ports.session import Session
@@ -163,10 +163,10 @@ class LocalTasks(Protocol):
         ...
 
     def exec(
-        self, task: Task, order: ExecOrder, actor: str
+        self, task: Task, order: ExecOrder, caller: ExecCaller
     ) -> AbstractAsyncContextManager[Session]:
-        """A session beside the task, noted in this node's log as `actor`'s. Raises DriverFailed,
-        "too_many_sessions" too."""
+        """A session beside the task, noted in this node's log at once, and told to the cluster. Raises
+        DriverFailed, "too_many_sessions" too."""
         ...
 
     async def volume_names(self) -> list[str]:

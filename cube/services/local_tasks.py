@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 
 from cube.model.cluster import Task
 from cube.model.errors import DriverFailed
 from cube.model.launch import LogChunk, TaskStats
-from cube.model.sessions import ExecOrder
+from cube.model.sessions import ExecCaller, ExecOrder
 from cube.ports.clock import Clock
 from cube.ports.driver import Driver
 from cube.ports.session import Session
@@ -24,9 +24,15 @@ ARGV_CHARS_MAX = 500  # of a command, in the node's log
 class DriverTasks:
     """ports.cluster.LocalTasks over this node's drivers."""
 
-    def __init__(self, drivers: Mapping[str, Driver], clock: Clock) -> None:
+    def __init__(
+        self,
+        drivers: Mapping[str, Driver],
+        clock: Clock,
+        on_exec: Callable[[Task, ExecOrder, ExecCaller], None] = lambda *_: None,
+    ) -> None:
         self._drivers = drivers
         self._clock = clock
+        self._on_exec = on_exec
         self._sessions = 0
         self._session_number = 0
 
@@ -47,9 +53,11 @@ class DriverTasks:
         )
 
     @contextlib.asynccontextmanager
-    async def exec(self, task: Task, order: ExecOrder, actor: str) -> AsyncIterator[Session]:
+    async def exec(
+        self, task: Task, order: ExecOrder, caller: ExecCaller
+    ) -> AsyncIterator[Session]:
         """Who ran what beside which task is in the node's log, and so in no one's reach who could
-        change the cluster's state; what it read and wrote is nowhere."""
+        change the cluster's state; `on_exec` may tell others. What it read and wrote is nowhere."""
         if self._sessions >= SESSIONS_MAX:
             raise DriverFailed(
                 "too_many_sessions",
@@ -59,14 +67,19 @@ class DriverTasks:
         self._sessions += 1
         try:
             session = await self._driver(task).open_exec(task.id, task.attempt, order)
-        except BaseException:
+        except BaseException as error:
             self._sessions -= 1
+            if not isinstance(
+                error, DriverFailed
+            ):  # the caller went while it began: it may have run
+                self._on_exec(task, order, caller)
             raise
+        self._on_exec(task, order, caller)
         self._session_number += 1
         number, begun_ms = self._session_number, self._clock.monotonic_ms()
         log.info(
             "exec_started session=%d actor=%s task=%s task_id=%s tty=%s argv=%r",
-            number, actor, task.name, task.id, order.tty, " ".join(order.argv)[:ARGV_CHARS_MAX],
+            number, caller.actor, task.name, task.id, order.tty, " ".join(order.argv)[:ARGV_CHARS_MAX],
         )  # fmt: skip
         try:
             yield session
@@ -74,7 +87,7 @@ class DriverTasks:
             self._sessions -= 1
             await session.close()
             lasted_ms = self._clock.monotonic_ms() - begun_ms
-            log.info("exec_ended session=%d actor=%s lasted_ms=%d", number, actor, lasted_ms)
+            log.info("exec_ended session=%d actor=%s lasted_ms=%d", number, caller.actor, lasted_ms)
 
     async def volume_names(self) -> list[str]:
         found: set[str] = set()

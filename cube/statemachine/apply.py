@@ -75,10 +75,8 @@ def _dispatch(draft: Draft, command: c.Command) -> Outcome:
             return runs.trigger(draft, body)
         case c.DeleteJob():
             return jobs.delete(draft, body)
-        case c.RestartTask():
-            return tasks.restart(draft, body)
-        case c.StopTask():
-            return tasks.stop(draft, body)
+        case c.RestartTask() | c.StopTask() | c.NoteExec():
+            return tasks.by_hand(draft, body, command.actor)
         case c.RegisterNode():
             return nodes.register(draft, body)
         case c.SetNodeStatus():

@@ -301,6 +301,11 @@ class Draft:
             if job is not None and job.deleted:
                 self.drop_task(task)
 
+    def note_task(self, task: Task) -> None:
+        """Stored; nothing of it has changed but what is noted of it, which has an event of its own."""
+        assert task.id in self._tasks, "it was there before"
+        self._tasks[task.id] = task
+
     def drop_task(self, task: Task) -> None:
         """Reaped: no record of it is left."""
         if not task.released:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from cube.model.cluster import HISTORY_MAX, OUTCOMES_MAX, ClusterState, port_key
+from cube.model.cluster import EXECS_MAX, HISTORY_MAX, OUTCOMES_MAX, ClusterState, port_key
 from cube.model.cronrun import RUNS_ACTIVE_MAX, RUNS_KEPT, RunStatus
 from cube.model.deployment import DEPLOYMENTS_MAX
 from cube.model.ids import NodeId
@@ -73,6 +73,8 @@ def _tasks(state: ClusterState) -> list[str]:
             found.append(f"task {task.id} is released but {task.state}")
         if len(task.history) > HISTORY_MAX:
             found.append(f"task {task.id} has {len(task.history)} history entries")
+        if len(task.execs) > EXECS_MAX:
+            found.append(f"task {task.id} has {len(task.execs)} notes of commands")
         if task.restarts != task.attempt - 1:
             found.append(f"task {task.id} has attempt {task.attempt}, {task.restarts} restarts")
         if task.live:

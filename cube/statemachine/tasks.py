@@ -5,7 +5,14 @@ from __future__ import annotations
 import msgspec
 
 from cube.model import commands as c
-from cube.model.cluster import HISTORY_MAX, MESSAGE_CHARS_MAX, HistoryEntry, Task
+from cube.model.cluster import (
+    EXECS_MAX,
+    HISTORY_MAX,
+    MESSAGE_CHARS_MAX,
+    HistoryEntry,
+    Task,
+)
+from cube.model.events import ExecEvent
 from cube.model.ids import NodeId
 from cube.model.images import is_digest
 from cube.model.lifecycle import (
@@ -18,9 +25,11 @@ from cube.model.lifecycle import (
     may_move,
 )
 from cube.model.outcome import Done, Outcome, Rejected, RejectReason, TaskStopped
+from cube.model.sessions import CALLER_CHARS_MAX, PROGRAM_CHARS_MAX, is_one_line
 from cube.statemachine import images
 from cube.statemachine.draft import Draft
 
+_NUMBER_MAX = 1 << 62  # what a message of the log can hold is more
 _ENDED_LATE = {"replaced": "its node is back; another task had replaced it meanwhile"}
 
 
@@ -34,6 +43,17 @@ def want(draft: Draft, task: Task, desired: Desired, reason: str) -> bool:
         msgspec.structs.replace(task, desired=further_desired, desired_reason=reason), "desired"
     )
     return True
+
+
+def by_hand(draft: Draft, body: c.RestartTask | c.StopTask | c.NoteExec, actor: str) -> Outcome:
+    """What people do to single tasks."""
+    match body:
+        case c.RestartTask():
+            return restart(draft, body)
+        case c.StopTask():
+            return stop(draft, body)
+        case c.NoteExec():
+            return note_exec(draft, body, actor)
 
 
 def stop(draft: Draft, body: c.StopTask) -> Outcome:
@@ -63,6 +83,59 @@ def restart(draft: Draft, body: c.RestartTask) -> Outcome:
         return Done(changed=False)
     draft.put_task(msgspec.structs.replace(task, restart_after=after), "desired")
     return Done()
+
+
+def note_exec(draft: Draft, body: c.NoteExec, actor: str) -> Outcome:
+    """Everybody can see it: as an event, and in the task's own history if it is still known."""
+    words = (actor, body.role, body.name, body.remote, body.task, body.job, body.node_id)
+    numbers = (body.arguments, body.more, body.attempt, body.begun_at_ms)
+    if not (
+        all(is_one_line(word, CALLER_CHARS_MAX) for word in words)
+        and is_one_line(body.program, PROGRAM_CHARS_MAX)
+        and all(0 <= number < _NUMBER_MAX for number in numbers)
+    ):
+        return Rejected(RejectReason.INVALID, "no note of a command")
+    message = exec_message(body, actor)
+    draft.events.append(
+        ExecEvent(
+            task_id=body.task_id,
+            task=body.task,
+            job=body.job,
+            node_id=body.node_id,
+            kind="ran" if body.program else "counted",
+            attempt=body.attempt,
+            actor=actor,
+            role=body.role,
+            name=body.name,
+            remote=body.remote,
+            program=body.program,
+            arguments=body.arguments,
+            tty=body.tty,
+            begun_at_ms=body.begun_at_ms,
+            more=body.more,
+            message=message,
+        )
+    )
+    task = draft.task(body.task_id)
+    if task is not None:
+        entry = HistoryEntry(task.state, draft.now_ms, body.attempt, "exec", message)
+        execs = (*task.execs[-(EXECS_MAX - 1) :], entry)
+        draft.note_task(msgspec.structs.replace(task, execs=execs))
+    return Done()
+
+
+def exec_message(body: c.NoteExec, actor: str) -> str:
+    """A sentence for people."""
+    more = f"{body.more} more command{'' if body.more == 1 else 's'}"
+    if not body.program:
+        return f"{more} ran beside it, which were only counted"
+    who = ", ".join(word for word in (body.role, body.name) if word)
+    told = f"{actor} ({who})" if who else actor
+    count = "no" if body.arguments == 0 else str(body.arguments)
+    told += f" ran {body.program} with {count} argument{'' if body.arguments == 1 else 's'}"
+    told += " on a terminal" if body.tty else ""
+    told += f", from {body.remote}" if body.remote else ""
+    return told + (f"; {more} before were only counted" if body.more else "")
 
 
 def lose(draft: Draft, task: Task, reason: str) -> None:

@@ -78,6 +78,14 @@ def test_a_cluster_that_trusts_nobody_without_proof(secure: TestCluster) -> None
     # What needs a role goes with a ticket: the token stays at the node that was asked.
     said = secure.cube("exec", task["name"], "--", "echo", "beside it", at=second).stdout
     assert said == "beside it\n"
+    wait_for(
+        "all nodes know who ran it",
+        lambda: all(
+            "(operator, made with the cluster) ran echo with 1 argument, from 127.0.0.1"
+            in secure.cube("task", "show", task["name"], at=node).stdout
+            for node in secure.nodes
+        ),
+    )
     secure.cube("task", "signal", task["name"], "SIGCONT", at=second)
     # The leader dies; what it knew, all know.
     leader = secure.leader()

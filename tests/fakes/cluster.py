@@ -25,7 +25,7 @@ from cube.model.launch import DriverInfo, LogChunk, TaskStats
 from cube.model.lifecycle import Health, TaskState
 from cube.model.outcome import Outcome, PlanApplied
 from cube.model.resources import Resources
-from cube.model.sessions import ExecOrder
+from cube.model.sessions import ExecCaller, ExecOrder
 from cube.model.spec import JobSpec
 from cube.ports.cluster import (
     BootstrapView,
@@ -322,6 +322,7 @@ class FakeLocalTasks:
         self.followers = 0
         self.volumes: dict[str, bool] = {}
         self.sessions: list[tuple[ExecOrder, str, FakeSession]] = []
+        self.callers: list[ExecCaller] = []
         self.stats_asked = 0
         self.signals: list[tuple[str, str, str]] = []
         self.task_over = asyncio.Event()
@@ -371,11 +372,14 @@ class FakeLocalTasks:
         self.signals.append((task.id, name, actor))
 
     @contextlib.asynccontextmanager
-    async def exec(self, task: Task, order: ExecOrder, actor: str) -> AsyncIterator[Session]:
+    async def exec(
+        self, task: Task, order: ExecOrder, caller: ExecCaller
+    ) -> AsyncIterator[Session]:
         if self.failure is not None:
             raise self.failure
         session = FakeSession(order, self.task_over, 0)
-        self.sessions.append((order, actor, session))
+        self.sessions.append((order, caller.actor, session))
+        self.callers.append(caller)
         try:
             yield session
         finally:

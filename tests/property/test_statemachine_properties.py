@@ -206,6 +206,14 @@ def stored_bodies() -> st.SearchStrategy[c.Body]:
     )  # fmt: skip
 
 
+def notes() -> st.SearchStrategy[c.Body]:
+    return st.builds(
+        c.NoteExec, task_id=task_ids(), task=st.just("t"), job=st.just("j"),
+        node_id=st.just(NodeId("n")), attempt=st.integers(0, 2),
+        program=st.sampled_from(["sh", "", "a\nb"]), more=st.integers(-1, 3),
+    )  # fmt: skip
+
+
 @cache  # a strategy takes longer to make than to draw from
 def bodies() -> st.SearchStrategy[c.Body]:
     term = st.integers(1, 2)
@@ -264,6 +272,7 @@ def bodies() -> st.SearchStrategy[c.Body]:
         st.builds(c.TriggerJob, NAMES),
         st.builds(c.StopTask, task_ids()),
         st.builds(c.RestartTask, task_ids()),
+        notes(),
         st.builds(c.RegisterNode, node_facts()),
         st.builds(c.SetNodeStatus, term, NODES, st.sampled_from(NodeStatus), st.just("")),
         st.builds(c.SetEligibility, NODES, st.booleans()),

@@ -15,6 +15,7 @@ from cube.api.tickets import TICKET, TICKET_CHARS_MAX, TICKET_MS, Ticket, write_
 from cube.model import commands as c
 from cube.model.ids import NodeId
 from cube.model.lifecycle import NodeStatus
+from cube.model.sessions import ExecCaller
 from cube.model.trust import TokenRole, secret_hash
 from tests.fakes.cluster import TERM, World, job_spec
 from tests.fakes.served import Served, served
@@ -67,8 +68,8 @@ async def test_no_token_reaches_another_node_whatever_is_passed_on() -> None:
             assert "Authorization" not in headers and SECRET.hex() not in told
         # Where a node may ask for itself, not even that: who asks is none of the other's business.
         assert [TICKET in headers for headers in seen] == [False] * 4 + [True] * 3
-        [(_, actor, _)] = second.local_tasks.sessions
-        assert actor == f"token:{IDS['operator']}"
+        [caller] = second.local_tasks.callers
+        assert caller == ExecCaller(f"token:{IDS['operator']}", "operator", "", "127.0.0.1")
 
 
 def ticket(first: Served, second: Served, asked: str, **changes: object) -> dict[str, str]:
