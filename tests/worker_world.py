@@ -18,6 +18,7 @@ from cube.model.ids import ClusterId, NodeId, TaskId
 from cube.model.lifecycle import TaskState
 from cube.model.spec import CheckSpec, CheckType, DriverName, JobType, PortSpec
 from cube.model.trust import NodeKeys
+from cube.ports.driver import Driver
 from cube.ports.prober import Probed
 from cube.services.keyring import Keyring
 from cube.services.stored_values import StoredValues
@@ -97,6 +98,7 @@ class World:
         self.reports: list[c.TaskReport] = []
         self.commits_ms: list[int] = []
         self.skipped: list[c.TaskReport] = []
+        self.beside: dict[str, Driver] = {}  # further drivers of the next agent
         self.loop: WorkerLoop | None = None
         self._agent: asyncio.Task[None] | None = None
 
@@ -116,11 +118,13 @@ class World:
 
     def start_agent(self) -> None:
         clock = VirtualClock()
-        self.worker = Worker(self.settings, CLUSTER, NODE, "host-a", ["fake"], self.leased_from_ms)
+        drivers = {**self.beside, "fake": FakeDriver(CLUSTER, NODE, self.host, clock)}
+        names = sorted(drivers)
+        self.worker = Worker(self.settings, CLUSTER, NODE, "host-a", names, self.leased_from_ms)
         self.loop = WorkerLoop(
             self.worker,
             NODE,
-            {"fake": FakeDriver(CLUSTER, NODE, self.host, clock)},
+            drivers,
             self.prober,
             clock,
             self.states,

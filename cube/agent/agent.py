@@ -147,6 +147,7 @@ class Agent:
             self._trust.seal_shared,
         )
         self._is_caught_up = False
+        self._drivers_known = asyncio.Event()
         self._log: PySyncObjLog | None = None
         self._web: ApiServer | None = None
         self.join_token: JoinToken | None = None  # of the cluster that this very process has made
@@ -314,11 +315,16 @@ class Agent:
         leader_clock = LeaderClock(self._clock, lambda: self._feed.state.now_ms)
         log = self._log = self._make_log(record, leader_clock)
         await log.start()
+        # On a thread: to load the drivers' libraries takes a tenth of a second, while the log looks
+        # for a leader.
+        self._drivers.update(
+            await asyncio.to_thread(
+                make_drivers,
+                self._config, cluster_id, self.node_id, self._clock, is_root=self._is_root,
+            )
+        )  # fmt: skip
         timeout_ms = self._config.cluster.write_timeout_ms
         proposer = Proposer(log, self._clock, timeout_ms, entropy.short_id)
-        self._drivers.update(
-            make_drivers(self._config, cluster_id, self.node_id, self._clock, is_root=self._is_root)
-        )
         seal = self._make_seal(cluster_id)
         gossip = self._make_gossip(seal, log.status().lineage)
         roll_call = RollCall(gossip, lambda: host.stats(self._data_dir, log.status().applied_index))
@@ -338,9 +344,8 @@ class Agent:
         for watch in (proposer.on_log_status, leader_loop.on_log_status, voter_loop.on_log_status):
             log.watch(watch)
         await gossip.start(self._seeds(record))
+        opening = asyncio.create_task(worker_loop.open(), name="opening")
         try:
-            await worker_loop.open()
-            await self._driver_facts.refresh()
             async with asyncio.TaskGroup() as group:
                 following = group.create_task(follower.run(), name="following")
                 await self._be_member(record, proposer)
@@ -358,18 +363,19 @@ class Agent:
                     "leases": keeper.run(),
                     "roll_call": roll_call.run(),
                     "exec_audit": self._exec_audit.run(proposer.propose),
-                    "registration": registration.run(),
-                    "drivers": self._watch_drivers(registration),
+                    "registration": self._register(registration),
+                    "drivers": self._watch_drivers(opening, registration),
                     "orphans": Orphans(self._feed, self.node_id, reapers_of(self._drivers)).run(),
                     "forgotten": Forgotten(
                         lambda: self._feed.state, lambda: self._is_caught_up, self._drivers
                     ).run(),
                     "certificate": self._trust.renewal().run(),
                     "removals": self._trust.watch_removals(self._feed, log.recheck_peers),
-                    "catch_up": self._catch_up(registration, on_ready),
+                    "catch_up": self._catch_up(worker_loop, registration, on_ready),
                 }
             )
         finally:
+            opening.cancel()
             await prober.close()
             await gossip.stop()
 
@@ -563,14 +569,25 @@ class Agent:
             self._config.cluster.dead_voter_grace_ms,
         )
 
-    async def _watch_drivers(self, registration: Registration) -> None:
+    async def _register(self, registration: Registration) -> None:
+        """Not before the drivers have spoken: the scheduler would find none here."""
+        await self._drivers_known.wait()
+        await registration.run()
+
+    async def _watch_drivers(self, opening: asyncio.Task[None], registration: Registration) -> None:
         async def on_change(_infos: object) -> None:
             registration.touch()
 
+        await opening
+        await self._driver_facts.refresh()
+        self._drivers_known.set()
         await self._driver_facts.run(on_change)
 
     async def _catch_up(
-        self, registration: Registration, on_ready: Callable[[Agent], None]
+        self,
+        worker_loop: WorkerLoop,
+        registration: Registration,
+        on_ready: Callable[[Agent], None],
     ) -> None:
         """Everything that was committed when this process started is applied here: only then may
         tasks be started or stopped, and requests be answered."""
@@ -583,6 +600,7 @@ class Agent:
                 await asyncio.sleep(0.1)
                 continue
             self._is_caught_up = True
+        worker_loop.on_caught_up()
         self._view.obstacle = None
         self.name = await registration.name()
         status = self._log.status()

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from cube.adapters.docker_driver import DockerDriver
 from cube.adapters.docker_engine.settings import DockerSettings
 from cube.adapters.process.driver import ProcessDriver
 from cube.adapters.process.settings import ProcessSettings
@@ -26,6 +25,9 @@ def make_drivers(
     drivers: dict[str, Driver] = {}
     docker = config.drivers.docker
     if docker.enabled is not Switch.OFF:
+        # Here, since the SDK and what it needs take a fifth of the time in which an agent loads.
+        from cube.adapters.docker_driver import DockerDriver
+
         settings = DockerSettings(
             host=docker.host or None,
             allow=docker.allow,

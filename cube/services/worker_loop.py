@@ -28,7 +28,6 @@ from cube.worker.machine import Worker
 HINTS_MAX = 4_096  # inputs waiting, above which hints are dropped: a resync makes up for them
 INPUTS_PER_STEP_MAX = 512  # a burst must not hold the loop up
 INPUTS_KEPT = 1_000  # for debugging: the last that the machine was given
-CATCH_UP_POLL_MS = 200  # while the replica is behind: that it caught up need not change the state
 
 # Calls under way per driver. An engine gets slower, not faster, above 4 to 8 at a time
 # (performance.md); stops mostly wait for the workload, so they need room not to queue.
@@ -73,9 +72,10 @@ class WorkerLoop:
         values: StoredValues,
     ) -> None:
         """`is_caught_up`: this replica has applied all that was committed when this process
-        started; once true, it stays so. `propose` comes back when the reports are applied here, and
-        raises Unavailable or OutcomeUnknown. `port_free`: may be bound on this address now.
-        `values`: the machine never sees a secret; here it becomes part of what a driver is told."""
+        started; once true, it stays so, and on_caught_up() follows. `propose` comes back when the
+        reports are applied here, and raises Unavailable or OutcomeUnknown. `port_free`: may be bound on
+        this address now. `values`: the machine never sees a secret; here it becomes part of what a
+        driver is told."""
         self._worker = worker
         self._node_id = node_id
         self._drivers = drivers
@@ -99,6 +99,7 @@ class WorkerLoop:
         self._running: dict[int, asyncio.Task[None]] = {}
         self._slots: dict[tuple[str, type], asyncio.Semaphore] = {}
         self._opened: set[str] = set()
+        self._opening: dict[str, asyncio.Lock] = {}
         self._recovery_codes: dict[str, str] = {}  # of the last Recover by driver; "": it worked
         self._recovered_once: set[str] = set()
         self._hints_dropped = 0
@@ -106,7 +107,8 @@ class WorkerLoop:
 
     async def open(self) -> None:
         """The drivers have been opened, as far as they could be; run() tries the rest again. Before
-        it, nothing can be asked of them: no facts, no logs."""
+        it, nothing can be asked of them: no facts, no logs. May run beside run(), which waits for no
+        driver but the one that it asks."""
         await asyncio.gather(*(self._try_to_open(name) for name in sorted(self._drivers)))
 
     async def _try_to_open(self, name: str) -> None:
@@ -116,9 +118,10 @@ class WorkerLoop:
             _log.warning("open_failed driver=%s code=%s %s", name, failure.code, failure.message)
 
     async def _open(self, name: str) -> None:
-        if name not in self._opened:
-            await self._drivers[name].open(lambda seen: self._on_change(name, seen))
-            self._opened.add(name)
+        async with self._opening.setdefault(name, asyncio.Lock()):
+            if name not in self._opened:
+                await self._drivers[name].open(lambda seen: self._on_change(name, seen))
+                self._opened.add(name)
 
     async def run(self) -> None:
         """Works until cancelled. What was started on the host goes on."""
@@ -168,16 +171,16 @@ class WorkerLoop:
         """The machine is told of this node's tasks whenever they change."""
         while True:
             state = self._states.state
-            is_caught_up = self._tell(state)
-            try:
-                async with asyncio.timeout(None if is_caught_up else CATCH_UP_POLL_MS / 1000):
-                    await self._states.changed(state.index)
-            except TimeoutError:
-                continue
+            self._tell(state)
+            await self._states.changed(state.index)
 
-    def _tell(self, state: ClusterState) -> bool:
+    def on_caught_up(self) -> None:
+        """`is_caught_up` has become true, which need not have changed the state."""
+        self._tell(self._states.state)
+
+    def _tell(self, state: ClusterState) -> None:
         """The machine knows, or will before anything that is put into its queue from now on, what
-        `state` has of this node. Whether that is to be relied on."""
+        `state` has of this node, and whether that is to be relied on."""
         is_caught_up = self._is_caught_up()
         tasks = state.tasks_of_node(self._node_id)
         told = self._told
@@ -191,7 +194,6 @@ class WorkerLoop:
         if lease is not None and state.index >= lease[1]:
             self._lease = None
             self._inputs.put_nowait(i.Leased(lease[0]))
-        return is_caught_up
 
     # Leases
 

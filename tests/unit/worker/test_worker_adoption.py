@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable
+
 import pytest
 
+from cube.adapters.fake_driver import FakeDriver, FakeHost
 from cube.model import commands as c
 from cube.model.cluster import ClusterState
 from cube.model.ids import TaskId
-from cube.model.launch import RunState
+from cube.model.launch import Observation, RunState
 from cube.model.lifecycle import Health, NodeStatus, TaskState
 from cube.model.spec import (
     CheckSpec,
@@ -16,7 +20,7 @@ from cube.model.spec import (
 )
 from cube.statemachine.draft import Draft
 from tests.virtual_time import VirtualClock
-from tests.worker_world import NODE, World, history, in_world
+from tests.worker_world import CLUSTER, NODE, World, history, in_world
 
 S = TaskState
 # The agent dies and comes back
@@ -138,9 +142,36 @@ def test_nothing_is_touched_before_the_replica_has_caught_up() -> None:
         world.run("more")
         await world.pass_ms(120_000)
         assert sum(world.host.starts.values()) == 2
-        world.caught_up = True
+        world.caught_up = True  # which by itself is no change of the state
+        assert world.loop is not None
+        world.loop.on_caught_up()
         await world.until_state(a, S.RUNNING, attempt=2)
         assert world.starts(b) == 1
+
+    in_world(scenario)
+
+
+def test_a_driver_that_is_not_open_yet_does_not_keep_the_tasks_of_another_waiting() -> None:
+    class Hung(FakeDriver):
+        opens = 0
+
+        async def open(self, on_change: Callable[[Observation], None]) -> None:
+            self.opens += 1
+            await asyncio.Event().wait()
+
+    async def scenario(world: World) -> None:
+        [a] = world.run()
+        await world.until_state(a, S.RUNNING)
+        await world.kill_agent()
+        world.host.end(NODE, a, 1, 0)
+        hung = world.beside["another"] = Hung(CLUSTER, NODE, FakeHost(), VirtualClock())
+        world.start_agent()
+        assert world.loop is not None
+        opening = asyncio.create_task(world.loop.open())
+        await world.until_state(a, S.RUNNING, attempt=2)
+        assert not opening.done()
+        assert hung.opens == 1, "by open() and by run(), which do not know of each other"
+        opening.cancel()
 
     in_world(scenario)
 
