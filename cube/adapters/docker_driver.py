@@ -53,6 +53,7 @@ __all__ = ["DockerDriver", "DockerSettings"]
 log = logging.getLogger(__name__)
 
 PENDING_MAX = 1_000  # events not looked at yet; above it everything is looked at once instead
+LOOKS_AT_ONCE = 4  # of recover(): half of the engine's threads stay for others
 RELOOK_S = 1.0  # after a look that failed
 STOP_LOOK_MS = 1_000  # how often stop() looks by itself, should the event be lost
 ENGINE_KILLS = (128 + signal.SIGTERM, 128 + signal.SIGKILL)
@@ -146,16 +147,36 @@ class DockerDriver:
         return DriverInfo(self.name, healthy=True, attributes={**facts, allowed.ALLOW: allow})
 
     async def recover(self) -> list[Observation]:
-        starting = frozenset(self._starting)
-        seen, found = await self._engine.call(
-            partial(containers.recover, marks=self._marks, starting=starting)
-        )
+        found = await self._engine.call(partial(containers.listing, marks=self._marks))
         self._note(found)
+        seen = await self._look_at_each([one for one in found if not one.is_kept])
         for one in seen:
             self._told[one.task_id, one.attempt] = one.state
         tasks = {one.task_id for one in seen}
         self._files.sweep(lambda task_id: task_id in tasks or task_id in self._locks)
         return seen
+
+    async def _look_at_each(self, found: list[Found]) -> list[Observation]:
+        """Those that are there, or were. Each is a call with a deadline of its own: many containers
+        are no slow engine."""
+        looks = asyncio.Semaphore(LOOKS_AT_ONCE)
+
+        async def look(one: Found) -> Observation:
+            act = partial(containers.recover, marks=self._marks, one=one)
+            async with looks:
+                if (one.task_id, one.attempt) in self._starting:
+                    return gone(one.task_id, one.attempt)  # its start says what it is
+                if not one.is_unstarted:
+                    return await self._engine.call(act)
+                async with self._lock(one.task_id):
+                    return await self._engine.call(act)
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                asked = [group.create_task(look(one)) for one in found]
+        except ExceptionGroup as failures:
+            raise failures.exceptions[0] from None  # the others failed of the same
+        return [seen for one in asked if (seen := one.result()).state is not RunState.GONE]
 
     # -- attempts ---------------------------------------------------------------------------------
 

@@ -25,7 +25,7 @@ from cube.adapters.docker_engine.marks import (
 )
 from cube.model.errors import DriverFailed
 from cube.model.ids import TaskId
-from cube.model.launch import Launch, Observation, RunState
+from cube.model.launch import Launch, Observation
 
 log = logging.getLogger(__name__)
 
@@ -213,24 +213,14 @@ def discard_unstarted(client: Client, inspected: Raw) -> None:
         delete(client, inspected["Id"])
 
 
-def recover(
-    client: Client, marks: Marks, starting: frozenset[tuple[TaskId, int]]
-) -> tuple[list[Observation], list[Found]]:
-    """What each attempt is now, and the whole listing it was made from.
-
-    What was created and never started is removed, except what is `starting` at this moment."""
-    found = listing(client, marks)
-    seen = []
-    for one in found:
-        if one.is_kept or (one.task_id, one.attempt) in starting:
-            continue
-        if one.is_unstarted:
-            delete(client, one.id)
-            continue
-        now = look(client, marks, one.task_id, one.attempt)
-        if now.state is not RunState.GONE:
-            seen.append(now)
-    return seen, found
+def recover(client: Client, marks: Marks, one: Found) -> Observation:
+    """What one of a listing is now. Created and never started: it is removed. No start of the task
+    may be under way."""
+    if one.is_unstarted:
+        inspected = find(client, marks, one.task_id, one.attempt)
+        if inspected is not None:
+            discard_unstarted(client, inspected)
+    return look(client, marks, one.task_id, one.attempt)
 
 
 def kept(client: Client, marks: Marks) -> list[TaskId]:
