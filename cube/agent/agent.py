@@ -27,19 +27,17 @@ from cube.adapters.prober import SocketProber
 from cube.adapters.process.lease import FILE as LEASE_FILE
 from cube.adapters.process.lease import read_lease, write_lease
 from cube.adapters.raft.log import PySyncObjLog
-from cube.adapters.raft.settings import RaftSettings
 from cube.adapters.system_clock import SystemClock
 from cube.adapters.trust.envelope import open_envelope, seal_envelope
 from cube.adapters.trust.gossip_seal import AesSeal
 from cube.adapters.trust.tickets import Ed25519Tickets
-from cube.adapters.udp import UdpDatagrams
 from cube.agent.drivers import make_drivers, reapers_of
 from cube.agent.listening import ApiServer
+from cube.agent.making import make_gossip, make_log
 from cube.agent.trust import NodeTrust, check_cluster
 from cube.api.app import make_app
 from cube.api.auth import Access
 from cube.config import Config
-from cube.gossip.swim import Swim
 from cube.model.addresses import join_address
 from cube.model.cluster import ClusterSettings, NodeFacts
 from cube.model.commands import InitCluster, ReportTasks
@@ -57,7 +55,6 @@ from cube.services.driver_facts import DriverFacts
 from cube.services.exec_audit import ExecAudit
 from cube.services.forgotten import Forgotten
 from cube.services.formation import Formation, NodeRecord, Records
-from cube.services.gossip_loop import GossipLoop
 from cube.services.heartbeats import Heartbeats, Leases
 from cube.services.keyring import Keyring, follow_keys, rotate_keys
 from cube.services.leader_clock import LeaderClock
@@ -147,7 +144,6 @@ class Agent:
             self._trust.seal_shared,
         )
         self._is_caught_up = False
-        self._drivers_known = asyncio.Event()
         self._log: PySyncObjLog | None = None
         self._web: ApiServer | None = None
         self.join_token: JoinToken | None = None  # of the cluster that this very process has made
@@ -313,7 +309,9 @@ class Agent:
         cluster_id = ClusterId(record.cluster_id)
         self._set_obstacle("this node is catching up with its cluster")
         leader_clock = LeaderClock(self._clock, lambda: self._feed.state.now_ms)
-        log = self._log = self._make_log(record, leader_clock)
+        log = self._log = make_log(
+            self._config, self.raft_address, record, self._feed, leader_clock.now_ms, self._trust
+        )
         await log.start()
         # On a thread: to load the drivers' libraries takes a tenth of a second, while the log looks
         # for a leader.
@@ -326,10 +324,17 @@ class Agent:
         timeout_ms = self._config.cluster.write_timeout_ms
         proposer = Proposer(log, self._clock, timeout_ms, entropy.short_id)
         seal = self._make_seal(cluster_id)
-        gossip = self._make_gossip(seal, log.status().lineage)
+        gossip = make_gossip(
+            self._config,
+            self.node_id,
+            self.gossip_address,
+            encode_meta(self.name, self.http_address, self.raft_address, log.status().lineage),
+            self._clock,
+            seal,
+        )
         roll_call = RollCall(gossip, lambda: host.stats(self._data_dir, log.status().applied_index))
         leader_loop = self._make_leader_loop(log, leader_clock, proposer, roll_call)
-        registration = Registration(self._facts, proposer.propose)
+        registration = Registration(self._facts, proposer.propose, self._driver_facts.known)
         voter_loop = self._make_voter_loop(log)
         prober = SocketProber()
         worker_loop = self._make_worker_loop(cluster_id, proposer, prober)
@@ -363,7 +368,7 @@ class Agent:
                     "leases": keeper.run(),
                     "roll_call": roll_call.run(),
                     "exec_audit": self._exec_audit.run(proposer.propose),
-                    "registration": self._register(registration),
+                    "registration": registration.run(),
                     "drivers": self._watch_drivers(opening, registration),
                     "orphans": Orphans(self._feed, self.node_id, reapers_of(self._drivers)).run(),
                     "forgotten": Forgotten(
@@ -393,42 +398,9 @@ class Agent:
             for name, loop in loops.items():
                 group.create_task(loop, name=name)
 
-    def _make_log(self, record: NodeRecord, leader_clock: LeaderClock) -> PySyncObjLog:
-        raft = self._config.raft
-        return PySyncObjLog(
-            self.raft_address,
-            data_dir=self._data_dir / "raft",
-            replica=self._feed,
-            stamp=leader_clock.now_ms,
-            members=tuple(v for v in record.voters if v != self.raft_address),
-            settings=RaftSettings(
-                heartbeat_ms=raft.heartbeat_ms,
-                election_min_ms=raft.election_min_ms,
-                election_max_ms=raft.election_max_ms,
-                snapshot_every=raft.snapshot_every,
-            ),
-            joining=not record.created,
-            cluster=record.cluster_id or "",
-            lineage=record.lineage,
-            tls=self._trust,
-            listen_at=join_address(self._config.bind.address, self._config.bind.raft),
-        )
-
     def _make_seal(self, cluster_id: ClusterId) -> AesSeal:
         keys = self._keyring.known.gossip_keys
         return AesSeal(cluster_id, self.node_id, keys, self._disk, self._clock.now_ms())
-
-    def _make_gossip(self, seal: AesSeal, lineage: str) -> GossipLoop:
-        swim = Swim(
-            self._config.gossip,
-            self.node_id,
-            self.gossip_address,
-            encode_meta(self.name, self.http_address, self.raft_address, lineage),
-            self._clock.now_ms(),
-            entropy.dice(),
-        )
-        bind = self._config.bind
-        return GossipLoop(swim, UdpDatagrams(bind.address, bind.gossip), self._clock, seal)
 
     def _seeds(self, record: NodeRecord) -> list[str]:
         known = {*record.gossip_seeds, *self._gossip_seeds()}
@@ -569,18 +541,11 @@ class Agent:
             self._config.cluster.dead_voter_grace_ms,
         )
 
-    async def _register(self, registration: Registration) -> None:
-        """Not before the drivers have spoken: the scheduler would find none here."""
-        await self._drivers_known.wait()
-        await registration.run()
-
     async def _watch_drivers(self, opening: asyncio.Task[None], registration: Registration) -> None:
         async def on_change(_infos: object) -> None:
             registration.touch()
 
         await opening
-        await self._driver_facts.refresh()
-        self._drivers_known.set()
         await self._driver_facts.run(on_change)
 
     async def _catch_up(

@@ -16,7 +16,8 @@ _log = logging.getLogger(__name__)
 
 
 class DriverFacts:
-    """`infos` is by driver name, as last refreshed; empty before the first refresh."""
+    """`infos` is by driver name, as last refreshed; empty before the first refresh, at whose end
+    `known` is set."""
 
     def __init__(
         self,
@@ -27,6 +28,7 @@ class DriverFacts:
         self._drivers = drivers
         self._judge = judge
         self.infos: dict[str, DriverInfo] = {}
+        self.known = asyncio.Event()
 
     async def refresh(self) -> bool:
         """All drivers were asked, beside each other. True when an answer differs from the last."""
@@ -39,6 +41,7 @@ class DriverFacts:
                 _log.info("driver name=%s healthy=%s reason=%s", name, info.healthy, info.reason)
         is_changed = infos != self.infos
         self.infos = infos
+        self.known.set()
         return is_changed
 
     async def run(

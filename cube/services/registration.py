@@ -22,8 +22,12 @@ _log = logging.getLogger(__name__)
 class Registration:
     """The state says of this node what `facts` says: told at the start, and after each touch()."""
 
-    def __init__(self, facts: Callable[[], NodeFacts], propose: Propose) -> None:
+    def __init__(
+        self, facts: Callable[[], NodeFacts], propose: Propose, may_begin: asyncio.Event
+    ) -> None:
+        """`may_begin`: `facts` is complete. (Without its drivers a node would be given nothing.)"""
         self._facts = facts
+        self._may_begin = may_begin
         self._propose = propose
         self._touched = asyncio.Event()
         self._touched.set()
@@ -42,6 +46,7 @@ class Registration:
     async def run(self) -> None:
         told: NodeFacts | None = None
         pause_s = RETRY_S
+        await self._may_begin.wait()
         while True:
             await self._touched.wait()
             self._touched.clear()

@@ -75,8 +75,12 @@ class Desk:
 def registering(desk: Desk, test: Callable[[Registration, list[NodeFacts]], Any]) -> None:
     async def main() -> None:
         now = [facts("n1")]
-        registration = Registration(lambda: now[0], desk)
+        may_begin = asyncio.Event()
+        registration = Registration(lambda: now[0], desk, may_begin)
         running = asyncio.create_task(registration.run())
+        await asyncio.sleep(60)
+        assert desk.told == [], "before all facts are known"
+        may_begin.set()
         await test(registration, now)
         assert not running.done()
         running.cancel()
