@@ -25,7 +25,6 @@ from cube.model.stored import StoredKind
 MEMORY = frozenset({"tmpfs", "ramfs"})
 ROOTS = ("/run", "/dev/shm")  # the first is root's alone; which is one where it cannot be written
 FOLDER = {StoredKind.SECRET: "secrets", StoredKind.CONFIG: "configs"}
-ID_MAX = (1 << 32) - 2  # the kernel's; one more means "leave it as it is"
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,127}")
 _NAME = re.compile(r"(?!\.{1,2}$)[A-Za-z0-9._-]{1,128}")
 

@@ -46,6 +46,7 @@ def make_drivers(
                 log_segment_bytes=config.logs.file_size_bytes,
                 log_segments=config.logs.files,
                 allow=config.drivers.process.allow,
+                users=config.drivers.process.users,
                 user=config.drivers.process.user,
             ),
         )

@@ -31,7 +31,7 @@ from cube.config.settings import (
 )
 from cube.gossip.settings import GossipSettings
 from cube.model.addresses import is_loopback, is_unspecified
-from cube.model.allowed import ALLOW_WORDS, PROCESS_ALLOW_WORDS
+from cube.model.allowed import ALLOW_WORDS, ANY_USER, PROCESS_ALLOW_WORDS, asks_as_process
 from cube.model.cluster import FINISHED_FOR_MS_MIN, FINISHED_PER_SLOT_MAX
 from cube.model.errors import BadConfig, ConfigError
 from cube.model.places import default_data_dir
@@ -371,6 +371,12 @@ def _process(section: Section) -> ProcessSettings:
     for word in values["allow"]:
         if word not in PROCESS_ALLOW_WORDS:
             section.error("allow", f"{shown(word)} is not accepted", words)
+    for user in values["users"]:
+        if user != ANY_USER and not _USER.fullmatch(user):
+            hint = f'names or ids, or user:group; "{ANY_USER}" is anybody but root'
+            section.error("users", f"{shown(user)} is no user", hint)
+        elif asks_as_process(user) == PROCESS_ALLOW_WORDS:
+            section.error("users", f"{shown(user)} is root", 'allow = ["root"] lets tasks be root')
     if values["user"] and not _USER.fullmatch(values["user"]):
         section.error("user", f"{shown(values['user'])} is no user", "a name or id, or user:group")
     section.close()

@@ -96,7 +96,7 @@ class Section(Table):
             return self.text(key, default, chars_max=TEXT_CHARS_MAX)
         if isinstance(field.type, type) and issubclass(field.type, enum.StrEnum):
             return self._choice(key, field.type, default)
-        return self.texts(key, LIST_MAX)
+        return self.texts(key, LIST_MAX) if self.has(key) else default
 
     def _choice(self, key: str, type_: type[enum.StrEnum], default: enum.StrEnum) -> enum.StrEnum:
         value = self.raw(key)

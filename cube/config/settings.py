@@ -11,6 +11,7 @@ import enum
 import msgspec
 
 from cube.gossip.settings import GossipSettings
+from cube.model.allowed import USERS_DEFAULT
 from cube.model.resources import NOTHING, Resources
 from cube.model.spec import PlacementPolicy
 
@@ -91,10 +92,12 @@ class DockerSettings(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ProcessSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """Empty user: tasks that name none run as the agent itself."""
+    """Empty user: tasks that name none run as the agent itself. `users`: whom others may name, under
+    an agent that is root."""
 
     enabled: Switch = Switch.AUTO
     allow: tuple[str, ...] = ()
+    users: tuple[str, ...] = USERS_DEFAULT
     user: str = ""
 
 

@@ -21,7 +21,10 @@ ALLOW_WORDS = (
     "security_opt",
     "volumes",  # volumes that this cluster did not make: only the engine knows which they are
 )
-PROCESS_ALLOW_WORDS = ("root",)  # as user or group, where the agent is root itself
+PROCESS_ALLOW_WORDS = ("root",)  # as user or group, where the agent is root itself; and so anybody
+AS_USER = "user:"  # before an account of [drivers.process] users, where it stands among such words
+ANY_USER = "*"  # in `users`: any account but root
+USERS_DEFAULT = ("nobody",)  # who by convention owns nothing on any host
 ALLOW = "allow"  # the driver's attribute: the words with commas between them
 
 # What Docker documents as kept by default: enough for images that start as root and step down.
@@ -70,9 +73,21 @@ def asks(docker: DockerOptions, mounts: Sequence[MountSpec]) -> tuple[str, ...]:
 
 
 def asks_as_process(user: str) -> tuple[str, ...]:
-    """The PROCESS_ALLOW_WORDS that a node must have for it, as far as the text itself says so."""
+    """The words that a node must have for it, as far as the text itself says so: one of
+    PROCESS_ALLOW_WORDS, or the account."""
+    if not user:
+        return ()
     is_root = any(part == "root" or part.strip("0") == "" for part in user.split(":"))
-    return PROCESS_ALLOW_WORDS if user and is_root else ()
+    return PROCESS_ALLOW_WORDS if is_root else (AS_USER + user,)
+
+
+def process_words(
+    allow: Collection[str], users: Collection[str], default: str = ""
+) -> tuple[str, ...]:
+    """The process driver's attribute ALLOW, under an agent that is root: who is named in `allow`, in
+    `users`, and whom tasks run as that name none."""
+    named = {*users, default} - {""}
+    return (*sorted(allow), *(AS_USER + user for user in sorted(named)))
 
 
 def lacking(asked: Collection[str], allowed: str | None) -> tuple[str, ...]:
@@ -81,11 +96,30 @@ def lacking(asked: Collection[str], allowed: str | None) -> tuple[str, ...]:
     if allowed is None or not asked:
         return ()
     have = allowed.split(",")
-    return tuple(word for word in asked if word not in have)
+    return tuple(word for word in asked if not _has(word, have))
+
+
+def _has(word: str, have: Collection[str]) -> bool:
+    if word in have:
+        return True
+    if not word.startswith(AS_USER):
+        return False
+    account = word.partition(":")[2].partition(":")[0]
+    # A group beside the account is one of its own: the driver sees to that, who knows them.
+    return any(one in have for one in (AS_USER + account, AS_USER + ANY_USER, *PROCESS_ALLOW_WORDS))
 
 
 def refusal(words: Sequence[str], driver: str = "docker") -> str:
     """For people, with the key that would change it."""
-    quoted = ", ".join(f'"{word}"' for word in words)
-    key = f"[drivers.{driver}] allow"
+    key, quoted = key_of(words, driver)
+    users = [word.removeprefix(AS_USER) for word in words if word.startswith(AS_USER)]
+    if users:
+        return f"lets no task run as {', '.join(users)}: its operator can set {key} = [{quoted}]"
     return f"does not allow {', '.join(words)}: its operator can set {key} = [{quoted}]"
+
+
+def key_of(words: Sequence[str], driver: str) -> tuple[str, str]:
+    """The key of a node's configuration that has such words, and these for its list."""
+    users = [word.removeprefix(AS_USER) for word in words if word.startswith(AS_USER)]
+    listed = ", ".join(f'"{word}"' for word in users or words)
+    return f"[drivers.{driver}] {'users' if users else 'allow'}", listed

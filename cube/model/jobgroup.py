@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 
 from cube.model import jobdocker, jobparts
+from cube.model.addresses import PORT_MAX
 from cube.model.jobulimits import read_ulimits
 from cube.model.resources import Resources
 from cube.model.spec import (
@@ -45,7 +46,6 @@ NAME_ACCEPTED = "accepted: a-z, 0-9 and -, 1 to 63 characters, no - at either en
 
 DOCKER_MEMORY_MIN = 6 << 20  # the engine refuses a limit below 6 MiB
 PIDS_MAX = 4_194_304  # the kernel's own PID_MAX_LIMIT
-PORT_MAX = 65_535
 SHUTDOWN_DELAY_MS = 2_000  # for groups with ports: time for clients to forget the address
 ATTEMPTS_MAX = 1_000_000
 ENV_NAME_CHARS_MAX = 256

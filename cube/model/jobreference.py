@@ -5,7 +5,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from cube.model.allowed import ALLOW_WORDS, CAPABILITIES, PROCESS_ALLOW_WORDS
+from cube.model.allowed import (
+    ALLOW_WORDS,
+    CAPABILITIES,
+    PROCESS_ALLOW_WORDS,
+    USERS_DEFAULT,
+)
 from cube.model.jobfile import parse_tree
 from cube.model.jobkeys import DURATION_KEYS, SIZE_KEYS
 from cube.model.jobrender import render
@@ -29,7 +34,8 @@ KEYS: dict[str, tuple[str, str]] = {
     ),
     "user": (
         "`user`, `uid` or `user:group` of the image; else the image's",
-        "of the host; else `[drivers.process] user`, else the agent's own. root: `allow`",
+        "of the host, one of `[drivers.process] users`; else `[drivers.process] user`, else the "
+        "agent's own. root: `allow`",
     ),
     "working_dir": ("in the container", "else a directory of the task's own"),
     "stop_signal": ("sent to process 1 of the container", "sent to everything the task runs"),
@@ -78,7 +84,9 @@ KEYS: dict[str, tuple[str, str]] = {
     "docker.labels": ("of the container; `cube.*` are Cube's", NONE),
     "docker.pull": (
         "`missing`: what is here is taken. `always`: the registry is asked what the tag means, when a "
-        "version of the job first runs. `never`. One version runs one digest on every node", NONE),
+        "version of the job first runs. `never`. One version runs one digest on every node. What a node "
+        "has pulled for one job, with that job's login, is there for all: with `missing` and `never`, and "
+        "of an image that is named by its digest, whoever may run jobs can run it, private or not", NONE),
     "docker.registry_secret": (
         "a secret with `user:password`, or the content of a docker config.json. Without it: the docker "
         "config of the agent's user, its credential helpers included", NONE),
@@ -101,7 +109,16 @@ ALLOWED: dict[str, str] = {
     "security_opt": "any option but `no-new-privileges`",
     "volumes": "named volumes that this cluster did not make: the engine may hold them for others",
 }
-PROCESS_ALLOWED: dict[str, str] = {"root": "tasks that ask to run as root, under a root agent"}
+PROCESS_ALLOWED: dict[str, str] = {
+    "root": "tasks that ask to run as root, under a root agent; and so as anybody"
+}
+USERS = (
+    "Whom tasks may run as, under a root agent (without one: as nobody but the agent). The account that "
+    "`user` names is always among them. With `NAME` a task has the groups that NAME is in, and may name "
+    "one of them as its own; any other group needs `NAME:GROUP` here. `*` is every account but root. A job "
+    "names an account as it is written here: a name is not found by its number. Tasks that name nobody run "
+    "as `user`, and without one as the agent itself: set it where people run jobs who are not root."
+)
 
 
 def defaults() -> dict[str, str]:
@@ -170,4 +187,6 @@ def reference() -> str:
     ):
         lines += ["", f"## [drivers.{driver}] allow", "", "| word | allows |", "|---|---|"]
         lines += [f"| `{word}` | {told[word]} |" for word in words]
+    who = ", ".join(f"`{user}`" for user in USERS_DEFAULT)
+    lines += ["", "## [drivers.process] users", "", f"Default: {who}. {USERS}"]
     return "\n".join(lines)

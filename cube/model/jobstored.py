@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import re
 
-from cube.model.spec import DriverName, MountSpec, MountType
+from cube.model.spec import ID_MAX, DriverName, MountSpec, MountType
 from cube.model.stored import KIND_OF_MOUNT, NAME, NAME_ACCEPTED
 from cube.model.treeread import Table, kind, shown
 
 DIRECTORY = {MountType.SECRET: "/run/secrets", MountType.CONFIG: "/run/configs"}
 VARIABLE = {MountType.SECRET: "CUBE_SECRETS_DIR", MountType.CONFIG: "CUBE_CONFIGS_DIR"}
 MODE = {MountType.SECRET: 0o400, MountType.CONFIG: 0o444}
-ID_MAX = (1 << 32) - 2  # the kernel's; the one above means "none"
 
 _MODE = re.compile(r"0?[0-7]{3}")
 _FILE = re.compile(r"(?!\.{1,2}$)[A-Za-z0-9._-]{1,128}")

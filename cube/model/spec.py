@@ -27,6 +27,7 @@ ARGV_BYTES_MAX = 64 * 1024
 # Two heartbeats, of which one may be lost. The upper bound keeps what drifts in it (singleton.py) small.
 LOST_AFTER_MS_MIN = 2_000
 LOST_AFTER_MS_MAX = 3_600_000
+ID_MAX = (1 << 32) - 2  # of a user or group, the kernel's; one more means "leave it as it is"
 VERSIONS_MAX = 10  # kept per job, for rollback
 
 

@@ -76,7 +76,7 @@ def allowed(context: Context, node: Node) -> Reason | None:
 
 
 def permissions(group: GroupSpec) -> tuple[str, ...]:
-    """The words of its driver's `allow` that a node must have for the group."""
+    """The words that a node must have in its driver's attribute ALLOW for the group."""
     if group.driver is DriverName.PROCESS:
         return asks_as_process(group.user)
     return asks(group.docker, group.mounts) if group.driver is DriverName.DOCKER else ()

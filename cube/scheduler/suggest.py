@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 import msgspec
 
 from cube.model import commands as c
-from cube.model.allowed import ALLOW
+from cube.model.allowed import ALLOW, AS_USER, key_of
 from cube.model.cluster import ClusterState, Job, Node, NodeFacts, port_key
 from cube.model.ids import JobId, NodeId
 from cube.model.launch import DISK_FACT, DISK_SHORT, DriverInfo
@@ -118,12 +118,12 @@ class _Search:
         name, asked = self.group.driver.value, filters.permissions(self.group)
         for node in self.only("not_allowed")[:EACH_MAX]:
             info = node.facts.drivers[name]
-            words = {*info.attributes.get(ALLOW, "").split(","), *asked} - {""}
-            attributes = {**info.attributes, ALLOW: ",".join(sorted(words))}
+            words = sorted({*info.attributes.get(ALLOW, "").split(","), *asked} - {""})
+            attributes = {**info.attributes, ALLOW: ",".join(words)}
             now = msgspec.structs.replace(info, attributes=attributes)
             body = _facts(node, drivers={**node.facts.drivers, name: now})
-            listed = ", ".join(f'"{word}"' for word in sorted(words))
-            key = f"[drivers.{name}] allow"
+            is_user = asked[0].startswith(AS_USER)
+            key, listed = key_of([w for w in words if w.startswith(AS_USER) is is_user], name)
             told = f"in the agent's configuration of {node.name}: {key} = [{listed}]"
             yield Remedy(body, told, (REPAIR, 0))
 

@@ -43,7 +43,7 @@ async def test_only_the_user_of_a_task_reads_its_secrets(rig: ProcessRig) -> Non
         task_id = new_task_id()
         words = msgspec.structs.replace(file_of(rig, "words", WORDS.encode()), uid=uid)
         launch = with_files(rig, task_id, script, words)
-        _ = await rig.driver.start(msgspec.structs.replace(launch, user="65534"))
+        _ = await rig.driver.start(msgspec.structs.replace(launch, user="nobody"))
         _ = await ended(rig, task_id)
         told.append(text(await read(rig, task_id, ("stdout",))))
         await rig.driver.remove(task_id, keep_logs=False)

@@ -288,7 +288,14 @@ async def test_no_secret_is_on_the_disk(rig: ProcessRig) -> None:
 @needs_root
 @pytest.mark.root
 @pytest.mark.parametrize("user", ["nobody", "65534", "nobody:daemon", "65534:1", "54321"])
-async def test_as_another_user(rig: ProcessRig, user: str) -> None:
+@pytest.mark.parametrize("users", ["*", ""], ids=["any", "named"])
+async def test_as_another_user(tmp_path: Path, user: str, users: str) -> None:
+    settings = ProcessSettings(users=(users or user,))
+    async with process_rig(tmp_path / "tasks", settings) as rig:
+        await _as_another_user(rig, user)
+
+
+async def _as_another_user(rig: ProcessRig, user: str) -> None:
     script = "id -u; id -g; id -G; echo $HOME; echo x > mine; ls -n mine | cut -d' ' -f3"
     launch = changed(rig.shell(rig.launch(new_task_id()), script), user=user)
     words = (await output_of(rig, launch)).split()
@@ -371,8 +378,46 @@ async def test_a_node_says_who_runs_what_names_no_user(tmp_path: Path) -> None:
     async with process_rig(tmp_path / "tasks", ProcessSettings(user="nobody")) as rig:
         launch = rig.shell(rig.launch(new_task_id()), "id -u; echo x > mine")
         assert await output_of(rig, launch) == "65534\n"
-        launch = changed(rig.shell(rig.launch(new_task_id()), "id -u"), user="daemon")
-        assert await output_of(rig, launch) == "1\n"
+        launch = changed(rig.shell(rig.launch(new_task_id()), "id -u"), user="nobody:nogroup")
+        assert await output_of(rig, launch) == "65534\n"
+
+
+@needs_root
+@pytest.mark.root
+@pytest.mark.parametrize(
+    ("user", "settings"),
+    [
+        ("daemon", ProcessSettings()),
+        ("1", ProcessSettings(users=("daemon",))),
+        ("54321", ProcessSettings()),
+        ("nobody:daemon", ProcessSettings()),  # nobody is not in that group
+        ("daemon:nogroup", ProcessSettings(users=("daemon",))),
+        ("daemon", ProcessSettings(users=("daemon:nogroup",))),
+        ("daemon", ProcessSettings(user="nobody", users=())),
+    ],
+)
+async def test_as_nobody_but_whom_the_node_names(
+    tmp_path: Path, user: str, settings: ProcessSettings
+) -> None:
+    """Else whoever may run jobs is every person of the host, with what their groups may."""
+    async with process_rig(tmp_path / "tasks", settings) as rig:
+        with pytest.raises(DriverFailed) as failed:
+            await prepare_and_start(rig, changed(rig.launch(new_task_id()), user=user))
+        assert (failed.value.code, failed.value.transient) == ("not_allowed", False)
+        assert f'[drivers.process] users = ["{user}"]' in failed.value.message
+
+
+@needs_root
+@pytest.mark.root
+async def test_groups_of_its_own_may_be_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "getgrouplist", lambda name, gid: [gid, 7])
+    async with process_rig(tmp_path / "tasks") as rig:
+        launch = changed(rig.shell(rig.launch(new_task_id()), "id -G"), user="nobody:7")
+        assert await output_of(rig, launch) == "7\n"
+        attributes = (await rig.driver.fingerprint()).attributes
+        assert attributes["allow"] == "user:nobody"
 
 
 @needs_root

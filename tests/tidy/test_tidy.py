@@ -56,6 +56,13 @@ def functions(tree: ast.Module) -> Iterator[ast.FunctionDef | ast.AsyncFunctionD
             yield node
 
 
+@pytest.mark.parametrize("name", ["ID_MAX", "PORT_MAX"])
+def test_a_fact_of_the_kernel_has_one_place(name: str) -> None:
+    said = re.compile(rf"^{name} = ", re.MULTILINE)
+    places = [shown(path) for path in PRODUCT if said.search(path.read_text(encoding="utf-8"))]
+    assert len(places) == 1, f"import it from one of them: {places}"
+
+
 def test_there_is_something_to_look_at() -> None:
     assert len(PRODUCT) > 100
     assert len(TEXT) > len(PYTHON)

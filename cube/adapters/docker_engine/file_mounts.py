@@ -6,9 +6,9 @@ import re
 
 import msgspec
 
-from cube.adapters.task_files import ID_MAX, Owner, TaskFiles
+from cube.adapters.task_files import Owner, TaskFiles
 from cube.model.launch import Launch
-from cube.model.spec import MountSpec, MountType
+from cube.model.spec import ID_MAX, MountSpec, MountType
 
 _IDS = re.compile(r"([0-9]{1,10})(?::([0-9]{1,10}))?")
 

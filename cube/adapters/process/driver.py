@@ -148,7 +148,7 @@ class ProcessDriver:
         groups = self._attempts.cgroups
         attributes = {"cgroup": groups.version}
         if os.geteuid() == ROOT:  # others can run a task as nobody but themselves
-            attributes[ALLOW] = ",".join(sorted(self._settings.allow))
+            attributes[ALLOW] = ",".join(self._settings.words)
         if groups.controllers:
             attributes["cgroup_controllers"] = ",".join(groups.controllers)
         if groups.reason:

@@ -10,10 +10,17 @@ import msgspec
 
 from cube.adapters.process.failures import lasting
 from cube.adapters.process.settings import ProcessSettings
-from cube.model.allowed import PROCESS_ALLOW_WORDS, lacking, refusal
+from cube.model.allowed import (
+    ANY_USER,
+    AS_USER,
+    PROCESS_ALLOW_WORDS,
+    asks_as_process,
+    lacking,
+    refusal,
+)
 from cube.model.launch import Launch
+from cube.model.spec import ID_MAX
 
-ID_MAX = (1 << 32) - 2  # the kernel's; one more means "leave it as it is"
 ROOT = 0  # the id of the user and of the group that may do everything
 
 
@@ -37,12 +44,29 @@ def user_of(launch: Launch, settings: ProcessSettings) -> User | None:
         raise lasting(
             "user_not_allowed", f"only an agent that runs as root can start a task as {asked!r}"
         )
-    if ROOT in (user.uid, user.gid) and lacking(PROCESS_ALLOW_WORDS, ",".join(settings.allow)):
-        raise lasting(
-            "not_allowed",
-            f"this node {refusal(PROCESS_ALLOW_WORDS, 'process')}; user is {asked!r}",
-        )
+    if missing := _missing(asked, user, settings):
+        message = f"this node {refusal(missing, 'process')}; user is {asked!r}"
+        raise lasting("not_allowed", message)
     return user
+
+
+def _missing(asked: str, user: User, settings: ProcessSettings) -> tuple[str, ...]:
+    """What this node would have to allow, and does not."""
+    words = settings.words
+    if ROOT in (user.uid, user.gid):  # whatever it is called
+        return lacking(PROCESS_ALLOW_WORDS, ",".join(words))
+    if missing := lacking(asks_as_process(asked), ",".join(words)):
+        return missing
+    is_named = any(
+        word in words for word in (AS_USER + asked, AS_USER + ANY_USER, *PROCESS_ALLOW_WORDS)
+    )
+    if is_named or user.gid in _groups_of(asked.partition(":")[0]):
+        return ()
+    return (AS_USER + asked,)  # the account is allowed, and not in this group
+
+
+def _groups_of(name: str) -> tuple[int, ...]:
+    return _look_up(name).groups
 
 
 def _look_up(asked: str) -> User:

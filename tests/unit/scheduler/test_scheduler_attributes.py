@@ -92,9 +92,9 @@ def test_attributes() -> None:
     ("user", "allow", "is_refused"),
     [
         ("", "", False),
-        ("nobody", "", False),
-        ("nobody:daemon", "", False),
-        ("10", "", False),
+        ("nobody", "user:nobody", False),
+        ("nobody:daemon", "user:nobody", False),
+        ("nobody", None, False),
         ("root", "", True),
         ("root:daemon", "", True),
         ("nobody:root", "", True),
@@ -115,3 +115,6 @@ def test_root_is_placed_where_the_node_allows_it(
     asked = permissions(group)
     lacks = lacks_permission(Node(id=one.id, name="n", facts=one), "process", asked)
     assert lacks == (("root",) if is_refused else ())
+    wanted = GroupSpec(driver=DriverName.PROCESS, command=("x",), user="alice")
+    lacks = lacks_permission(Node(id=one.id, name="n", facts=one), "process", permissions(wanted))
+    assert lacks == (() if allow in (None, "root") else ("user:alice",))

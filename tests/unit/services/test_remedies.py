@@ -261,6 +261,18 @@ def test_what_no_node_allows() -> None:
     )
 
 
+def test_whom_no_node_lets_tasks_run_as() -> None:
+    cluster = Cluster()
+    allows = DriverInfo("process", True, attributes={"allow": "user:nobody"})
+    cluster.do(c.RegisterNode(facts("n", drivers={"process": allows})))
+    cluster.submit(web(1, user="alice"))
+    [found] = why(cluster.state, cluster.now_ms, "web")
+    assert "alice" in str(found.nodes) and "[drivers.process] users" in str(found.nodes)
+    assert found.suggestions[0] == (
+        'in the agent\'s configuration of n: [drivers.process] users = ["alice", "nobody"]'
+    )
+
+
 def test_a_name_that_no_node_can_have_is_no_reason_to_buy_one() -> None:
     cluster = Cluster("n")
     only = Constraint("node.name", Operator.EQ, "m")
