@@ -313,24 +313,13 @@ class Agent:
             self._config, self.raft_address, record, self._feed, leader_clock.now_ms, self._trust
         )
         await log.start()
-        # On a thread: to load the drivers' libraries takes a tenth of a second, while the log looks
-        # for a leader.
-        self._drivers.update(
-            await asyncio.to_thread(
-                make_drivers,
-                self._config, cluster_id, self.node_id, self._clock, is_root=self._is_root,
-            )
-        )  # fmt: skip
+        await self._load_drivers(cluster_id)
         timeout_ms = self._config.cluster.write_timeout_ms
         proposer = Proposer(log, self._clock, timeout_ms, entropy.short_id)
         seal = self._make_seal(cluster_id)
+        meta = encode_meta(self.name, self.http_address, self.raft_address, log.status().lineage)
         gossip = make_gossip(
-            self._config,
-            self.node_id,
-            self.gossip_address,
-            encode_meta(self.name, self.http_address, self.raft_address, log.status().lineage),
-            self._clock,
-            seal,
+            self._config, self.node_id, self.gossip_address, meta, self._clock, seal
         )
         roll_call = RollCall(gossip, lambda: host.stats(self._data_dir, log.status().applied_index))
         leader_loop = self._make_leader_loop(log, leader_clock, proposer, roll_call)
@@ -383,6 +372,13 @@ class Agent:
             opening.cancel()
             await prober.close()
             await gossip.stop()
+
+    async def _load_drivers(self, cluster_id: ClusterId) -> None:
+        """On a thread: their libraries take a tenth of a second, while the log looks for a leader."""
+        made = await asyncio.to_thread(
+            make_drivers, self._config, cluster_id, self.node_id, self._clock, is_root=self._is_root
+        )
+        self._drivers.update(made)
 
     async def _rotation(self, log: PySyncObjLog, roll_call: RollCall, proposer: Proposer) -> None:
         await rotate_keys(
