@@ -10,12 +10,12 @@ import contextlib
 import logging
 import signal
 import weakref
-from collections.abc import AsyncIterator, Callable, Iterator, Set
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence, Set
 from functools import partial
 
 import msgspec
 
-from cube.adapters.docker_engine import containers, volumes
+from cube.adapters.docker_engine import containers, image_store, volumes
 from cube.adapters.docker_engine.engine import Client, Engine
 from cube.adapters.docker_engine.events import EventStream
 from cube.adapters.docker_engine.exec import execute
@@ -34,6 +34,7 @@ from cube.adapters.task_files import TaskFiles
 from cube.model import allowed
 from cube.model.errors import DriverFailed
 from cube.model.ids import ClusterId, NodeId, TaskId
+from cube.model.images import ImagePulled, ImageSeen
 from cube.model.launch import (
     DriverInfo,
     ExecResult,
@@ -59,6 +60,7 @@ STOP_LOOK_MS = 1_000  # how often stop() looks by itself, should the event be lo
 ENGINE_KILLS = (128 + signal.SIGTERM, 128 + signal.SIGKILL)
 ENGINE_STOP_MS = 20_000  # an engine that stops waits 15 s for its containers
 ENGINE_SLACK_MS = 2_000  # its clock and ours may be two hosts'
+IMAGE_REMOVAL_MS = 300_000  # image_store bounds each step of it
 KILL_WAIT_MS = 30_000  # KILL takes effect at once, but for processes in uninterruptible sleep
 
 Identity = tuple[TaskId, int]
@@ -105,6 +107,7 @@ class DockerDriver:
         self._lost_at_ms = 0  # when the engine last went away, and came back, by the wall clock
         self._back_at_ms = 0
         self._stops: dict[Identity, set[asyncio.Event]] = {}
+        self._on_pulled: Callable[[ImagePulled], None] = lambda _: None
 
     # -- life -------------------------------------------------------------------------------------
 
@@ -114,6 +117,7 @@ class DockerDriver:
         self._on_change = on_change
         engine = self._maybe_engine = Engine(self._settings)
         self._maybe_images = Images(engine, self._settings)
+        self._maybe_images.on_pulled = lambda pulled: self._on_pulled(pulled)
         self._observer = asyncio.create_task(self._observe(), name="docker observer")
         self._observer.add_done_callback(_say_if_died)
         self._events = EventStream(
@@ -380,6 +384,23 @@ class DockerDriver:
         return await self._engine.call(
             lambda client: volumes.remove_volume(client, self._marks, name)
         )
+
+    def tell_pulls(self, on_pulled: Callable[[ImagePulled], None]) -> None:
+        """As cube.ports.images.ImageStore has it."""
+        self._on_pulled = on_pulled
+
+    async def images(self) -> list[ImageSeen]:
+        return await self._engine.call(image_store.images)
+
+    async def remove_image(self, image_id: str, names: Sequence[str]) -> bool:
+        self._images.forget_all()  # or prepare() would say that it is here
+        try:
+            return await self._engine.call(
+                partial(image_store.remove_image, image_id=image_id, names=names),
+                timeout_ms=IMAGE_REMOVAL_MS,
+            )
+        finally:
+            self._images.forget_all()  # somebody may have looked meanwhile
 
     # -- what the engine says ---------------------------------------------------------------------
 

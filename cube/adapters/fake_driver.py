@@ -21,14 +21,16 @@ the running loop and all times come from the clock, so a virtual-time loop makes
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
 
+from cube.adapters.fake_images import FakeImages
 from cube.adapters.fake_sessions import FakeSession
 from cube.model.errors import DriverFailed
 from cube.model.ids import ClusterId, NodeId, TaskId
+from cube.model.images import ImagePulled, ImageSeen, pinned
 from cube.model.launch import (
     DriverInfo,
     ExecResult,
@@ -68,6 +70,7 @@ class FakeHost:
     listeners: dict[NodeId, Listener] = field(default_factory=dict)
     starts: dict[tuple[TaskId, int], int] = field(default_factory=dict)
     digests: dict[str, str] = field(default_factory=dict)  # by image: what its name means now
+    images: FakeImages = field(default_factory=FakeImages)
     prepared: list[Launch] = field(default_factory=list)
     engine_down: bool = False
     next_handle: int = 1000
@@ -126,6 +129,7 @@ class FakeDriver:
         self._host = host
         self._clock = clock
         self._starting: dict[tuple[TaskId, int], asyncio.Lock] = {}
+        self._on_pulled: Callable[[ImagePulled], None] = lambda _: None
 
     async def open(self, on_change: Listener) -> None:
         self._host.listeners[self._node_id] = on_change
@@ -150,7 +154,31 @@ class FakeDriver:
         self._check_engine()
         await self._misbehave(launch, "PREPARE")
         self._host.prepared.append(launch)
-        return launch.image_digest or self._host.digests.get(launch.image, "")
+        digest = launch.image_digest or self._host.digests.get(launch.image, "")
+        if launch.image:
+            self._have(launch, digest)
+        return digest
+
+    def _have(self, launch: Launch, digest: str) -> None:
+        """The launch's image is here, pulled if its policy says so."""
+        images = self._host.images
+        reference = pinned(launch.image, launch.image_digest)
+        if launch.docker.pull == "always" or images.find(reference) is None:
+            pulled = images.pull(reference, digest)
+            if pulled is not None:
+                self._on_pulled(pulled)
+
+    def tell_pulls(self, on_pulled: Callable[[ImagePulled], None]) -> None:
+        """See cube.ports.images.ImageStore."""
+        self._on_pulled = on_pulled
+
+    async def images(self) -> list[ImageSeen]:
+        self._check_engine()
+        return self._host.images.seen()
+
+    async def remove_image(self, image_id: str, names: Sequence[str]) -> bool:
+        self._check_engine()
+        return self._host.images.remove(image_id, names)
 
     async def start(self, launch: Launch) -> Observation:
         lock = self._starting.setdefault((launch.task_id, launch.attempt), asyncio.Lock())
@@ -194,6 +222,10 @@ class FakeDriver:
             ),
         )
         host.attempts[self._node_id, launch.task_id] = attempt
+        if launch.image:
+            host.images.use(
+                self._node_id, launch.task_id, pinned(launch.image, launch.image_digest)
+            )
         for stream in ("stdout", "stderr"):
             if data := launch.env.get(f"FAKE_{stream.upper()}"):
                 host.write(self._node_id, launch.task_id, stream, data, now_ms)
@@ -250,6 +282,7 @@ class FakeDriver:
         self._host.attempts.pop((self._node_id, task_id), None)
         if not keep_logs:
             self._host.output.pop((self._node_id, task_id), None)
+            self._host.images.leave(self._node_id, task_id)
 
     async def kept(self) -> list[TaskId]:
         """See cube.ports.kept.OutputKeeper."""

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import psutil
 
+from cube.model.housekeeping import DiskRoom
 from cube.model.resources import Resources
 from cube.ports.cluster import MemberStats
 
@@ -29,6 +30,15 @@ def disk_free_bytes(path: str) -> int | None:
         return psutil.disk_usage(path).free
     except OSError:
         return None
+
+
+def disk_room(path: str) -> DiskRoom | None:
+    """Of the file system of this path, as users may fill it; None as above."""
+    try:
+        usage = psutil.disk_usage(path)
+    except OSError:
+        return None
+    return DiskRoom(total_bytes=usage.used + usage.free, free_bytes=usage.free)
 
 
 def attributes() -> dict[str, str]:

@@ -32,6 +32,7 @@ from cube.adapters.trust.envelope import open_envelope, seal_envelope
 from cube.adapters.trust.gossip_seal import AesSeal
 from cube.adapters.trust.tickets import Ed25519Tickets
 from cube.agent.drivers import make_drivers, reapers_of
+from cube.agent.housekeeping import make_housekeeping
 from cube.agent.listening import ApiServer
 from cube.agent.making import make_gossip, make_log
 from cube.agent.trust import NodeTrust, check_cluster
@@ -53,7 +54,6 @@ from cube.services.cluster_view import ClusterView, Parts
 from cube.services.disk_watch import DiskWatch
 from cube.services.driver_facts import DriverFacts
 from cube.services.exec_audit import ExecAudit
-from cube.services.forgotten import Forgotten
 from cube.services.formation import Formation, NodeRecord, Records
 from cube.services.heartbeats import Heartbeats, Leases
 from cube.services.keyring import Keyring, follow_keys, rotate_keys
@@ -120,6 +120,10 @@ class Agent:
         disk_watch = DiskWatch(str(self._data_dir), free_min, host.disk_free_bytes)
         self._exec_audit = ExecAudit(self._clock, entropy.new_id)
         self._driver_facts = DriverFacts(self._drivers, disk_watch.judge)
+        self._housekeeping = make_housekeeping(
+            config.gc, self.node_id, self._disk, self._clock, lambda: self._feed.state,
+            lambda: self._is_caught_up, self._drivers, self._driver_facts,
+        )  # fmt: skip
         self._capacity = self._detect_capacity()
         self._request = JoinRequest(
             node_id=self.node_id,
@@ -316,6 +320,7 @@ class Agent:
         await self._load_drivers(cluster_id)
         timeout_ms = self._config.cluster.write_timeout_ms
         proposer = Proposer(log, self._clock, timeout_ms, entropy.short_id)
+        self._housekeeping.images.attach()
         seal = self._make_seal(cluster_id)
         meta = encode_meta(self.name, self.http_address, self.raft_address, log.status().lineage)
         gossip = make_gossip(
@@ -360,9 +365,7 @@ class Agent:
                     "registration": registration.run(),
                     "drivers": self._watch_drivers(opening, registration),
                     "orphans": Orphans(self._feed, self.node_id, reapers_of(self._drivers)).run(),
-                    "forgotten": Forgotten(
-                        lambda: self._feed.state, lambda: self._is_caught_up, self._drivers
-                    ).run(),
+                    "housekeeping": self._housekeeping.run(),
                     "certificate": self._trust.renewal().run(),
                     "removals": self._trust.watch_removals(self._feed, log.recheck_peers),
                     "catch_up": self._catch_up(worker_loop, registration, on_ready),

@@ -77,6 +77,7 @@ _BOUNDS = {
     "raft.heartbeat": (10, 0),
     "raft.snapshot_every": (2, 10_000_000),
     "logs.files": (1, 100),
+    "gc.image_disk_percent": (0, 100),
     "gc.finished_per_slot": (1, FINISHED_PER_SLOT_MAX),
 }
 

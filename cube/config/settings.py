@@ -125,9 +125,12 @@ class LogSettings(msgspec.Struct, frozen=True, kw_only=True):
 
 class GcSettings(msgspec.Struct, frozen=True, kw_only=True):
     """`disk_free_min_bytes`: with less than that free the node takes no new tasks; 0: it always does.
+    `image_disk_percent`: how full the engine's disk is when unused images go; 100: they never do.
     The `finished` ones take effect when the cluster is made, as SchedulerSettings do."""
 
     disk_free_min_bytes: int = 1 << 30
+    image_disk_percent: int = 80
+    image_unused_for_ms: int = 86_400_000
     finished_per_slot: int = 5
     finished_for_ms: int = 0
     finished_beyond_ms: int = 600_000

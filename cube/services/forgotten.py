@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 
 from cube.model.cluster import ClusterState
 from cube.model.errors import DriverFailed
+from cube.model.ids import TaskId
 from cube.ports.driver import Driver
 from cube.ports.kept import OutputKeeper
 
@@ -45,19 +46,39 @@ class Forgotten:
     async def sweep(self) -> int:
         """How many tasks' output went."""
         count = 0
-        for name, driver in sorted(self._drivers.items()):
-            if not isinstance(driver, OutputKeeper):
-                continue
+        for name in self.drivers:
             try:
-                kept = await driver.kept()
-                # Read after the driver was: a task that is placed meanwhile is in it.
-                known = self._state().tasks
-                gone = [task_id for task_id in kept if task_id not in known]
-                for task_id in gone[:REMOVED_AT_ONCE_MAX]:
-                    await driver.remove(task_id, keep_logs=False)
-                    count += 1
+                for task_id in (await self.left(name))[:REMOVED_AT_ONCE_MAX]:
+                    count += await self.remove(name, task_id)
             except DriverFailed as failed:
                 _log.info("output_left driver=%s code=%s", name, failed.code)
         if count:
             _log.info("forgotten_output_removed tasks=%d", count)
         return count
+
+    @property
+    def drivers(self) -> list[str]:
+        """Those that say what output they keep."""
+        return [
+            name for name in sorted(self._drivers) if isinstance(self._drivers[name], OutputKeeper)
+        ]
+
+    async def kept(self, driver: str) -> list[TaskId]:
+        """See OutputKeeper. Raises DriverFailed."""
+        keeper = self._drivers[driver]
+        assert isinstance(keeper, OutputKeeper)
+        return await keeper.kept()
+
+    async def left(self, driver: str) -> list[TaskId]:
+        """Of these, those that the cluster has forgotten. Raises DriverFailed."""
+        kept = await self.kept(driver)
+        # Read after the driver was: a task that is placed meanwhile is in it.
+        known = self._state().tasks
+        return [task_id for task_id in kept if task_id not in known]
+
+    async def remove(self, driver: str, task_id: TaskId) -> bool:
+        """Nothing of the task is on this node any more. False: the cluster has it. Raises DriverFailed."""
+        if not self._is_caught_up() or task_id in self._state().tasks:
+            return False
+        await self._drivers[driver].remove(task_id, keep_logs=False)
+        return True

@@ -19,6 +19,7 @@ from cube.model.launch import Launch
 from cube.model.spec import DockerOptions
 from tests.contract.docker_rig import DockerRig, engine_for_tests, shell
 from tests.contract.driver_cases import ended, new_task_id, read, text
+from tests.contract.image_cases import ImageContract
 from tests.e2e.registry import Registry, registry
 
 pytestmark = pytest.mark.docker
@@ -53,6 +54,48 @@ def remove_images(rig: DockerRig, store: Registry) -> None:
         names = [*(image["RepoTags"] or ()), *(image["RepoDigests"] or ())]
         if any(name.startswith(store.address) for name in names):
             rig.client.remove_image(image["Id"], force=True)
+
+
+class RegistryRig(DockerRig):
+    """tests.contract.image_cases.ImageRig."""
+
+    def __init__(self, host: str, store: Registry) -> None:
+        super().__init__(host)
+        self.store = store
+        self.made: list[str] = []
+
+    def publish(self, name: str, tag: str, content: str) -> str:
+        self.store.push(name, tag, content)
+        return f"{self.store.address}/{name}:{tag}"
+
+    def pull_by_hand(self, image: str) -> None:
+        self.client.pull(image)
+
+    def tag_by_hand(self, image: str, other: str) -> str:
+        name = f"{self.store.address}/{other}"
+        self.client.tag(image, name, "latest")
+        return f"{name}:latest"
+
+    def run_by_hand(self, image: str) -> str:
+        name = f"by-hand-{secrets.token_hex(4)}"
+        self.made.append(self.client.create_container(image, ["true"], name=name)["Id"])
+        return name
+
+
+@pytest.fixture
+async def image_rig(docker_host: str, store: Registry) -> AsyncIterator[RegistryRig]:
+    rig = RegistryRig(docker_host, store)
+    await rig.open()
+    yield rig
+    for container_id in [*rig.made, *(container["Id"] for container in rig.containers())]:
+        with contextlib.suppress(docker.errors.NotFound):
+            rig.client.remove_container(container_id, force=True)
+    remove_images(rig, store)
+    await rig.close()
+
+
+class TestImages(ImageContract):
+    """All cases, with a registry of our own."""
 
 
 def asking(rig: DockerRig, image: str, **changes: Any) -> Launch:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import AsyncIterator
 
@@ -11,9 +12,11 @@ import pytest
 from cube.adapters.fake_driver import FakeDriver, FakeHost
 from cube.model.errors import DriverFailed
 from cube.model.ids import ClusterId, NodeId, TaskId
+from cube.model.images import canonical
 from cube.model.launch import Launch, Observation, RunState
 from cube.ports.driver import Driver
 from tests.contract.driver_cases import DriverContract, Rig, new_task_id
+from tests.contract.image_cases import ImageContract
 from tests.contract.session_cases import SessionContract
 
 CLUSTER = ClusterId("cluster-1")
@@ -104,6 +107,28 @@ class FakeRig:
     def argv_that_pours(self) -> tuple[str, ...]:
         return ("pour", str(64 << 20))
 
+    # tests.contract.image_cases.ImageRig
+
+    def publish(self, name: str, tag: str, content: str) -> str:
+        image = f"registry.test/{name}:{tag}"
+        self.host.digests[image] = f"sha256:{hashlib.sha256(content.encode()).hexdigest()}"
+        return image
+
+    def pull_by_hand(self, image: str) -> None:
+        self.host.images.pull(image, self.host.digests[image])
+
+    def tag_by_hand(self, image: str, other: str) -> str:
+        found = self.host.images.find(image)
+        assert found is not None
+        self.host.images.names[found].add(canonical(other))
+        return canonical(other)
+
+    def run_by_hand(self, image: str) -> str:
+        found = self.host.images.find(image)
+        assert found is not None
+        self.host.images.containers["somebody"] = found
+        return "somebody"
+
     async def process_count(self, task_id: TaskId) -> int:
         attempt = self.host.attempts.get((NODE, task_id))
         return 3 if attempt is not None and attempt.seen.state is RunState.RUNNING else 0
@@ -117,7 +142,12 @@ async def rig() -> AsyncIterator[FakeRig]:
     rig.host.halt()
 
 
-class TestFakeDriver(DriverContract, SessionContract):
+@pytest.fixture
+def image_rig(rig: FakeRig) -> FakeRig:
+    return rig
+
+
+class TestFakeDriver(DriverContract, SessionContract, ImageContract):
     """All cases."""
 
 

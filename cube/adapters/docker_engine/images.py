@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
@@ -14,13 +15,14 @@ import docker.errors
 import docker.utils
 import requests
 
+from cube.adapters.docker_engine import image_store
 from cube.adapters.docker_engine.channel import Channel
 from cube.adapters.docker_engine.engine import CONNECT_S, Client, Engine
 from cube.adapters.docker_engine.failures import WEATHER, engine_down, pull_failed
 from cube.adapters.docker_engine.logins import header_for
 from cube.adapters.docker_engine.settings import DockerSettings
 from cube.model.errors import DriverFailed
-from cube.model.images import digest_in, is_digest, pinned
+from cube.model.images import ImagePulled, canonical, digest_in, is_digest, pinned
 from cube.model.launch import Launch
 
 log = logging.getLogger(__name__)
@@ -40,6 +42,7 @@ class Images:
         self._settings = settings
         self._pulls = asyncio.Semaphore(PULLS_MAX)
         self._present: dict[str, str] = {}  # the digest of each reference that is here
+        self.on_pulled: Callable[[ImagePulled], None] = lambda _: None
 
     def forget(self, launch: Launch) -> bool:
         """Whether it is here must be asked again. True when it was believed to be."""
@@ -73,7 +76,7 @@ class Images:
             # Others may have waited for the same one.
             if takes_what_is_here and (found := await self._find(reference)) is not None:
                 return digest or found
-            digest = await self._pull(image, digest, launch.login)
+            digest = await self._pull_and_tell(image, digest, launch.login)
         if reference == image:
             self._remember(image, digest)
         return digest
@@ -100,6 +103,18 @@ class Images:
         if len(self._present) >= KNOWN_MAX:
             self._present.pop(next(iter(self._present)))
         self._present[reference] = digest
+
+    async def _pull_and_tell(self, image: str, digest: str, login: str) -> str:
+        """As _pull; and whether the image got its name by that is known from what was here before."""
+        wanted = canonical(pinned(image.partition("@")[0], digest))
+        ids, names = await self._engine.call(image_store.ids_by_name)
+        pulled = await self._pull(image, digest, login)
+        with contextlib.suppress(DriverFailed):  # it stays, then, until somebody removes it
+            _, names_now = await self._engine.call(image_store.ids_by_name)
+            image_id = names_now.get(wanted)
+            if image_id is not None and names.get(wanted) != image_id:
+                self.on_pulled(ImagePulled(id=image_id, name=wanted, was_here=image_id in ids))
+        return pulled
 
     async def _pull(self, image: str, digest: str, login: str) -> str:
         """Of what was pulled: the digest that was asked for, or the tag's."""
