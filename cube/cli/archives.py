@@ -18,11 +18,40 @@ from typing import IO
 import msgspec
 
 READ_BYTES = 256 * 1024
+# Of what stands before a file: its name, attributes and links. tarfile holds all of it in memory.
+HEADER_BYTES_MAX = 64 * 1024  # an extended attribute of Linux has as much
+GLOBAL_HEADERS_MAX = 64  # that hold for all files that follow
 PART = ".cube-part"  # of a file that is not whole yet
 
 
 class ArchiveRefused(Exception):
     """The sentence says what in it cannot be unpacked here."""
+
+
+_HEADERS = frozenset(
+    {tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME,
+     tarfile.GNUTYPE_LONGLINK}
+)  # fmt: skip
+
+
+class _Member(tarfile.TarInfo):
+    """Refuses what tarfile would read into memory, however long it is, before it does. The two methods
+    are those that it calls for each header; nothing else of it looks at a length so early."""
+
+    def _proc_member(self, tar: tarfile.TarFile) -> tarfile.TarInfo:
+        if self.type in _HEADERS and self.size > HEADER_BYTES_MAX:
+            raise ArchiveRefused(f"the archive has a header of {self.size} bytes")
+        if self.type == tarfile.GNUTYPE_SPARSE:
+            raise _with_holes(self.name)
+        found: tarfile.TarInfo = super()._proc_member(tar)  # type: ignore[misc]
+        return found
+
+    def _proc_gnusparse_10(self, next_: tarfile.TarInfo, *_: object) -> None:
+        raise _with_holes(next_.name)
+
+
+def _with_holes(name: str) -> ArchiveRefused:
+    return ArchiveRefused(f"{name[:200]!r} has holes: a few bytes would fill this disk")
 
 
 class Counts(msgspec.Struct):
@@ -64,8 +93,10 @@ def unpack(archive: IO[bytes], directory: Path, name: str, *, has_top: bool = Tr
     counts = Counts()
     place = Place(directory, name, has_top)
     with _refusing():
-        with tarfile.open(fileobj=archive, mode="r|", bufsize=READ_BYTES) as tar:
+        with tarfile.open(fileobj=archive, mode="r|", bufsize=READ_BYTES, tarinfo=_Member) as tar:
             for member in tar:
+                if len(tar.pax_headers) > GLOBAL_HEADERS_MAX:
+                    raise ArchiveRefused(f"more than {GLOBAL_HEADERS_MAX} headers for all files")
                 tar.members.clear()  # type: ignore[attr-defined]  # or it remembers them all
                 _unpack_one(tar, member, place, counts)
         while archive.read(READ_BYTES):  # what pads its end, or the sender would be cut off
@@ -92,7 +123,7 @@ def _unpack_one(
             target.mkdir()
             target.chmod(member.mode & 0o777 | 0o700)
     elif member.issparse():
-        raise ArchiveRefused(f"{member.name[:200]!r} has holes: a few bytes would fill this disk")
+        raise _with_holes(member.name)
     elif member.isreg():
         source = tar.extractfile(member)
         assert source is not None, "a regular file has data"

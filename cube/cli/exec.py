@@ -16,12 +16,13 @@ import click
 
 from cube.cli.context import Settings, command
 from cube.cli.exits import CONFLICT, FAILED, NOT_FOUND, USAGE, CommandError
-from cube.cli.output import note
+from cube.cli.output import clean, note
 from cube.cli.why import job_of
 from cube.client.client import Client
 from cube.model.sessions import COLUMNS_DEFAULT, ROWS_DEFAULT, ExecOrder
 
 SHELL = ("sh",)  # what a terminal gets when no command is said
+REASON_CHARS_MAX = 500  # of the agent's sentence on the end
 _ENDS = (signal.SIGTERM, signal.SIGHUP)
 
 
@@ -71,10 +72,11 @@ def exec_command(
         stdin = None if no_stdin else sys.stdin.fileno()
         with _raw(with_terminal and sys.stdin.isatty()):
             ended = conversation.run(stdin, outs, wake, on_wake)
-    if ended.reason:
-        note(f"cube: {ended.reason}")
+    reason = ended.reason[:REASON_CHARS_MAX]
     if ended.exit_code is None:
-        raise CommandError(FAILED, "the command's exit code is not known", ended.reason)
+        raise CommandError(FAILED, "the command's exit code is not known", reason)
+    if reason:
+        note(f"cube: {clean(reason)}")
     return ended.exit_code
 
 

@@ -42,10 +42,12 @@ class CommandError(Exception):
 
 def complain(what: str, why: str = "", hint: str = "") -> None:
     """On stderr, in the one form that all errors have. Lines of a part are kept below each other."""
+    from cube.cli.output import clean
+
     for word, text in (("error", what), ("  why", why), ("  try", hint)):
         for number, line in enumerate(text.splitlines()):
             lead = f"{word}: " if number == 0 else " " * (len(word) + 2)
-            sys.stderr.write(f"{lead}{line}\n")
+            sys.stderr.write(f"{lead}{clean(line)}\n")
 
 
 def exit_code_of(status: int) -> int:

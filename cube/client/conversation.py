@@ -58,6 +58,10 @@ class Conversation:
         keep_alive(self._socket)
         self._messages = Messages(MESSAGE_BYTES_MAX)
         self._unsent = bytearray()
+        # Owed, and sent once there is room: the last of each will do. An agent that does not read must
+        # not make this program grow.
+        self._pong: bytes | None = None
+        self._size: tuple[int, int] | None = None
         self._ended: Ended | None = None
         self.is_started = False
 
@@ -67,7 +71,7 @@ class Conversation:
         self._connection.close()
 
     def resize(self, rows: int, columns: int) -> None:
-        self._tell(ToCommand(resize=(rows, columns)))
+        self._size = (rows, columns)
 
     def begin(self, order: ExecOrder) -> None:
         self._unsent += frame(TEXT, msgspec.json.encode(order))
@@ -89,6 +93,7 @@ class Conversation:
             takes_input = (
                 stdin is not None and self.is_started and len(self._unsent) < UNSENT_BYTES_MAX
             )
+            self._pay()
             poll.register(self._socket, select.POLLIN | (select.POLLOUT if self._unsent else 0))
             if takes_input and stdin is not None:
                 poll.register(stdin, select.POLLIN)
@@ -105,6 +110,16 @@ class Conversation:
                 if stdin in ready and not self._take(stdin):
                     stdin = None
         return self._ended
+
+    def _pay(self) -> None:
+        if len(self._unsent) >= UNSENT_BYTES_MAX:
+            return
+        if self._pong is not None:
+            self._unsent += frame(PONG, self._pong)
+            self._pong = None
+        if self._size is not None:
+            self._tell(ToCommand(resize=self._size))
+            self._size = None
 
     def _has_pending(self) -> bool:
         """TLS has decrypted more than was asked for: poll() does not know of that."""
@@ -148,7 +163,7 @@ class Conversation:
             elif kind == TEXT:
                 self._hear(message)
             elif kind == PING:
-                self._unsent += frame(PONG, message)
+                self._pong = message
             elif kind == CLOSE and self._ended is None:
                 raise StreamBroken(_broken(None))
             if self._ended is not None:

@@ -7,6 +7,7 @@ import os
 import subprocess
 import tarfile
 from pathlib import Path
+from typing import IO, cast
 
 import pytest
 
@@ -109,6 +110,72 @@ def test_a_file_with_holes_is_refused(tmp_path: Path) -> None:
 
 
 Member = tuple[str, bytes, str]  # name, type, link
+
+
+def header_then_zeros(kind: bytes, size: int, limit: int) -> IO[bytes]:
+    """An archive whose first header says that a name of `size` bytes follows. Reading more than `limit`
+    of it fails: that much is in memory then."""
+    info = tarfile.TarInfo("x")
+    info.type, info.size = kind, size
+    head = info.tobuf(tarfile.USTAR_FORMAT)
+
+    class Stream(io.RawIOBase):
+        given = 0
+
+        def readable(self) -> bool:
+            return True
+
+        def read(self, count: int = -1) -> bytes:
+            data = head if self.given == 0 else bytes(count)
+            self.given += len(data)
+            assert self.given <= limit, "it takes what it is given"
+            return data
+
+    return cast("IO[bytes]", Stream())
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME,
+     tarfile.GNUTYPE_LONGLINK],
+)  # fmt: skip
+def test_a_header_of_gigabytes_is_refused_before_it_is_read(tmp_path: Path, kind: bytes) -> None:
+    stream = header_then_zeros(kind, 7 << 30, 4 << 20)
+    with pytest.raises(ArchiveRefused, match="header of 7516192768 bytes"):
+        unpack(stream, tmp_path, "y")
+
+
+def test_maps_of_holes_are_not_read(tmp_path: Path) -> None:
+    """Neither the old kind, which goes on from block to block, nor that of a file's first lines."""
+    old = tarfile.TarInfo("x")
+    old.type = tarfile.GNUTYPE_SPARSE
+    blocks = bytearray(old.tobuf(tarfile.GNU_FORMAT))
+    blocks[482] = 1  # more of the map follows
+    blocks[148:156] = b"        "
+    blocks[148:156] = b"%06o\0 " % sum(blocks)
+    with pytest.raises(ArchiveRefused, match="has holes"):
+        unpack(io.BytesIO(bytes(blocks) + bytes(1 << 16)), tmp_path, "y")
+    out = io.BytesIO()
+    new = tarfile.TarInfo("x")
+    new.size = 1 << 20
+    new.pax_headers = {"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.name": "x",
+                       "GNU.sparse.realsize": "9"}  # fmt: skip
+    with tarfile.open(fileobj=out, mode="w", format=tarfile.PAX_FORMAT) as tar:
+        tar.addfile(new, io.BytesIO(b"9999999\n" + b"0\n" * (1 << 19)))
+    out.seek(0)
+    with pytest.raises(ArchiveRefused, match="has holes"):
+        unpack(out, tmp_path, "y")
+
+
+def test_global_headers_do_not_pile_up(tmp_path: Path) -> None:
+    out = io.BytesIO()
+    for number in range(200):
+        key, value = f"k{number}", "x" * 60_000
+        out.write(tarfile.TarInfo.create_pax_global_header({key: value}))
+        out.write(tarfile.TarInfo(f"x/{number}").tobuf())
+    out.seek(0)
+    with pytest.raises(ArchiveRefused, match="headers for all files"):
+        unpack(out, tmp_path, "y")
 
 
 def archive(*members: Member) -> io.BytesIO:

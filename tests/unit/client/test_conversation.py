@@ -9,16 +9,23 @@ import pty
 import random
 import select
 import signal
+import socket
 import subprocess
 import sys
 import termios
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from cube.cli.exits import complain
+from cube.cli.root import run
 from cube.client import BadAnswer
+from cube.client.client import Client
+from cube.client.conversation import UNSENT_BYTES_MAX, Conversation, Ended
 from cube.client.websocket import BINARY, PING, TEXT, Messages, accepts, frame
 from tests.fakes.cluster import job_spec
 from tests.fakes.served import Served, served
@@ -214,3 +221,68 @@ def test_a_clients_frame_is_masked_and_says_what_it_holds() -> None:
     mask, masked = made[2:6], made[6:]
     assert made[:2] == b"\x81\x85"
     assert bytes(b ^ mask[n % 4] for n, b in enumerate(masked)) == b"Hello"
+
+
+class _Head:
+    """A connection that is there already, and whose answer has been read."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock = sock
+
+    def close(self) -> None:
+        self.sock.close()
+
+
+def test_who_only_pings_does_not_make_the_client_grow() -> None:
+    """An agent that never reads is owed a PONG for each PING; the last one will do."""
+    ours, theirs = socket.socketpair()
+    head: Any = _Head(ours)
+    talk = Conversation(head, head)
+    wake, unused = os.pipe()
+    pings = plain(PING, b"x" * 125) * 200
+
+    def flood() -> None:
+        with theirs:
+            for _ in range(200):  # 40,000 of them, 5 MB of PONGs
+                theirs.sendall(pings)
+            talk.resize(1, 2)
+            talk.resize(3, 4)
+            theirs.sendall(plain(TEXT, b'{"ended":true,"exit_code":7}'))
+            flooded.set()
+            done.wait(PATIENCE_S)
+
+    flooded, done = threading.Event(), threading.Event()
+    thread = threading.Thread(target=flood)
+    thread.start()
+    try:
+        assert talk.run(None, {1: 1, 2: 2}, wake, lambda: None).exit_code == 7
+        assert flooded.is_set()
+        assert len(talk._unsent) < UNSENT_BYTES_MAX + 64 * 1024
+    finally:
+        done.set()
+        thread.join()
+        talk.close()
+        os.close(wake)
+        os.close(unused)
+
+
+@pytest.mark.parametrize("code", [None, 3])
+def test_what_the_agent_says_of_the_end_cannot_drive_a_terminal(
+    code: int | None, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    class Talk:
+        def run(self, *_: object) -> Ended:
+            return Ended(code, "\x1b[2Jgone\x07" + "x" * 10_000)
+
+        def close(self) -> None: ...
+
+    monkeypatch.setattr(Client, "exec", lambda *_: Talk())
+    monkeypatch.setattr("cube.cli.exec._task_of", lambda _, name: name)
+    assert run(["exec", "-T", "-n", "shop.web.0", "--", "x"]) == (1 if code is None else code)
+    told = capfd.readouterr().err
+    assert "?[2Jgone?" in told and "\x1b" not in told and len(told) < 2_000
+
+
+def test_no_error_drives_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    complain("a\x1b[2J", "b\x07\nc", "d\x9b")
+    assert capsys.readouterr().err == "error: a?[2J\n  why: b?\n       c\n  try: d?\n"
