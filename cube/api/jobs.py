@@ -69,7 +69,7 @@ async def _standings(call: Call, jobs: Sequence[Job]) -> list[tuple[Job, Standin
     looked = 0
     for job in jobs:
         found.append((job, call.api.slots.standing(state, job)))
-        looked += len(state.tasks_by_job.get(job.id, ()))
+        looked += len(state.ids_of_job(job.id))
         if looked >= LOOKED_AT_ONCE:
             looked = 0
             await asyncio.sleep(0)

@@ -66,10 +66,9 @@ def _nodes(call: Call) -> list[Sample]:
 
 def _tasks(call: Call) -> list[Sample]:
     found: dict[tuple[str, str], int] = {}
-    for state, ids in call.state.tasks_by_state.items():
-        for task_id in ids:
-            key = (call.state.tasks[task_id].job, state.value)
-            found[key] = found.get(key, 0) + 1
+    for task in call.state.tasks.values():
+        key = (task.job, task.state.value)
+        found[key] = found.get(key, 0) + 1
     return [({"job": job, "state": state}, count) for (job, state), count in sorted(found.items())]
 
 

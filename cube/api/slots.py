@@ -16,6 +16,7 @@ from cube.model.cronrun import CronState, RunStatus
 from cube.model.ids import JobId, NodeId, TaskId, task_name
 from cube.model.lifecycle import ENDED, Desired, Health, TaskState
 from cube.model.spec import GroupSpec, JobType
+from cube.model.taskids import JobTaskIds
 from cube.model.views import GroupCounts
 from cube.scheduler import dependencies, filters
 from cube.scheduler.restart import past_of, up_to_date
@@ -91,17 +92,18 @@ class SlotsOfJobs:
     """slots_of_job, remembered while nothing it depends on has changed."""
 
     def __init__(self) -> None:
-        self._standings: dict[JobId, tuple[Job, _Tasks, Standing]] = {}
-        self._known: dict[JobId, tuple[Job, _Tasks, _Nodes, JobSlots]] = {}
+        self._standings: dict[JobId, tuple[Job, JobTaskIds, Standing]] = {}
+        self._known: dict[JobId, tuple[Job, _Mark, _Nodes, JobSlots]] = {}
         self._jobs: immutables.Map[JobId, Job] | None = None
         self._ordered: list[Job] = []
 
     def of(self, state: ClusterState, job: Job) -> JobSlots:
+        mark = _mark(state, job)
         known = self._known.get(job.id)
         if (
             known is not None
             and known[0] is job
-            and known[1] is state.tasks
+            and known[1] is mark
             and (known[2] is state.nodes or job.spec.type is not JobType.SYSTEM)
         ):
             return known[3]
@@ -109,13 +111,14 @@ class SlotsOfJobs:
         self._known.pop(job.id, None)
         if len(self._known) >= JOBS_REMEMBERED_MAX:
             del self._known[next(iter(self._known))]
-        self._known[job.id] = (job, state.tasks, state.nodes, slots)
+        self._known[job.id] = (job, mark, state.nodes, slots)
         return slots
 
     def standing(self, state: ClusterState, job: Job) -> Standing:
         """As `of` has it, and for most jobs in a tenth of the time."""
+        ids = state.ids_of_job(job.id)
         known = self._standings.get(job.id)
-        if known is not None and known[0] is job and known[1] is state.tasks:
+        if known is not None and known[0] is job and known[1] is ids:
             return known[2]
         standing = _standing_if_whole(state, job)
         if standing is None:
@@ -123,7 +126,7 @@ class SlotsOfJobs:
         self._standings.pop(job.id, None)
         if len(self._standings) >= STANDINGS_MAX:
             del self._standings[next(iter(self._standings))]
-        self._standings[job.id] = (job, state.tasks, standing)
+        self._standings[job.id] = (job, ids, standing)
         return standing
 
     def ordered(self, state: ClusterState) -> list[Job]:
@@ -134,8 +137,14 @@ class SlotsOfJobs:
         return self._ordered
 
 
-_Tasks = immutables.Map[TaskId, Task]
 _Nodes = immutables.Map[NodeId, Node]
+_Mark = JobTaskIds | immutables.Map[TaskId, Task]
+
+
+def _mark(state: ClusterState, job: Job) -> _Mark:
+    """Another object whenever one of the tasks has changed that the job's slots depend on: of a cron
+    job those of its runs."""
+    return state.ids_of_job(job.id) if job.cron is None else state.tasks
 
 
 def slots_of_job(state: ClusterState, job: Job) -> JobSlots:
@@ -171,7 +180,7 @@ def _standing_if_whole(state: ClusterState, job: Job) -> Standing | None:
     groups = job.spec.groups
     slots: dict[str, set[int]] = {name: set() for name in groups}
     running, healthy, troubled = (dict.fromkeys(groups, 0) for _ in range(3))
-    ids = state.tasks_by_job.get(job.id, ())
+    ids = state.ids_of_job(job.id)
     tasks = state.tasks
     for task_id in ids:
         task = tasks[task_id]

@@ -29,6 +29,9 @@ Row = Task | Unplaced
 EXPLAINED_NODES_MAX = 1_000
 _CURSOR: msgspec.msgpack.Decoder[Place] = msgspec.msgpack.Decoder(Place)
 _STATES = [state.value for state in TaskState]
+# Most tasks are in one of these, or slots without a task count as it: jobs are gone through, in order,
+# until the page is full.
+_COMMON = frozenset({TaskState.RUNNING.value, TaskState.PENDING.value})
 
 
 class TaskFilter(msgspec.Struct, frozen=True):
@@ -94,9 +97,12 @@ def _rows(
     if wanted.node_id is not None:
         return _sorted_rows(state.tasks_of_node(wanted.node_id), after)
     states = wanted.states
-    if wanted.job is None and states is not None and TaskState.PENDING.value not in states:
+    if wanted.job is None and states is not None and not states & _COMMON:
         ids = [id_ for text in states for id_ in state.tasks_by_state.get(TaskState(text), ())]
-        return _sorted_rows([state.tasks[id_] for id_ in ids], after)
+        found = [state.tasks[id_] for id_ in ids]
+        if TaskState.SCHEDULED.value in states:  # not indexed, and there are few in a page's time
+            found.extend(t for t in state.tasks.values() if t.state is TaskState.SCHEDULED)
+        return _sorted_rows(found, after)
     return _rows_of_jobs(call, state, wanted.job, after)
 
 

@@ -19,6 +19,7 @@ from cube.model.outcome import Outcome
 from cube.model.resources import NOTHING, Resources
 from cube.model.spec import GroupSpec, JobSpec, JobType, PlacementPolicy, Protocol, same_container
 from cube.model.stored import Stored, refs_in_tasks
+from cube.model.taskids import NO_JOB_TASKS, JobTaskIds, TaskIdSet
 from cube.model.trust import NO_TRUST, TrustState
 from cube.model.volumes import Volume, volume_key
 
@@ -342,13 +343,17 @@ class ClusterState(msgspec.Struct, frozen=True, kw_only=True):
     # Indexes: derived, rebuilt when a snapshot is loaded.
     node_names: immutables.Map[str, NodeId] = immutables.Map()
     job_names: immutables.Map[str, JobId] = immutables.Map()
-    tasks_by_job: immutables.Map[JobId, immutables.Map[TaskId, None]] = immutables.Map()
-    tasks_by_node: immutables.Map[NodeId, immutables.Map[TaskId, None]] = immutables.Map()
+    tasks_by_job: immutables.Map[JobId, JobTaskIds] = immutables.Map()
+    tasks_by_node: immutables.Map[NodeId, TaskIdSet] = immutables.Map()
+    # Of states that are not UNINDEXED.
     tasks_by_state: immutables.Map[TaskState, immutables.Map[TaskId, None]] = immutables.Map()
     preempted: immutables.Map[TaskId, None] = immutables.Map()  # and not released yet
     reserved: immutables.Map[NodeId, Resources] = immutables.Map()
     ports: immutables.Map[str, immutables.Map[int, TaskId]] = immutables.Map()
     outcome_order: immutables.Map[int, CommandId] = immutables.Map()
+
+    def ids_of_job(self, job_id: JobId) -> JobTaskIds:
+        return self.tasks_by_job.get(job_id, NO_JOB_TASKS)
 
     def job_named(self, name: str) -> Job | None:
         job_id = self.job_names.get(name)
@@ -396,15 +401,13 @@ class ClusterState(msgspec.Struct, frozen=True, kw_only=True):
 
     def tasks_of_job(self, job_id: JobId) -> list[Task]:
         """By group, slot, age, id: a stable order."""
-        ids = self.tasks_by_job.get(job_id)
-        found = [self.tasks[task_id] for task_id in ids] if ids else []
+        found = [self.tasks[task_id] for task_id in self.ids_of_job(job_id)]
         found.sort(key=lambda task: (task.group, task.slot, task.created_at_ms, task.id))
         return found
 
     def tasks_of_node(self, node_id: NodeId) -> list[Task]:
         """By id."""
-        ids = self.tasks_by_node.get(node_id)
-        return [self.tasks[task_id] for task_id in sorted(ids)] if ids else []
+        return [self.tasks[task_id] for task_id in sorted(self.tasks_by_node.get(node_id, ()))]
 
     def free(self, node: Node) -> Resources:
         """Capacity less what is reserved. Members may be negative after a node shrank."""

@@ -73,6 +73,9 @@ class NodeStatus(enum.StrEnum):
 
 _S = TaskState
 ENDED = frozenset({_S.COMPLETED, _S.FAILED, _S.REJECTED, _S.LOST})
+# Of which there is no index by state: most tasks are in one of them at all times, so it would cost each
+# of them an entry to save a look at few others.
+UNINDEXED = frozenset({_S.SCHEDULED, _S.RUNNING})
 _UNDER_WAY = {_S.STOPPING, _S.COMPLETED, _S.FAILED, _S.LOST}
 
 TASK_MOVES: dict[TaskState, frozenset[TaskState]] = {

@@ -195,7 +195,7 @@ def waits_for(state: ClusterState, run: Job) -> str:
         return ""
     for earlier in parent.cron.runs:
         if earlier.active and earlier.run < run.run and earlier.status is RunStatus.STOPPED:
-            ids = state.tasks_by_job.get(earlier.job_id, ())
+            ids = state.ids_of_job(earlier.job_id)
             if any(not state.tasks[task_id].ended for task_id in ids):
                 return f"run {earlier.run} was stopped and has not ended yet"
     return ""

@@ -14,6 +14,7 @@ import immutables
 import numpy as np
 
 from cube.model.cluster import ClusterState, Node, port_key
+from cube.model.commands import ApplyPlan
 from cube.model.ids import NodeId
 from cube.model.lifecycle import ENDED
 from cube.model.resources import NOTHING, Resources
@@ -257,6 +258,26 @@ class Mirror:
             self._active[rows] += counts
         self._taken.append((rows, counts))
         self._touched.extend(rows.tolist())
+
+    def take_plan(self, state: ClusterState, plan: ApplyPlan) -> None:
+        """What the plan places is taken. What it frees is not free yet."""
+        for placement in plan.placements:
+            job = state.jobs.get(placement.job_id)
+            spec = None if job is None else job.spec_of(placement.version)
+            group = None if spec is None else spec.groups.get(placement.group)
+            if group is None:
+                continue
+            counts: dict[int, int] = {}
+            for position, at in enumerate(placement.node_at):
+                row = self._index.get(plan.nodes[at])
+                if row is None:
+                    continue
+                counts[row] = counts.get(row, 0) + 1
+                if placement.ports:
+                    self.ports.take(self.nodes[row], group, placement.ports[position])
+            rows = np.fromiter(counts, dtype=np.int64, count=len(counts))
+            of_each = np.fromiter(counts.values(), dtype=np.int64, count=len(counts))
+            self.take(rows, of_each, group.resources)
 
     # Asking
 

@@ -11,6 +11,7 @@ import immutables
 import msgspec
 
 from cube.model.cluster import PREEMPTED, ClusterState, Job, Node
+from cube.model.commands import ApplyPlan
 from cube.model.events import DeploymentEvent, Event, JobEvent, NodeEvent, TaskEvent
 from cube.model.ids import JobId, NodeId
 from cube.model.spec import JobType
@@ -94,12 +95,15 @@ class Scheduler:
         term: int,
         seed: str,
         silent_ms: Mapping[NodeId, int] | None = None,
+        ahead: ApplyPlan | None = None,
     ) -> Plan:
         """What to propose now. `seed` makes the ids of new tasks and where dynamic ports begin; it
         must be new for each plan that is proposed. `silent_ms`: of nodes that are down, Liveness's;
-        None: of who does not lead, and plans for show."""
+        None: of who does not lead, and plans for show. `ahead`: the plan before, when it is not known
+        to have been applied. Its jobs have to wait, and what it places takes its room."""
         turns = self._catch_up(state)
         draft = PlanDraft(term, seed)
+        waiting = frozenset[JobId]() if ahead is None else _jobs_of(state, ahead)
         placer: Placer | None = None
         preemption: Preemption | None = None
         draining = self._draining(state)
@@ -109,7 +113,7 @@ class Scheduler:
         resting: set[JobId] = set()
         for turn in turns:
             job = state.jobs[turn[-1]]
-            if job.id in self._looked:
+            if job.id in self._looked or job.id in waiting:
                 continue
             asleep = self._asleep.get(job.id)
             if asleep is not None and asleep[0] is job and now_ms < asleep[1]:
@@ -136,7 +140,7 @@ class Scheduler:
             for want in work.wants:
                 if not draft.full:
                     if placer is None:
-                        placer = self._placer(state, seed)
+                        placer = self._placer(state, seed, ahead)
                         preemption = self._preemption(state, now_ms, placer, seed)
                     self._place(placer, draft, want, preemption)
             if draft.full:  # what is left is for the next plan, which is wanted at once
@@ -144,7 +148,9 @@ class Scheduler:
             seen.append(job.id)
         self._pass_over(resting)
         self._end_round(draft, seen, is_cut=is_cut)
-        if state.rebalance_since_ms and draft.is_empty and not is_cut:
+        if ahead is not None:
+            self._parked.clear()  # what is ahead may be refused, and leave its room
+        elif state.rebalance_since_ms and draft.is_empty and not is_cut:
             self._rebalance(state, now_ms, seed, draft, placer)
         return draft.done()
 
@@ -174,7 +180,7 @@ class Scheduler:
             placer = self._placer(state, seed) if placer is None else placer
             self._fit(placer, draft, rebalance.want_of(state, move))
 
-    def _placer(self, state: ClusterState, seed: str) -> Placer:
+    def _placer(self, state: ClusterState, seed: str, ahead: ApplyPlan | None = None) -> Placer:
         from cube.scheduler.mirror import Mirror  # numpy: only where a node plans
         from cube.scheduler.place import Placer
 
@@ -184,7 +190,10 @@ class Scheduler:
         if self._mirror.grew:
             self._parked.clear()
             self._mirror.grew = False
-        return Placer(self._mirror, state.settings.policy, seed)
+        placer = Placer(self._mirror, state.settings.policy, seed)
+        if ahead is not None:
+            self._mirror.take_plan(state, ahead)
+        return placer
 
     def _preemption(
         self, state: ClusterState, now_ms: int, placer: Placer, seed: str
@@ -368,13 +377,27 @@ def _work_of(
     silent_ms: Mapping[NodeId, int] | None,
 ) -> tuple[JobWork | None, int]:
     """And how many looks that took. None: nothing, until something happens to the job."""
-    tasks = len(state.tasks_by_job.get(job.id, ()))
+    tasks = len(state.ids_of_job(job.id))
     if at_rest(state, job, draining):
         return None, tasks
     waits = only_waits(state, job, now_ms, draining)
     if waits is not None:
         return waits, tasks
     return reconcile(state, job, now_ms, silent_ms), tasks * RECONCILE_LOOKS
+
+
+def _jobs_of(state: ClusterState, plan: ApplyPlan) -> frozenset[JobId]:
+    """All that the plan does something to."""
+    found = {placement.job_id for placement in plan.placements}
+    found.update(end.job_id for end in plan.run_ends)
+    found.update(step.job_id for step in plan.run_steps)
+    found.update(JobId(verdict.job_id) for verdict in plan.deployments)
+    changed = (*(stop.task_id for stop in plan.stops), *(id_ for id_, _ in plan.updates))
+    for task_id in (*changed, *plan.reaps):
+        task = state.tasks.get(task_id)
+        if task is not None:
+            found.add(task.job_id)
+    return frozenset(found)
 
 
 def _turn_of(job: Job) -> _Turn:

@@ -77,6 +77,12 @@ class PortBook:
         )
         return tuple(by_name[name] for name in sorted(by_name))
 
+    def take(self, node: Node, group: GroupSpec, hosts: tuple[int, ...]) -> None:
+        """These are given already, in order of the ports' names."""
+        given = self._given.setdefault(node.facts.advertise, set())
+        for name, host in zip(sorted(group.ports), hosts, strict=True):
+            given.add(port_key(host, group.ports[name].protocol))
+
     def take_back(self, node: Node, group: GroupSpec, hosts: tuple[int, ...]) -> None:
         """The ports of a `give` that came to nothing."""
         given = self._given.get(node.facts.advertise, set())

@@ -343,7 +343,7 @@ def allowance(state: ClusterState, job_id: JobId, group: str) -> int | None:
         return None
     serving = {
         task.slot
-        for task_id in state.tasks_by_job.get(job_id, ())
+        for task_id in state.ids_of_job(job_id)
         if (task := state.tasks[task_id]).group == group and task.live and task.serving
     }
     return max(0, len(serving) - (spec.count - max(1, spec.update.parallelism)))

@@ -35,7 +35,7 @@ def at_rest(state: ClusterState, job: Job, draining: frozenset[NodeId]) -> bool:
         return False
     if job.stopped or job.deleted or job.spec.type not in (JobType.SERVICE, JobType.BATCH):
         return False
-    ids = state.tasks_by_job.get(job.id, ())
+    ids = state.ids_of_job(job.id)
     groups = job.spec.groups
     if len(ids) != sum([group.count for group in groups.values()]) or (job.parent and not ids):
         return False
@@ -76,7 +76,7 @@ def only_waits(
         or any(group.canaries for group in groups.values())
     ):
         return None
-    ids = state.tasks_by_job.get(job.id, ())
+    ids = state.ids_of_job(job.id)
     if len(ids) != sum([group.count for group in groups.values()]):
         return None
     settle_ms = {name: group.update.min_healthy_ms for name, group in groups.items()}

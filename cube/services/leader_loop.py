@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Protocol
 
 from cube.model.cluster import ClusterState
-from cube.model.commands import Body, SetNodeStatus
+from cube.model.commands import ApplyPlan, Body, SetNodeStatus
 from cube.model.errors import OutcomeUnknown, Unavailable
 from cube.model.ids import NodeId
 from cube.model.outcome import PlanApplied, Rejected
@@ -18,6 +18,7 @@ from cube.ports.cluster import Proposed
 from cube.ports.log import Log, LogStatus, Role
 from cube.scheduler.liveness import Liveness
 from cube.scheduler.plan import Scheduler
+from cube.scheduler.plan_draft import Plan
 from cube.services.leader_clock import LeaderClock
 from cube.services.state_feed import StateFeed, Trail
 
@@ -33,6 +34,9 @@ LOOK_MS_MAX = 1_000  # a heartbeat's interval: no verdict is much later than the
 LEASE_MS = 800  # of a barrier, and the plan before it: less than a heartbeat waits for its answer
 LEASE_COALESCE_MS = 200  # at most five entries a second for leases, however many nodes want them
 REFUSED_PAUSE_MS = 100  # a plan that was refused whole is not made again at once
+# A plan with so many placements takes longer to be written and applied than to be made: where there is
+# more to plan, the next one is made meanwhile.
+AHEAD_PLACEMENTS_MIN = 500
 
 
 class Propose(Protocol):
@@ -160,14 +164,12 @@ class LeaderLoop:
             if now_ms >= next_look_ms:
                 took_ms = await self._look_at_nodes(self._liveness, term)
                 next_look_ms = now_ms + max(TICK_MS, min(LOOK_RATIO * took_ms, LOOK_MS_MAX))
-            before, state, events = trail.look()
-            if events is not None:
-                scheduler.note(before, state, events)
-            more, wake_at_ms = await self._plan(scheduler, state, term)
+            planner = _Planner(scheduler, trail, term, next_look_ms)
+            more, wake_at_ms = await self._plan(planner)
             if more:
                 await asyncio.sleep(0)  # a plan that came to nothing has waited for nobody
                 continue
-            await self._rest(state.index, wake_at_ms)
+            await self._rest(planner.index, wake_at_ms)
 
     async def _rest(self, index: int, wake_at_ms: int | None) -> None:
         """Until the state has moved past `index`, a timer of the plan is due, or the next look."""
@@ -200,34 +202,63 @@ class LeaderLoop:
             await self._try(SetNodeStatus(term, node_id, status, reason))
         return took_ms
 
-    async def _plan(
-        self, scheduler: Scheduler, state: ClusterState, term: int
-    ) -> tuple[bool, int | None]:
+    async def _plan(self, planner: _Planner) -> tuple[bool, int | None]:
         """Whether there is more to plan at once, and when to plan again without a change."""
-        if state.jobs and self._warm_up is not None:
+        if self._feed.state.jobs and self._warm_up is not None:
             warm_up, self._warm_up = self._warm_up, None
             await warm_up()
         async with self._planning:
-            now_ms = self._leader_clock.now_ms()
-            began_ms = self._clock.monotonic_ms()
-            plan = scheduler.plan(state, now_ms, term, self._new_seed(), self._silent_ms(state))
-            self._spent_ms += self._clock.monotonic_ms() - began_ms
-            if plan.command is None:
-                return False, plan.wake_at_ms
-            proposed = await self._try(plan.command)
+            plan = self._make_plan(planner)
+            while plan.command is not None:
+                command, following = plan.command, None
+                proposing = asyncio.create_task(self._try(command))
+                try:
+                    if plan.more and _is_large(command) and self._may_go_on(planner):
+                        await asyncio.sleep(0)  # it is on its way
+                        following = self._make_plan(planner, ahead=command)
+                    proposed = await proposing
+                finally:
+                    proposing.cancel()
+                if not await self._is_well_received(proposed):
+                    return proposed is not None and plan.more, plan.wake_at_ms
+                if following is None or following.command is None:
+                    return plan.more, plan.wake_at_ms
+                if not self._leads(planner.term):
+                    break
+                plan = following
+        return False, plan.wake_at_ms
+
+    def _make_plan(self, planner: _Planner, ahead: ApplyPlan | None = None) -> Plan:
+        before, state, events = planner.trail.look()
+        if events is not None:
+            planner.scheduler.note(before, state, events)
+        planner.index = state.index
+        now_ms = self._leader_clock.now_ms()
+        began_ms = self._clock.monotonic_ms()
+        plan = planner.scheduler.plan(
+            state, now_ms, planner.term, self._new_seed(), self._silent_ms(state), ahead
+        )
+        self._spent_ms += self._clock.monotonic_ms() - began_ms
+        return plan
+
+    def _may_go_on(self, planner: _Planner) -> bool:
+        """Nobody waits for the end of planning: neither a lease nor the look at the nodes."""
+        return self._confirming is None and self._clock.monotonic_ms() < planner.next_look_ms
+
+    async def _is_well_received(self, proposed: Proposed | None) -> bool:
+        """Whether the plan did all that it was to; else a pause, unless it is not known."""
         if proposed is None:
-            return False, plan.wake_at_ms
+            return False
         match proposed.outcome:
             case PlanApplied(refused_count=refused) if refused:
                 # Normal when the state moved on meanwhile; the next pass sees why.
                 _log.info("plan_refused count=%d first=%s", refused, proposed.outcome.refused[0])
-                await asyncio.sleep(REFUSED_PAUSE_MS / 1000)
             case Rejected(reason=reason, message=message):
                 _log.warning("plan_rejected reason=%s message=%s", reason, message)
-                await asyncio.sleep(REFUSED_PAUSE_MS / 1000)
             case _:
-                pass
-        return plan.more, plan.wake_at_ms
+                return True
+        await asyncio.sleep(REFUSED_PAUSE_MS / 1000)
+        return False
 
     def _silent_ms(self, state: ClusterState) -> dict[NodeId, int]:
         assert self._liveness is not None
@@ -240,3 +271,18 @@ class LeaderLoop:
         except (Unavailable, OutcomeUnknown) as error:
             _log.warning("proposal_failed command=%s cause=%s", type(body).__name__, error)
             return None
+
+
+class _Planner:
+    """What plans are made by. `index`: of the state that the newest was made of."""
+
+    def __init__(self, scheduler: Scheduler, trail: Trail, term: int, next_look_ms: int) -> None:
+        self.scheduler = scheduler
+        self.trail = trail
+        self.term = term
+        self.next_look_ms = next_look_ms
+        self.index = 0
+
+
+def _is_large(plan: ApplyPlan) -> bool:
+    return sum(len(one.slots) for one in plan.placements) >= AHEAD_PLACEMENTS_MIN

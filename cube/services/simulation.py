@@ -232,12 +232,7 @@ class Simulation:
 
 def _on_their_way(state: ClusterState) -> set[TaskId]:
     """Tasks of which their nodes are about to say something."""
-    found: set[TaskId] = set()
-    for kind in TaskState:
-        for task_id in state.tasks_by_state.get(kind, ()):
-            if _report_of(state.tasks[task_id]) is not None:
-                found.add(task_id)
-    return found
+    return {task.id for task in state.tasks.values() if _report_of(task) is not None}
 
 
 def _report_of(task: Task) -> c.TaskReport | None:

@@ -6,125 +6,18 @@ drop_task, which keep all indexes; a draft that is thrown away has changed nothi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
-from typing import Generic, TypeVar
+from collections.abc import Callable, Collection
 
-import immutables
 import msgspec
 
 from cube.model.cluster import ClusterState, Job, Node, Task, port_key
 from cube.model.events import DeploymentEvent, Event, JobEvent, NodeEvent, TaskEvent
 from cube.model.ids import JobId, NodeId, TaskId
-from cube.model.lifecycle import TaskState
+from cube.model.lifecycle import UNINDEXED, TaskState
 from cube.model.resources import NOTHING, Resources
 from cube.model.stored import Stored
 from cube.model.volumes import Volume, volume_key
-
-K = TypeVar("K")
-IK = TypeVar("IK")
-V = TypeVar("V")
-
-
-class Nested(Generic[K, IK, V]):
-    """A map of maps under change. An inner map that becomes empty is dropped.
-
-    An inner map is either open (being mutated) or folded (immutable, and may be iterated).
-    """
-
-    def __init__(self, base: immutables.Map[K, immutables.Map[IK, V]]) -> None:
-        self._base = base
-        self._open: dict[K, immutables.MapMutation[IK, V]] = {}
-        self._folded: dict[K, immutables.Map[IK, V]] = {}
-
-    def fold(self, key: K) -> immutables.Map[IK, V]:
-        """The inner map as it stands, to be read."""
-        mutation = self._open.pop(key, None)
-        if mutation is not None:
-            self._folded[key] = mutation.finish()
-        folded = self._folded.get(key)
-        if folded is None:
-            folded = self._base.get(key)
-        return immutables.Map() if folded is None else folded
-
-    def open(self, key: K) -> immutables.MapMutation[IK, V]:
-        inner = self._open.get(key)
-        if inner is None:
-            inner = self._open[key] = self.fold(key).mutate()
-        return inner
-
-    def set(self, key: K, inner_key: IK, value: V) -> None:
-        inner = self._open.get(key)
-        if inner is not None:
-            inner[inner_key] = value
-        elif key in self._folded:
-            self.open(key)[inner_key] = value
-        else:  # most inner maps of an entry are written to once: a mutation costs more than it saves
-            base = self._base.get(key)
-            self._folded[key] = (immutables.Map() if base is None else base).set(inner_key, value)
-
-    def discard(self, key: K, inner_key: IK) -> None:
-        inner = self.open(key)
-        if inner_key in inner:
-            del inner[inner_key]
-
-    def get(self, key: K, inner_key: IK) -> V | None:
-        inner = self._open.get(key)
-        return self.fold(key).get(inner_key) if inner is None else inner.get(inner_key)
-
-    def finish(self) -> immutables.Map[K, immutables.Map[IK, V]]:
-        for key in list(self._open):
-            self.fold(key)
-        if not self._folded:
-            return self._base
-        outer = self._base.mutate()
-        for key, inner in self._folded.items():
-            if inner:
-                outer[key] = inner
-            elif key in outer:
-                del outer[key]
-        return outer.finish()
-
-
-class Table(Generic[K, V]):
-    """A map under change. Untouched, it ends as the very map that it began as: readers compare
-    maps by identity before they look inside."""
-
-    def __init__(self, base: immutables.Map[K, V]) -> None:
-        self._base = base
-        self._open: immutables.MapMutation[K, V] | None = None
-
-    def open(self) -> immutables.MapMutation[K, V]:
-        if self._open is None:
-            self._open = self._base.mutate()
-        return self._open
-
-    def get(self, key: K) -> V | None:
-        return self._base.get(key) if self._open is None else self._open.get(key)
-
-    def __getitem__(self, key: K) -> V:
-        return self._base[key] if self._open is None else self._open[key]
-
-    def __setitem__(self, key: K, value: V) -> None:
-        self.open()[key] = value
-
-    def __contains__(self, key: K) -> bool:
-        return key in (self._base if self._open is None else self._open)
-
-    def __len__(self) -> int:
-        return len(self._base if self._open is None else self._open)
-
-    def discard(self, key: K) -> None:
-        if key in self:
-            del self.open()[key]
-
-    def values(self) -> Iterable[V]:
-        """As they stand, in no order: sort before it can reach an output."""
-        return self.finish().values()
-
-    def finish(self) -> immutables.Map[K, V]:
-        if self._open is not None:
-            self._base, self._open = self._open.finish(), None
-        return self._base
+from cube.statemachine.tables import JobIds, Nested, NodeIds, Table
 
 
 class Draft:
@@ -148,8 +41,8 @@ class Draft:
         self._tasks = Table(state.tasks)
         self._preempted = Table(state.preempted)
         self._reserved = Table(state.reserved)
-        self._by_job: Nested[JobId, TaskId, None] = Nested(state.tasks_by_job)
-        self._by_node: Nested[NodeId, TaskId, None] = Nested(state.tasks_by_node)
+        self._by_job = JobIds(state.tasks_by_job)
+        self._by_node = NodeIds(state.tasks_by_node)
         self._by_state: Nested[TaskState, TaskId, None] = Nested(state.tasks_by_state)
         self._ports: Nested[str, int, TaskId] = Nested(state.ports)
         self._volumes: Nested[JobId, str, Volume] = Nested(state.volumes)
@@ -234,20 +127,20 @@ class Draft:
 
     def tasks_of_job(self, job_id: JobId) -> list[Task]:
         """As they stand in this draft, by group, slot, age, id."""
-        found = [self._tasks[task_id] for task_id in self._by_job.fold(job_id)]
+        found = [self._tasks[task_id] for task_id in self._by_job.of(job_id)]
         found.sort(key=lambda task: (task.group, task.slot, task.created_at_ms, task.id))
         return found
 
     def tasks_of_group(self, job_id: JobId, name: str) -> list[Task]:
         """As they stand in this draft, by slot, age, id."""
-        every = [self._tasks[task_id] for task_id in self._by_job.fold(job_id)]
+        every = [self._tasks[task_id] for task_id in self._by_job.of(job_id)]
         found = [task for task in every if task.group == name]
         found.sort(key=lambda task: (task.slot, task.created_at_ms, task.id))
         return found
 
     def tasks_of_node(self, node_id: NodeId) -> list[Task]:
         """As they stand in this draft, by id."""
-        return [self._tasks[task_id] for task_id in sorted(self._by_node.fold(node_id))]
+        return [self._tasks[task_id] for task_id in sorted(self._by_node.of(node_id))]
 
     def reserved(self, node_id: NodeId) -> Resources:
         return self._reserved.get(node_id) or NOTHING
@@ -255,11 +148,11 @@ class Draft:
     def port_holder(self, address: str, key: int) -> TaskId | None:
         return self._ports.get(address, key)
 
-    def hold(self, task: Task) -> None:
-        """Its room and its ports are taken. add_tasks must follow."""
+    def hold(self, task: Task, reserved: Resources) -> None:
+        """Its room, on a node of which so much is reserved, and its ports are taken. add_tasks must
+        follow."""
         if task.resources != NOTHING:
-            held = self._reserved.get(task.node_id)
-            self._reserved[task.node_id] = task.resources if held is None else held + task.resources
+            self._reserved[task.node_id] = reserved + task.resources
         for port in task.ports:
             self._ports.set(task.address, port_key(port.host, port.protocol), task.id)
 
@@ -268,16 +161,13 @@ class Draft:
         go, for it is nearly all of a plan."""
         if not tasks:
             return
-        all_tasks, by_node = self._tasks.open(), self._by_node.set
-        by_job = self._by_job.open(job_id)
-        by_state = self._by_state.open(TaskState.SCHEDULED)
+        all_tasks, by_node = self._tasks.open(), self._by_node.add
         for task in tasks:
-            assert task.state is TaskState.SCHEDULED, "its index is filled without a look"
+            assert task.state is TaskState.SCHEDULED, "it has an index of its own otherwise"
             all_tasks[task.id] = task
-            by_job[task.id] = None
-            by_state[task.id] = None
-            by_node(task.node_id, task.id, None)
+            by_node(task.node_id, task.id)
             self._announce_task(task, "placed")
+        self._by_job.add_all(job_id, [task.id for task in tasks])
 
     def put_task(self, task: Task, kind: str) -> None:
         """Stored, indexed and announced; it was there before. Node, job, slot, resources and ports
@@ -285,9 +175,12 @@ class Draft:
         released."""
         old = self._tasks[task.id]
         self._tasks[task.id] = task
+        self._by_job.touch(task.job_id)
         if old.state is not task.state:
-            self._by_state.discard(old.state, task.id)
-            self._by_state.set(task.state, task.id, None)
+            if old.state not in UNINDEXED:
+                self._by_state.discard(old.state, task.id)
+            if task.state not in UNINDEXED:
+                self._by_state.set(task.state, task.id, None)
         if task.released and not old.released:
             self._let_go(task)
         assert task.released or not old.released, "a released task cannot hold again"
@@ -314,14 +207,15 @@ class Draft:
         self._preempted.discard(task.id)
         self._by_job.discard(task.job_id, task.id)
         self._by_node.discard(task.node_id, task.id)
-        self._by_state.discard(task.state, task.id)
+        if task.state not in UNINDEXED:
+            self._by_state.discard(task.state, task.id)
         self._announce_task(task, "removed")
         self.drop_job_if_over(task.job_id)
 
     def drop_job_if_over(self, job_id: JobId) -> None:
         """A deleted job without tasks is forgotten."""
         job = self._jobs.get(job_id)
-        if job is not None and job.deleted and not self._by_job.fold(job_id):
+        if job is not None and job.deleted and not self._by_job.of(job_id):
             self._drop_job(job)
 
     def _let_go(self, task: Task) -> None:

@@ -8,7 +8,7 @@ from cube.model.cluster import EXECS_MAX, HISTORY_MAX, OUTCOMES_MAX, ClusterStat
 from cube.model.cronrun import RUNS_ACTIVE_MAX, RUNS_KEPT, RunStatus
 from cube.model.deployment import DEPLOYMENTS_MAX
 from cube.model.ids import NodeId
-from cube.model.lifecycle import NodeStatus, TaskState
+from cube.model.lifecycle import UNINDEXED, NodeStatus, TaskState
 from cube.model.resources import NOTHING, Resources
 from cube.model.spec import JobType
 from cube.model.stored import STORE_BYTES_MAX
@@ -92,11 +92,18 @@ def _indexes(state: ClusterState) -> list[str]:
     for task in state.tasks.values():
         by_job.setdefault(task.job_id, set()).add(task.id)
         by_node.setdefault(task.node_id, set()).add(task.id)
-        by_state.setdefault(task.state, set()).add(task.id)
+        if task.state not in UNINDEXED:
+            by_state.setdefault(task.state, set()).add(task.id)
     if {key: set(ids) for key, ids in state.tasks_by_job.items()} != by_job:
         found.append("tasks_by_job differs from the tasks")
     if {key: set(ids) for key, ids in state.tasks_by_node.items()} != by_node:
         found.append("tasks_by_node differs from the tasks")
+    if any(
+        len(ids) != len(set(ids))
+        for index in (state.tasks_by_job, state.tasks_by_node)
+        for ids in index.values()
+    ):
+        found.append("an index by job or node has a task twice")
     if {key: set(ids) for key, ids in state.tasks_by_state.items()} != by_state:
         found.append("tasks_by_state differs from the tasks")
     making_room = {task.id for task in state.tasks.values() if task.preempted_by}

@@ -6,18 +6,17 @@ The refusals' codes are those of cube.model.explain.Reason. Model: nomad/plan_ap
 from __future__ import annotations
 
 from cube.model.cluster import Node, TaskPort, port_key
+from cube.model.resources import Resources
 from cube.model.spec import GroupSpec
 from cube.statemachine.draft import Draft
 
 
-def node_refusal(draft: Draft, node: Node | None, group: GroupSpec) -> str | None:
-    """Why nothing of this group may be placed on the node, or None."""
-    if node is None:
-        return "not_found"
+def node_refusal(node: Node, used: Resources, need: Resources) -> str | None:
+    """Why nothing that needs this may be placed on the node, of which so much is used, or None."""
     if not node.accepts_tasks:
         return "not_ready"
     # Resources.fits_in of what is left, without making that: this is asked once for each task.
-    need, used, capacity = group.resources, draft.reserved(node.id), node.facts.capacity
+    capacity = node.facts.capacity
     if (
         (need.cpu_milli and used.cpu_milli + need.cpu_milli > capacity.cpu_milli)
         or (need.memory_bytes and used.memory_bytes + need.memory_bytes > capacity.memory_bytes)

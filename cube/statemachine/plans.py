@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from cube.model import commands as c
-from cube.model.cluster import HistoryEntry, Job, Task
+from cube.model.cluster import HistoryEntry, Job, Task, TaskPort
 from cube.model.ids import NodeId, TaskId, TaskIds
 from cube.model.lifecycle import PARTITIONED, Desired, Health, TaskState
 from cube.model.outcome import (
@@ -184,18 +184,23 @@ class _GroupPlacing:
         draft, placement = self._draft, self._placement
         slot = placement.slots[position]
         replaced = placement.replaces[position] if placement.replaces else ""
-        before = self._slots.setdefault(slot, [])
+        before = self._slots.get(slot, [])
         if before and any(task.live and task.id != replaced for task in before):
             return "slot_taken"
         node = draft.node(node_id)
-        refusal = node_refusal(draft, node, group)
-        if node is None or refusal is not None:
+        if node is None:
+            return "not_found"
+        reserved = draft.reserved(node_id)
+        refusal = node_refusal(node, reserved, group.resources)
+        if refusal is not None:
             return refusal
         sources = self._sticky
         if sources and elsewhere(draft, job, placement.group, slot, sources, node_id):
             return "volume"
-        hosts = placement.ports[position] if placement.ports else ()
-        ports = ports_for(draft, node, group, hosts)
+        ports: tuple[TaskPort, ...] | None = ()
+        if group.ports or placement.ports:
+            hosts = placement.ports[position] if placement.ports else ()
+            ports = ports_for(draft, node, group, hosts)
         if ports is None:
             return "port"
         id_ = self._ids.at(ordinal)
@@ -211,14 +216,14 @@ class _GroupPlacing:
             reschedules=_reschedules(before) if before else 0,
             replaces=TaskId(replaced),
         )
-        draft.hold(task)
+        draft.hold(task, reserved)
         self._placed[id_] = task
         if sources:
             settle(draft, job, placement.group, slot, sources, node_id)
         for position_before, old in enumerate(before):
             if old.state is TaskState.LOST and want(draft, old, Desired.STOP, "replaced"):
                 before[position_before] = draft.task(old.id) or old
-        before.append(task)
+        self._slots[slot] = [*before, task]
         return None
 
 

@@ -22,9 +22,10 @@ from cube.model.cluster import (
     port_key,
 )
 from cube.model.ids import ClusterId, CommandId, JobId, NodeId, TaskId
-from cube.model.lifecycle import TaskState
+from cube.model.lifecycle import UNINDEXED, TaskState
 from cube.model.resources import NOTHING, Resources
 from cube.model.stored import Stored
+from cube.model.taskids import JobTaskIds, TaskIdSet
 from cube.model.trust import NO_TRUST, TrustState
 from cube.model.volumes import Volume
 
@@ -153,23 +154,26 @@ def _volumes(volumes: list[Volume]) -> immutables.Map[JobId, immutables.Map[str,
 
 
 def _with_indexes(state: ClusterState, tasks: list[Task]) -> ClusterState:
-    by_job: dict[JobId, dict[TaskId, None]] = {}
-    by_node: dict[NodeId, dict[TaskId, None]] = {}
+    by_job: dict[JobId, list[TaskId]] = {}
+    by_node: dict[NodeId, list[TaskId]] = {}
     by_state: dict[TaskState, dict[TaskId, None]] = {}
     reserved: dict[NodeId, Resources] = {}
     ports: dict[str, dict[int, TaskId]] = {}
     for task in tasks:
-        by_job.setdefault(task.job_id, {})[task.id] = None
-        by_node.setdefault(task.node_id, {})[task.id] = None
-        by_state.setdefault(task.state, {})[task.id] = None
+        by_job.setdefault(task.job_id, []).append(task.id)
+        by_node.setdefault(task.node_id, []).append(task.id)
+        if task.state not in UNINDEXED:
+            by_state.setdefault(task.state, {})[task.id] = None
         if not task.released:
             reserved[task.node_id] = reserved.get(task.node_id, NOTHING) + task.resources
             for port in task.ports:
                 ports.setdefault(task.address, {})[port_key(port.host, port.protocol)] = task.id
     return msgspec.structs.replace(
         state,
-        tasks_by_job=_map_of_sets(by_job),
-        tasks_by_node=_map_of_sets(by_node),
+        tasks_by_job=immutables.Map(
+            (key, JobTaskIds(tuple(sorted(ids)))) for key, ids in by_job.items()
+        ),
+        tasks_by_node=immutables.Map((key, TaskIdSet(ids)) for key, ids in by_node.items()),
         tasks_by_state=_map_of_sets(by_state),
         preempted=immutables.Map(
             (task.id, None) for task in tasks if task.preempted_by and not task.released

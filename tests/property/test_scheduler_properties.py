@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import msgspec
 import pytest
@@ -36,6 +37,7 @@ from cube.model.spec import (
     PortSpec,
     ReschedulePolicy,
 )
+from cube.scheduler import plan as planning
 from cube.scheduler.mirror import Mirror
 from cube.scheduler.place import Placer
 from cube.scheduler.plan import Scheduler
@@ -307,6 +309,37 @@ def test_notes_change_nothing_but_the_work(
         assert plan == Scheduler().plan(machine.state, machine.now_ms, 1, f"seed-{number}")
         if plan.command is not None:
             machine.do(plan.command)
+
+
+@settings(max_examples=60, deadline=None)
+@given(seeds, st.lists(bodies, min_size=1, max_size=14), st.integers(1, 4))
+def test_a_plan_that_reckons_with_the_one_ahead_of_it_is_as_good(
+    nodes: list[c.RegisterNode], steps: list[c.Body | str], most: int
+) -> None:
+    """Both are made of one state and applied one after the other, and nothing of them is refused;
+    in the end everything is placed that could be."""
+    machine = Machine()
+    for node in nodes:
+        machine.do(node)
+    used = Scheduler()
+    with mock.patch.object(planning, "WANTS_MAX", most):
+        for number, step in enumerate(steps):
+            happen(machine, step)
+            more = True
+            while more:
+                seed = f"seed-{number}-{len(machine.steps)}"
+                state, now_ms = machine.state, machine.now_ms
+                made = [used.plan(state, now_ms, 1, seed)]
+                more, first = made[0].more, made[0].command
+                if more and first is not None:
+                    made.append(used.plan(state, now_ms, 1, seed + "-next", ahead=first))
+                for plan in made:
+                    if plan.command is not None:
+                        outcome = machine.do(plan.command)
+                        assert isinstance(outcome, PlanApplied)
+                        assert outcome.refused == ()
+                assert violations(machine.state) == []
+    check_applies(machine, used.plan(machine.state, machine.now_ms, 1, "last"))
 
 
 @pytest.mark.parametrize("policy", list(PlacementPolicy))

@@ -415,6 +415,9 @@ def test_any_command_in_any_order_keeps_every_invariant(entries: list[c.Entry]) 
         assert state.now_ms >= before.now_ms
         assert violations(state) == []
         assert overcommitted(state) == []
+        for job_id in {*before.tasks_by_job, *state.tasks_by_job}:
+            if before.ids_of_job(job_id) is state.ids_of_job(job_id):  # readers rely on it
+                assert before.tasks_of_job(job_id) == state.tasks_of_job(job_id)
         for id_, task in state.tasks.items():
             old = before.tasks.get(id_)
             if old is not None and (old.state, old.attempt) != (task.state, task.attempt):

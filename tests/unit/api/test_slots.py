@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from cube.api.slots import JobSlots, Unplaced, slots_of_job
+from cube.api.slots import JobSlots, SlotsOfJobs, Unplaced, slots_of_job
 from cube.model import commands as c
 from cube.model.cluster import Task
 from cube.model.lifecycle import Health, NodeStatus, TaskState
@@ -211,3 +211,22 @@ async def test_a_system_job_wants_one_task_on_each_node_of_the_right_kind() -> N
     assert seen(world) == ("running", GroupCounts(2, running=2, healthy=2))
     world.apply(c.SetNodeStatus(TERM, world.state.node_names["n2"], NodeStatus.DOWN))
     assert seen(world) == ("running", GroupCounts(1, running=1, healthy=1))
+
+
+async def test_what_is_known_of_a_job_is_good_until_one_of_its_tasks_changes() -> None:
+    world = World()
+    world.run(service(**CHECKED))
+    _place(world, RUN, RUN)
+    other = job_spec("other", web={"count": 1})
+    world.run(other)
+    remembered = SlotsOfJobs()
+    shop = world.state.job_named("shop")
+    assert shop is not None
+    standing, slots = remembered.standing(world.state, shop), remembered.of(world.state, shop)
+    world.place("other", "web", [0])
+    assert remembered.standing(world.state, shop) is standing
+    assert remembered.of(world.state, shop) is slots
+    [task, _] = world.state.tasks_of_job(shop.id)
+    world.report(task, RUN, Health.UNHEALTHY)
+    assert remembered.standing(world.state, shop).groups["web"].healthy == 1
+    assert remembered.of(world.state, shop).groups["web"].healthy == 1

@@ -16,10 +16,13 @@ from cube.model.ids import JobId, NodeId
 from cube.model.lifecycle import NodeStatus, TaskState
 from cube.model.outcome import PlanApplied
 from cube.ports.cluster import Proposed
-from cube.ports.log import LogStatus
+from cube.ports.log import Committed, LogStatus
+from cube.scheduler import plan as planning
 from cube.scheduler.liveness import Liveness, brake_of
 from cube.scheduler.plan import Scheduler
+from cube.scheduler.plan_draft import Plan
 from cube.scheduler.why import explain
+from cube.services import leader_loop
 from cube.services.leader_clock import LeaderClock
 from cube.services.leader_loop import TICK_MS, LeaderLoop
 from cube.services.proposer import Proposer
@@ -239,6 +242,95 @@ def test_a_refused_placement_is_planned_again() -> None:
         await until(lambda: bool(leader.feed.state.tasks))
 
     leading(test)
+
+
+class SlowLog(FakeLog):
+    """Takes a tenth of a second to commit."""
+
+    async def propose(self, data: bytes, timeout_ms: int) -> Committed:
+        await asyncio.sleep(0.1)
+        return await super().propose(data, timeout_ms)
+
+
+class Ahead:
+    """Plans are small, and the next one is made while one of three placements is on its way. `made`:
+    how many jobs each plan was to reckon with that were not placed yet, and how many it placed."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.made: list[tuple[int, int]] = []
+        monkeypatch.setattr(leader_loop, "AHEAD_PLACEMENTS_MIN", 3)
+        monkeypatch.setattr(planning, "WANTS_MAX", 3)
+        plan, made = Scheduler.plan, self.made
+
+        def noted(scheduler: Scheduler, state: ClusterState, *given: Any, **named: Any) -> Plan:
+            found = plan(scheduler, state, *given, **named)
+            ahead = given[-1]
+            waiting = () if ahead is None else ahead.placements
+            placed = () if found.command is None else found.command.placements
+            made.append((sum(one.job_id not in state.tasks_by_job for one in waiting), len(placed)))
+            return found
+
+        monkeypatch.setattr(Scheduler, "plan", noted)
+
+    async def jobs(self, leader: Leader, count: int) -> None:
+        """All submitted before anything is planned."""
+        plan, leader.loop._make_plan = leader.loop._make_plan, lambda *_: Plan(None)  # type: ignore[method-assign]
+        await leader.do(c.RegisterNode(facts("n1")))
+        bodies = [c.SubmitJob(job(f"job-{n}"), JobId(f"j{n}")) for n in range(count)]
+        await asyncio.gather(*(leader.do(body) for body in bodies))
+        leader.loop._make_plan = plan  # type: ignore[method-assign]
+
+
+def test_the_next_plan_is_made_while_one_is_on_its_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test(leader: Leader) -> None:
+        ahead = Ahead(monkeypatch)
+        await ahead.jobs(leader, 9)
+        await until(lambda: len(leader.feed.state.tasks) == 9)
+        assert (3, 3) in ahead.made
+        for proposed in leader.outcomes:
+            if isinstance(proposed.outcome, PlanApplied):
+                assert proposed.outcome.refused == ()
+
+    leading(test, SlowLog)
+
+
+def test_when_the_plan_ahead_is_refused_the_next_one_is_made_anew(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def test(leader: Leader) -> None:
+        ahead = Ahead(monkeypatch)
+        propose = leader.loop._propose
+
+        async def late(body: c.Body, *, actor: str = "") -> Proposed:
+            is_first = isinstance(body, c.ApplyPlan) and not leader.plans
+            if is_first:
+                leader.proposed.append(body)
+                await leader.do(c.SetEligibility(ME, False))
+                await leader.do(c.SetEligibility(ME, True))
+                raise OutcomeUnknown("lost")
+            return await propose(body, actor=actor)
+
+        leader.loop._propose = late
+        await ahead.jobs(leader, 9)
+        await until(lambda: len(leader.feed.state.tasks) == 9)
+        assert len({plan.seed for plan in leader.plans}) == len(leader.plans)
+
+    leading(test, SlowLog)
+
+
+def test_a_lease_does_not_wait_for_the_end_of_all_planning(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def test(leader: Leader) -> None:
+        ahead = Ahead(monkeypatch)
+        await ahead.jobs(leader, 30)
+        await until(lambda: len(leader.feed.state.tasks) >= 3)
+        assert await leader.loop.lease(ME) is not None
+        assert len(leader.feed.state.tasks) < 30
+        await until(lambda: len(leader.feed.state.tasks) == 30)
+        assert (3, 3) in ahead.made
+
+    leading(test, SlowLog)
 
 
 def test_a_silent_node_is_taken_down_and_its_tasks_are_replaced() -> None:

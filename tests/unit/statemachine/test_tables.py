@@ -1,0 +1,65 @@
+"""Sets of task ids under change."""
+
+from __future__ import annotations
+
+import immutables
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cube.model.ids import JobId, NodeId, TaskId
+from cube.model.taskids import JobTaskIds, TaskIdSet
+from cube.statemachine.tables import JobIds, NodeIds
+
+IDS = [TaskId(f"{n:016x}") for n in range(6)]
+STEPS = st.lists(
+    st.tuples(st.sampled_from("xy"), st.sampled_from(["add", "gone", "look"]), st.sampled_from(IDS))
+)
+
+
+@given(STEPS)
+def test_ids_of_keys_are_what_was_added_and_is_not_gone(
+    steps: list[tuple[str, str, TaskId]],
+) -> None:
+    jobs = JobIds(immutables.Map({JobId("x"): JobTaskIds((IDS[0], IDS[5]))}))
+    nodes = NodeIds(immutables.Map({NodeId("x"): TaskIdSet((IDS[5], IDS[0]))}))
+    wanted: dict[str, set[TaskId]] = {"x": {IDS[0], IDS[5]}, "y": set()}
+    for key, what, id_ in steps:
+        if what == "look":
+            assert list(jobs.of(JobId(key))) == sorted(wanted[key])
+            assert sorted(nodes.of(NodeId(key))) == sorted(wanted[key])
+        elif what == "add" and id_ not in wanted[key]:
+            jobs.add_all(JobId(key), [id_])
+            nodes.add(NodeId(key), id_)
+            wanted[key].add(id_)
+        elif what == "gone":
+            jobs.discard(JobId(key), id_)
+            nodes.discard(NodeId(key), id_)
+            wanted[key].discard(id_)
+    left = {key: ids for key, ids in wanted.items() if ids}
+    found = jobs.finish()
+    assert {str(key): set(ids) for key, ids in found.items()} == left
+    assert all(list(ids) == sorted(ids) for ids in found.values())
+    on_nodes = nodes.finish()
+    assert {str(key): set(ids) for key, ids in on_nodes.items()} == left
+    assert {str(key): len(ids) for key, ids in on_nodes.items()} == {
+        key: len(ids) for key, ids in left.items()
+    }
+
+
+def test_a_job_has_other_ids_when_one_of_its_tasks_has_changed() -> None:
+    base = immutables.Map({JobId(key): JobTaskIds((IDS[0],)) for key in "xy"})
+    table = JobIds(base)
+    table.touch(JobId("x"))
+    after = table.finish()
+    assert after[JobId("x")] == base[JobId("x")]
+    assert after[JobId("x")] is not base[JobId("x")]
+    assert after[JobId("y")] is base[JobId("y")]
+    assert JobIds(base).finish() is base
+
+
+def test_sets_are_the_same_in_any_order() -> None:
+    one, other = TaskIdSet(IDS), TaskIdSet(reversed(IDS))
+    assert one == other and hash(one) == hash(other)
+    assert one != TaskIdSet(IDS[1:])
+    assert IDS[2] in one and TaskId("0") not in one
+    assert not TaskIdSet() and len(one.without({IDS[0]})) == 5
