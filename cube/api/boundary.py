@@ -122,6 +122,8 @@ def answering(route: Route) -> Answer:
         with _admitted(call):
             if route.kind is not Kind.WRITE:
                 await call.settle()
+                if call.blocks:  # long enough for a token to end meanwhile
+                    call.check_still_good()
             response = await route.answer(call)
             request[INDEX] = call.state.index
             return response

@@ -17,7 +17,7 @@ from aiohttp import WSMsgType, web
 from cube.api import elsewhere
 from cube.api.call import Call
 from cube.api.errors import IN_SHORT, Problem, problem_in_short, problem_of
-from cube.api.streams import client_is_gone, keep_alive, widen
+from cube.api.streams import client_is_gone, keep_alive, may_still, widen
 from cube.model.cluster import Node, Task
 from cube.model.errors import CubeError
 from cube.model.lifecycle import NodeStatus
@@ -49,9 +49,9 @@ async def open_exec(call: Call) -> web.StreamResponse:
         return await _forward(call, task, node)
     socket = await _accept(call)
     await _until_one_ends(
-        lambda: client_is_gone(call) or not _may_still(call), call, _serve(call, task, socket)
+        lambda: client_is_gone(call) or not may_still(call), call, _serve(call, task, socket)
     )
-    if not client_is_gone(call) and not _may_still(call):
+    if not client_is_gone(call) and not may_still(call):
         problem = Problem("unauthenticated", "the token was removed, or has expired")
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(GOODBYE_S):  # it may take nothing any more
@@ -59,15 +59,6 @@ async def open_exec(call: Call) -> web.StreamResponse:
     with contextlib.suppress(ConnectionError, RuntimeError):
         await socket.close()
     return socket
-
-
-def _may_still(call: Call) -> bool:
-    """Whoever asked could ask again: a session may outlast its token, and would be worth as much."""
-    try:
-        call.check_still_good()
-    except Problem:
-        return False
-    return True
 
 
 async def _accept(call: Call) -> web.WebSocketResponse:

@@ -16,6 +16,7 @@ from typing import Any
 from aiohttp import web
 
 from cube.api.call import Call
+from cube.api.errors import Problem
 from cube.model.errors import CubeError
 
 log = logging.getLogger(__name__)
@@ -55,7 +56,7 @@ def widen(connection: asyncio.BaseTransport | None) -> None:
 
 
 class ClientGone(Exception):
-    """The client closed its end, or reads nothing any more."""
+    """The client closed its end, reads nothing any more, or may read nothing any more."""
 
 
 def client_is_gone(call: Call) -> bool:
@@ -63,8 +64,28 @@ def client_is_gone(call: Call) -> bool:
     return transport is None or transport.is_closing()
 
 
+def may_still(call: Call) -> bool:
+    """Whoever asked could ask again. Looked at before each write and after each wait: what lasts would
+    outlast its token, and be worth as much."""
+    try:
+        call.check_still_good()
+    except Problem:
+        return False
+    return True
+
+
+def cut_off(call: Call) -> None:
+    """Its token has gone before it."""
+    log.info("stream_ended path=%s actor=%s reason=token_gone", call.route.path, call.actor)
+    abort(call)
+
+
 async def write(call: Call, response: web.StreamResponse, data: bytes) -> None:
-    """Raises ClientGone; a client that takes nothing for stream_write_ms is dropped."""
+    """Raises ClientGone; a client that takes nothing for stream_write_ms is dropped, and so is one that
+    may not have it any more."""
+    if not may_still(call):
+        cut_off(call)
+        raise ClientGone
     try:
         async with asyncio.timeout(call.api.settings.stream_write_ms / 1000):
             await response.write(data)
@@ -97,6 +118,9 @@ async def relay(
         while True:
             while not await chunks.wait(poll_s):
                 if client_is_gone(call):
+                    return response
+                if not may_still(call):
+                    cut_off(call)
                     return response
             chunk = chunks.take()
             if chunk is None:

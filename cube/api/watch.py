@@ -17,7 +17,7 @@ from cube.api import query
 from cube.api.call import Call
 from cube.api.errors import Problem
 from cube.api.render import rfc3339
-from cube.api.streams import ClientGone, client_is_gone, write
+from cube.api.streams import ClientGone, client_is_gone, may_still, write
 from cube.model.events import Event
 from cube.ports.cluster import Published
 
@@ -68,7 +68,7 @@ async def _follow(
     written_ms = clock.monotonic_ms()
     # The id may come from a node that is ahead of this one.
     await cluster.wait_index(cursor[0], settings.min_index_timeout_ms)
-    while not client_is_gone(call):
+    while not client_is_gone(call) and may_still(call):
         index = cluster.state().index
         await asyncio.sleep(
             0

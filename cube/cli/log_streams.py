@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 
 import msgspec
 
-from cube.cli.output import note
+from cube.cli.output import clean, note
 from cube.client.client import Client
 from cube.client.errors import ApiProblem, ClientError
 from cube.model.views import TaskView
@@ -188,7 +188,7 @@ class Sources:
                 error = broken
             failures += 1
             if failures >= TRIES_MAX or not query.follow:
-                note(f"cube: {task.name}@{task.node_name}: {error}")
+                note(f"cube: {task.name}@{task.node_name}: {clean(str(error))}")
                 return
             time.sleep(TRY_DELAY_S)
             if latest:
