@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -33,7 +34,8 @@ class DriverTasks:
         self._drivers = drivers
         self._clock = clock
         self._on_exec = on_exec
-        self._sessions = 0
+        self._sessions = 0  # that have not ended
+        self._closing: set[asyncio.Task[None]] = set()
         self._session_number = 0
 
     def logs(
@@ -84,10 +86,20 @@ class DriverTasks:
         try:
             yield session
         finally:
-            self._sessions -= 1
+            # A task of its own: whoever waits here may be told to hurry, and the command has its place
+            # until it has ended.
+            closing = asyncio.create_task(self._end(session, number, caller.actor, begun_ms))
+            self._closing.add(closing)
+            closing.add_done_callback(self._closing.discard)
+            await asyncio.shield(closing)
+
+    async def _end(self, session: Session, number: int, actor: str, begun_ms: int) -> None:
+        try:
             await session.close()
+        finally:
+            self._sessions -= 1
             lasted_ms = self._clock.monotonic_ms() - begun_ms
-            log.info("exec_ended session=%d actor=%s lasted_ms=%d", number, caller.actor, lasted_ms)
+            log.info("exec_ended session=%d actor=%s lasted_ms=%d", number, actor, lasted_ms)
 
     async def volume_names(self) -> list[str]:
         found: set[str] = set()
