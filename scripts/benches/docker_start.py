@@ -1,5 +1,6 @@
 """What Cube adds to the start of a container: the same one, made by a plain client of the engine and by a
-cluster of three agents on that engine, in turns.
+cluster on that engine, in turns. Each node has up to 8 starts in flight: to compare like with like, the
+plain client has as many as all nodes together.
 
 `started` is until the engine's own stamp of the (last) start, `told` until the API says running. The engine
 is DOCKER_HOST's, else a private one (scripts/test-engine, needs root) that is ended afterwards.
@@ -31,7 +32,7 @@ from tests.e2e.harness import TestCluster, wait_for
 ROOT = Path(__file__).resolve().parents[2]
 IMAGE = "busybox:latest"
 COMMAND = ["sleep", "100000"]
-IN_FLIGHT = 8  # the engine's rate is flat from 4 on (performance.md)
+IN_FLIGHT = DockerSettings().pool_size  # the engine's rate is flat from 4 on (performance.md)
 LABEL = "cube-bench"
 MEMORY_BYTES = 8 << 20
 
@@ -121,8 +122,8 @@ def measure(host: str, args: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="cube-bench-") as directory:
         cluster = TestCluster(Path(directory), {"CUBE_DRIVERS_DOCKER_HOST": host})
         try:
-            cluster.form(3)
-            wait_for("all are ready", lambda: cluster.all_ready(3))
+            cluster.form(args.nodes)
+            wait_for("all are ready", lambda: cluster.all_ready(args.nodes))
             wait_for(
                 "every node's engine answers",
                 lambda: all(
@@ -175,13 +176,12 @@ def main(arguments: list[str]) -> dict[str, Any]:
     parser.add_argument("--singles", type=int, default=5, help="starts of one task, each way")
     parser.add_argument("--tasks", type=int, default=20, help="in one job (the target's are 100)")
     parser.add_argument("--rounds", type=int, default=1, help="of that job, each way")
+    parser.add_argument("--nodes", type=int, default=3, help="of the cluster, all on one engine")
     parser.add_argument(
-        "--in-flight",
-        type=int,
-        default=IN_FLIGHT,
-        help="starts at once without Cube; Cube's three nodes have up to 24",
+        "--in-flight", type=int, help="starts at once without Cube; by default 8 for each node"
     )
     args = parser.parse_args(arguments)
+    args.in_flight = args.in_flight or IN_FLIGHT * args.nodes
     host = os.environ.get("DOCKER_HOST")
     home = None if host else tempfile.mkdtemp(prefix="cubeb", dir="/tmp")
     engine = [sys.executable, str(ROOT / "scripts" / "test-engine")]
@@ -194,7 +194,7 @@ def main(arguments: list[str]) -> dict[str, Any]:
         subprocess.run(image, check=True, capture_output=True)
         with docker.APIClient(base_url=host) as client:
             version = client.version(api_version=False)["Version"]
-        return {"engine": version, "nodes": 3, **measure(host, args)}
+        return {"engine": version, "nodes": args.nodes, **measure(host, args)}
     finally:
         if home is not None:
             subprocess.run([*engine, "stop", home], check=False, capture_output=True)
