@@ -21,6 +21,7 @@ from cube.adapters.docker_engine.events import EventStream
 from cube.adapters.docker_engine.exec import execute
 from cube.adapters.docker_engine.failures import engine_down
 from cube.adapters.docker_engine.file_mounts import with_files
+from cube.adapters.docker_engine.files import open_files
 from cube.adapters.docker_engine.images import Images
 from cube.adapters.docker_engine.marks import Found, Marks, gone
 from cube.adapters.docker_engine.output import Wanted, read_output
@@ -375,7 +376,12 @@ class DockerDriver:
         )  # fmt: skip
 
     async def open_exec(self, task_id: TaskId, attempt: int, order: ExecOrder) -> Session:
-        return await open_session(self._engine, self._marks, task_id, attempt, order)
+        engine, marks = self._engine, self._marks
+        if order.files is not None:
+            session = await open_files(engine, marks, task_id, attempt, order.files)
+            if session is not None:
+                return session
+        return await open_session(engine, marks, task_id, attempt, order)
 
     async def volume_names(self) -> list[str]:
         return await self._engine.call(partial(volumes.volume_names, marks=self._marks))

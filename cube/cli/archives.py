@@ -1,7 +1,8 @@
 """Archives of files, as they come through a pipe: packed from this machine, and unpacked onto it.
 
 What is unpacked was made by a task, which may be anybody's: no name leads out of the destination,
-none goes through a link, and nothing but files, directories and links that stay inside is made.
+none goes through a link, and nothing but files, directories and links that stay inside is made. A link
+that leads elsewhere is left out, and told; what lay behind it comes if it is asked for by its own name.
 """
 
 from __future__ import annotations
@@ -17,10 +18,14 @@ from typing import IO
 
 import msgspec
 
+from cube.model.sessions import FileOwner, one_line
+
 READ_BYTES = 256 * 1024
 # Of what stands before a file: its name, attributes and links. tarfile holds all of it in memory.
 HEADER_BYTES_MAX = 64 * 1024  # an extended attribute of Linux has as much
 GLOBAL_HEADERS_MAX = 64  # that hold for all files that follow
+LINKS_TOLD = 5
+NAME_CHARS_MAX = 200  # of a name that a task made, in a sentence
 PART = ".cube-part"  # of a file that is not whole yet
 
 
@@ -58,14 +63,18 @@ class Counts(msgspec.Struct):
     files: int = 0
     bytes: int = 0
     skipped: int = 0  # devices, sockets and pipes
+    links: int = 0  # that lead elsewhere, left out
+    left_out: list[str] = []  # the first LINKS_TOLD of those, as "NAME -> WHERE"
 
 
-def pack(source: Path, name: str, out: IO[bytes]) -> Counts:
-    """An archive in which `source` is called `name`. Raises OSError."""
+def pack(source: Path, name: str, out: IO[bytes], owner: FileOwner | None = None) -> Counts:
+    """An archive in which `source` is called `name`, and all belongs to `owner` (None: whoever unpacks
+    it). Raises OSError."""
     counts = Counts()
+    owner = owner or FileOwner()
 
     def note(info: tarfile.TarInfo) -> tarfile.TarInfo | None:
-        info.uid = info.gid = 0  # whoever unpacks it owns it
+        info.uid, info.gid = owner.uid, owner.gid
         info.uname = info.gname = ""
         if not (info.isreg() or info.isdir() or info.issym() or info.islnk()):
             counts.skipped += 1
@@ -131,14 +140,26 @@ def _unpack_one(
         counts.files += 1
         counts.bytes += member.size
     elif member.issym():
-        _check_link(directory, target, member.linkname)
-        _make_way(target)
-        target.symlink_to(member.linkname)
+        if _stays_inside(directory, target, member.linkname):
+            _make_way(target)
+            target.symlink_to(member.linkname)
+        elif target == directory / place.name:  # all that there is
+            raise ArchiveRefused(
+                f"{target.name} is a link to {member.linkname[:NAME_CHARS_MAX]!r}, which leads out of "
+                "the archive: copy what it leads to"
+            )
+        else:
+            _leave_out(member, counts)
     elif member.islnk():
         other = _target(place, member.linkname)
         _check_parents(directory, other)
-        if not stat.S_ISREG(os.lstat(other).st_mode):
-            raise ArchiveRefused(f"{member.name!r} is a link to what is no file")
+        try:
+            mode = os.lstat(other).st_mode
+        except FileNotFoundError:  # a second name of what was left out
+            _leave_out(member, counts)
+            return
+        if not stat.S_ISREG(mode):
+            raise ArchiveRefused(f"{member.name[:NAME_CHARS_MAX]!r} is a link to what is no file")
         _make_way(target)
         os.link(other, target)
         counts.files += 1
@@ -168,16 +189,20 @@ def _check_parents(directory: Path, target: Path) -> None:
             raise ArchiveRefused(f"{step} is no directory here, so nothing is put into it")
 
 
-def _check_link(directory: Path, target: Path, link: str) -> None:
+def _stays_inside(directory: Path, target: Path, link: str) -> bool:
     where = os.path.normpath(os.path.join(os.path.dirname(target), link))
     inside = os.path.commonpath([where, str(directory)]) == str(directory)
     parts = [part for part in link.split("/") if part not in ("", ".")]
     # Behind a name, which may be a link, .. leads elsewhere than it seems.
     turns = any(part == ".." and before != ".." for before, part in itertools.pairwise(parts))
-    if os.path.isabs(link) or not inside or turns:
-        raise ArchiveRefused(
-            f"{target.name} is a link to {link[:200]!r}, which leads out of the archive"
-        )
+    return inside and not turns and not os.path.isabs(link)
+
+
+def _leave_out(member: tarfile.TarInfo, counts: Counts) -> None:
+    counts.links += 1
+    if len(counts.left_out) < LINKS_TOLD:
+        told = f"{member.name} -> {member.linkname}"
+        counts.left_out.append(one_line(told, NAME_CHARS_MAX))
 
 
 def _make_way(target: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -10,15 +11,38 @@ ROWS_DEFAULT, COLUMNS_DEFAULT = 24, 80  # of a terminal whose size nobody knows
 SIDE_MAX = 10_000  # rows or columns: what is more is no terminal
 ARGV_BYTES_MAX = 128 * 1024  # the kernel takes one argument of this size
 TERM_CHARS_MAX = 64
+ID_MAX = 2**32 - 2  # of users and groups: the kernel's last number stands for nobody
+PATH_CHARS_MAX = 4096  # the kernel takes no longer one
 
 NOT_EXECUTABLE = 126  # the exit codes that every shell has for these
 NOT_FOUND = 127
 
 
+class FileOrder(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a command is there for, so that a driver that can may do it without the command.
+
+    `get`: a tar archive of `path` is its output, below the path's last part (all that is in the
+    directory, when that is `.`). `put`: the archive that is its input is unpacked into the directory
+    `path`. `look`: it exits with 0 when `path` is a directory, and its output is a FileOwner (or
+    nothing). A path that is not absolute is below the task's working directory."""
+
+    action: Literal["get", "put", "look"]
+    path: str
+
+
+class FileOwner(msgspec.Struct, frozen=True):
+    """Who should own what is put into a task."""
+
+    uid: Annotated[int, msgspec.Meta(ge=0, le=ID_MAX)] = 0
+    gid: Annotated[int, msgspec.Meta(ge=0, le=ID_MAX)] = 0
+
+
 class ExecOrder(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """`tty`: it has a terminal of this size and kind, and one stream of output, stdout."""
+    """`tty`: it has a terminal of this size and kind, and one stream of output, stdout. `files`: what
+    `argv` does."""
 
     argv: tuple[str, ...]
+    files: FileOrder | None = None
     tty: bool = False
     rows: int = ROWS_DEFAULT
     columns: int = COLUMNS_DEFAULT
@@ -36,6 +60,11 @@ class ExecOrder(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
             return f"rows and columns are 1 to {SIDE_MAX}"
         if len(self.term) > TERM_CHARS_MAX:
             return f"term is longer than {TERM_CHARS_MAX} characters"
+        if self.files is not None:
+            if "\0" in self.files.path or not 0 < len(self.files.path) <= PATH_CHARS_MAX:
+                return f"files.path has 1 to {PATH_CHARS_MAX} characters, and no NUL"
+            if self.tty:
+                return "files do not come over a terminal"
         return ""
 
 

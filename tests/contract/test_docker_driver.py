@@ -7,7 +7,6 @@ import contextlib
 import socket
 import threading
 import time
-from collections.abc import AsyncIterator
 from typing import Any
 
 import docker.errors
@@ -27,7 +26,6 @@ from tests.contract.docker_rig import (
     WAITS,
     DockerRig,
     begun_in,
-    engine_for_tests,
     processes_in,
     run,
     shell,
@@ -37,19 +35,6 @@ from tests.contract.driver_cases import ended, new_task_id, read, text, until
 from tests.ports import free_port
 
 pytestmark = pytest.mark.docker
-
-
-@pytest.fixture(scope="module")
-def docker_host() -> str:
-    return engine_for_tests()
-
-
-@pytest.fixture
-async def rig(docker_host: str) -> AsyncIterator[DockerRig]:
-    rig = DockerRig(docker_host)
-    await rig.open()
-    yield rig
-    await rig.close()
 
 
 async def until_told(rig: DockerRig, launch: Launch, state: RunState) -> Observation:

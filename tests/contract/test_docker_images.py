@@ -17,17 +17,12 @@ import pytest
 from cube.model.errors import DriverFailed
 from cube.model.launch import Launch
 from cube.model.spec import DockerOptions
-from tests.contract.docker_rig import DockerRig, engine_for_tests, shell
+from tests.contract.docker_rig import DockerRig, shell
 from tests.contract.driver_cases import ended, new_task_id, read, text
 from tests.contract.image_cases import ImageContract
 from tests.e2e.registry import Registry, registry
 
 pytestmark = pytest.mark.docker
-
-
-@pytest.fixture(scope="module")
-def docker_host() -> str:
-    return engine_for_tests()
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,6 @@ from cube.model.errors import DriverFailed
 from cube.model.spec import DockerOptions, MountSpec, MountType, Ulimit
 from tests.contract.docker_rig import (
     DockerRig,
-    engine_for_tests,
     run,
     shell,
     with_options,
@@ -26,19 +24,6 @@ from tests.contract.docker_rig import (
 from tests.contract.driver_cases import ended, new_task_id, read, text
 
 pytestmark = pytest.mark.docker
-
-
-@pytest.fixture(scope="module")
-def docker_host() -> str:
-    return engine_for_tests()
-
-
-@pytest.fixture
-async def rig(docker_host: str) -> AsyncIterator[DockerRig]:
-    rig = DockerRig(docker_host)
-    await rig.open()
-    yield rig
-    await rig.close()
 
 
 # -- what the engine is asked for -----------------------------------------------------------------

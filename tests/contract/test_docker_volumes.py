@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator
 
 import docker.errors
 import msgspec
@@ -13,18 +12,10 @@ from cube.adapters.docker_driver import DockerSettings
 from cube.model.errors import DriverFailed
 from cube.model.spec import MountSpec, MountType
 from cube.ports.volumes import VolumeStore
-from tests.contract.docker_rig import DockerRig, engine_for_tests, run, shell
+from tests.contract.docker_rig import DockerRig, run, shell
 from tests.contract.driver_cases import new_task_id
 
 pytestmark = pytest.mark.docker
-
-
-@pytest.fixture
-async def rig() -> AsyncIterator[DockerRig]:
-    rig = DockerRig(engine_for_tests())
-    await rig.open()
-    yield rig
-    await rig.close()
 
 
 async def test_a_volume_that_others_made_is_theirs(rig: DockerRig) -> None:

@@ -11,6 +11,7 @@ import contextlib
 import json
 import ssl
 import urllib.parse
+from collections.abc import AsyncIterator
 from typing import Any
 
 from cube.adapters.docker_engine.engine import CONNECT_S, Engine
@@ -19,6 +20,7 @@ from cube.model.errors import DriverFailed
 
 HEAD_BYTES_MAX = 64 * 1024
 PROBLEM_BYTES_MAX = 64 * 1024  # of an answer that says no
+READ_BYTES = 32 * 1024
 DEFAULT_SOCKET = "/var/run/docker.sock"
 WEATHER = (OSError, EOFError, asyncio.LimitOverrunError, ValueError)
 
@@ -52,6 +54,41 @@ class Wire:
         self.status = int(first.split(" ", 2)[1])
         pairs = (line.partition(":") for line in lines if ":" in line)
         self.headers = {name.lower(): value.strip() for name, _, value in pairs}
+
+    async def body(self) -> AsyncIterator[bytes]:
+        """Of the answer whose head was read, in pieces, to its end. Raises what is in WEATHER, also
+        when it ends too soon."""
+        if self.headers.get("transfer-encoding", "").lower() != "chunked":
+            left = int(self.headers.get("content-length", "-1"))
+            async for piece in self._piece(left):
+                yield piece
+            return
+        while size := int((await self._line()).partition(b";")[0], 16):
+            async for piece in self._piece(size):
+                yield piece
+            if await self._line():
+                raise ValueError("a chunk is longer than it says")
+        while await self._line():  # trailers
+            pass
+
+    async def _piece(self, left: int) -> AsyncIterator[bytes]:
+        """So many bytes; below 0: all that come."""
+        while left:
+            data = await self.reader.read(READ_BYTES if left < 0 else min(left, READ_BYTES))
+            if not data:
+                if left > 0:
+                    raise EOFError("the answer is cut off")
+                return
+            left -= len(data) if left > 0 else 0
+            yield data
+
+    async def _line(self) -> bytes:
+        return (await self.reader.readuntil(b"\r\n"))[:-2]
+
+    async def send_chunk(self, data: bytes) -> None:
+        """Of a body that was begun with Transfer-Encoding: chunked. Empty: its end."""
+        self.writer.write(b"%x\r\n%b\r\n" % (len(data), data))
+        await self.writer.drain()
 
     async def problem(self) -> DriverFailed:
         """What the answer that was no success means."""
