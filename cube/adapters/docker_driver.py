@@ -61,6 +61,7 @@ STOP_LOOK_MS = 1_000  # how often stop() looks by itself, should the event be lo
 ENGINE_KILLS = (128 + signal.SIGTERM, 128 + signal.SIGKILL)
 ENGINE_STOP_MS = 20_000  # an engine that stops waits 15 s for its containers
 ENGINE_SLACK_MS = 2_000  # its clock and ours may be two hosts'
+IMAGES_MS = 20_000  # a person waits for it, perhaps through another node that waits for 30 s
 IMAGE_REMOVAL_MS = 300_000  # image_store bounds each step of it
 KILL_WAIT_MS = 30_000  # KILL takes effect at once, but for processes in uninterruptible sleep
 
@@ -396,7 +397,7 @@ class DockerDriver:
         self._on_pulled = on_pulled
 
     async def images(self) -> list[ImageSeen]:
-        return await self._engine.call(image_store.images)
+        return await self._engine.call(image_store.images, timeout_ms=IMAGES_MS)
 
     async def remove_image(self, image_id: str, names: Sequence[str]) -> bool:
         self._images.forget_all()  # or prepare() would say that it is here

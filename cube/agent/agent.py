@@ -240,6 +240,7 @@ class Agent:
                     )
                 ),
             ),
+            housekeeping=self._housekeeping,
             clock=self._clock,
             new_id=entropy.short_id,
         )

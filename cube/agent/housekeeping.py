@@ -31,9 +31,13 @@ def make_housekeeping(
 ) -> Housekeeping:
     """`drivers` may be filled later, before `images.attach()`."""
 
+    roots: dict[str, str] = {}  # as last told: an engine that is down says nothing
+
     def engine_root(driver: str) -> str:
         info = facts.infos.get(driver)
-        return "" if info is None else info.attributes.get(ROOT_FACT, "")
+        if info is not None and (root := info.attributes.get(ROOT_FACT)):
+            roots[driver] = root
+        return roots.get(driver, "")
 
     settings = ImageSettings(
         unused_for_ms=config.image_unused_for_ms,

@@ -15,6 +15,7 @@ from cube.api.node_connector import NodeConnector
 from cube.api.routes import ROUTES
 from cube.ports.clock import Clock
 from cube.ports.cluster import Cluster, LocalTasks, Peers, SealSecret, TokenDesk
+from cube.ports.housekeeping import Housekeeping
 
 KEEPALIVE_S = 60.0  # an idle connection; clients open a new one without noticing
 # To other nodes at once: every request and stream that is passed on holds one, and those are bounded
@@ -31,6 +32,7 @@ def make_app(
     settings: ApiSettings | None = None,
     access: Access | None = None,
     *,
+    housekeeping: Housekeeping,
     clock: Clock,
     new_id: Callable[[], str],
 ) -> web.Application:
@@ -47,6 +49,7 @@ def make_app(
         new_id=new_id,
         version=cube.__version__,
         access=access or Access(),
+        housekeeping=housekeeping,
     )
     app = web.Application(
         middlewares=[boundary],

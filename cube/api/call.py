@@ -28,6 +28,7 @@ from cube.model.outcome import Rejected
 from cube.model.units import parse_duration_ms
 from cube.ports.clock import Clock
 from cube.ports.cluster import Cluster, LocalTasks, Peers, Proposed, SealSecret, TokenDesk
+from cube.ports.housekeeping import Housekeeping
 
 JSON = "application/json"
 _KEY = re.compile(r"[\x21-\x7e]{1,128}")  # an Idempotency-Key: room for a UUID and a prefix
@@ -107,8 +108,10 @@ class Api:
         new_id: Callable[[], str],
         version: str,
         access: Access,
+        housekeeping: Housekeeping,
     ) -> None:
         self.access = access
+        self.housekeeping = housekeeping
         self.cluster = cluster
         self.local_tasks = local_tasks
         self.peers = peers

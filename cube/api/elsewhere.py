@@ -21,6 +21,7 @@ from cube.api.node_connector import WrongNode
 from cube.api.slots import Unplaced
 from cube.api.tickets import TICKET, Ticket, write_ticket
 from cube.model.cluster import Node, Task
+from cube.model.lifecycle import NodeStatus
 
 ANSWER_BYTES_MAX = 16 << 20  # short answers are passed on whole: the use of 10,000 tasks is 4 MB
 
@@ -50,6 +51,19 @@ def other_node(call: Call, task: Task) -> Node | None:
     if node is None:
         raise Problem("node_unreachable", f"node {task.node_id}, which had {task.name}, is gone")
     return node
+
+
+def is_here(call: Call, node: Node) -> bool:
+    """Raises Problem when the node asked for is not this one and cannot be asked."""
+    if node.id == call.api.cluster.node_id():
+        return True
+    check_first(call, f"this is not node {node.name}")
+    if node.status in (NodeStatus.DOWN, NodeStatus.LEFT):
+        raise Problem(
+            "node_unreachable", f"node {node.name} is {node.status.value}: its disk cannot be asked",
+            hint=f"cube node show {node.name}",
+        )  # fmt: skip
+    return False
 
 
 def check_first(call: Call, where: str) -> None:

@@ -16,6 +16,7 @@ from cube.api import (
     deployments,
     endpoints,
     exec_socket,
+    housekeeping,
     internal,
     jobs,
     logs,
@@ -139,6 +140,8 @@ _NODES = (
     _route("PUT", "/v1/nodes/{node}/labels", _OPERATOR, _WRITE, nodes.set_labels),
     _route("GET", "/v1/nodes/{node}/volumes", _VIEWER, _READ, volumes.list_on_node),
     _route("DELETE", "/v1/nodes/{node}/volumes/{name}", _OPERATOR, _WRITE, volumes.remove_volume),
+    _route("GET", "/v1/nodes/{node}/gc", _VIEWER, _READ, housekeeping.plan_gc),
+    _route("POST", "/v1/nodes/{node}/gc", _OPERATOR, _WRITE, housekeeping.run_gc),
     _route("GET", "/v1/volumes", _VIEWER, _PAGE, volumes.list_volumes),
 )
 

@@ -16,9 +16,8 @@ from cube.api.call import Call
 from cube.api.errors import Problem
 from cube.api.lookup import find_node, shown
 from cube.api.render import rfc3339
-from cube.model.cluster import ClusterState, Node
+from cube.model.cluster import ClusterState
 from cube.model.errors import DriverFailed
-from cube.model.lifecycle import NodeStatus
 from cube.model.views import Page
 from cube.model.volumeclaims import all_volumes, claims_of
 from cube.model.volumes import Volume
@@ -61,7 +60,7 @@ def _view(state: ClusterState, volume: Volume) -> VolumeView:
 
 async def list_on_node(call: Call) -> web.Response:
     node = find_node(call.state, call.path("node"))
-    if not _is_here(call, node):
+    if not elsewhere.is_here(call, node):
         return await elsewhere.ask(call, node, f"/v1/nodes/{node.id}/volumes")
     names = await call.api.local_tasks.volume_names()
     items = tuple(
@@ -82,7 +81,7 @@ async def remove_volume(call: Call) -> web.Response:
             "refused", f"volume {name} on {node.name} belongs to {claims[0]}{more}",
             hint=f"cube rm {owner} gives it up; its data stays until it is removed here",
         )  # fmt: skip
-    if not _is_here(call, node):
+    if not elsewhere.is_here(call, node):
         path = f"/v1/nodes/{node.id}/volumes/{quote(name, safe='')}"
         return await elsewhere.ask(call, node, path, "DELETE", doing=f"remove volume {name}")
     try:
@@ -100,16 +99,3 @@ async def remove_volume(call: Call) -> web.Response:
             hint="cube volume ls lists them",
         )  # fmt: skip
     return call.json(VolumeRemoved(node=node.name, name=name))
-
-
-def _is_here(call: Call, node: Node) -> bool:
-    """Raises Problem when the node asked for is not this one and cannot be asked."""
-    if node.id == call.api.cluster.node_id():
-        return True
-    elsewhere.check_first(call, f"this is not node {node.name}")
-    if node.status in (NodeStatus.DOWN, NodeStatus.LEFT):
-        raise Problem(
-            "node_unreachable", f"node {node.name} is {node.status.value}: its disk cannot be asked",
-            hint=f"cube node show {node.name}",
-        )  # fmt: skip
-    return False

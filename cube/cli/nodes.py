@@ -6,6 +6,7 @@ import click
 
 from cube.cli.context import Settings, command, group
 from cube.cli.exits import FAILED, INTERRUPTED, USAGE, CommandError
+from cube.cli.gc import node_gc
 from cube.cli.output import Style, age, answer, clean, note, out, plural, raw, table
 from cube.model.launch import DISK_FACT, DISK_SHORT
 from cube.model.units import format_size
@@ -202,6 +203,7 @@ def node_rm(settings: Settings, name: str) -> None:
 
 
 for item in (
-    node_ls, node_show, node_drain, node_undrain, node_cordon, node_uncordon, node_label, node_rm,
+    node_ls, node_show, node_drain, node_undrain, node_cordon, node_uncordon, node_label, node_gc,
+    node_rm,
 ):  # fmt: skip
     node.add_command(item)

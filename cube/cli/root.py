@@ -45,7 +45,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "rm": ("cube.cli.jobs:rm", "Stop a job and remove it."),
     "node": (
         "cube.cli.nodes:node",
-        "Nodes: ls, show, drain, undrain, cordon, uncordon, label, rm.",
+        "Nodes: ls, show, drain, undrain, cordon, uncordon, label, gc, rm.",
     ),
     "job": ("cube.cli.jobs:job", "Jobs: ls, show, runs, trigger, validate, versions, init."),
     "rebalance": ("cube.cli.rebalance:rebalance", "Move tasks to where they are better off."),

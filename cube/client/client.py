@@ -18,6 +18,7 @@ from cube.client.streams import StreamedEvent, read_events, read_output
 from cube.client.transport import Request, Transport, random_key
 from cube.model import clusterviews as cv
 from cube.model import deployviews as d
+from cube.model import gcviews as g
 from cube.model import planviews as p
 from cube.model import views as v
 from cube.model import volumeviews as w
@@ -325,6 +326,12 @@ class Client:
     def remove_volume(self, node: str, name: str) -> w.VolumeRemoved:
         path = f"/volumes/{quote(name, safe='')}"
         return self._write("DELETE", _node(node, path), w.VolumeRemoved)
+
+    def gc_plan(self, node: str) -> g.GcPlanView:
+        return self._get(_node(node, "/gc"), g.GcPlanView)
+
+    def run_gc(self, node: str) -> g.GcDoneView:
+        return self._write("POST", _node(node, "/gc"), g.GcDoneView)
 
     def node_stats(self, node: str) -> v.NodeStatsView:
         return self._get(_node(node, "/stats"), v.NodeStatsView)

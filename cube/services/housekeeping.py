@@ -102,7 +102,7 @@ class Housekeeping:
                     if await self.images.remove(name, verdict):
                         self._gone_images.append(verdict)
                 except DriverFailed as failed:
-                    self._problems.append(f"{name}: {failed.message}")
+                    self._note(name, failed, self._problems)
                     break
         for output in await self._outputs(self._problems):
             if output.keep:
@@ -111,15 +111,22 @@ class Housekeeping:
                 if await self._forgotten.remove(output.driver, output.task_id):
                     self._gone_outputs.append(output)
             except DriverFailed as failed:
-                self._problems.append(f"{output.driver}: {failed.message}")
+                self._note(output.driver, failed, self._problems)
                 break
 
     async def _images(self, driver: str, problems: list[str]) -> list[ImageVerdict]:
         try:
             return await self.images.verdicts(driver)
         except DriverFailed as failed:
-            problems.append(f"{driver}: {failed.message}")
+            self._note(driver, failed, problems)
             return []
+
+    def _note(self, driver: str, failed: DriverFailed, problems: list[str]) -> None:
+        """An engine that was never there is no problem, and one that is down is told of once."""
+        problem = f"{driver}: {failed.message}"
+        is_there = driver not in self.images.drivers or self.images.is_known(driver)
+        if is_there and problem not in problems:
+            problems.append(problem)
 
     async def _outputs(self, problems: list[str]) -> list[OutputVerdict]:
         """By driver; those that may go first."""
@@ -128,8 +135,7 @@ class Housekeeping:
             try:
                 kept = await self._forgotten.kept(driver)
             except DriverFailed as failed:
-                if not problems or not problems[-1].startswith(f"{driver}: "):
-                    problems.append(f"{driver}: {failed.message}")
+                self._note(driver, failed, problems)
                 continue
             known = self._state().tasks
             for task_id in kept:

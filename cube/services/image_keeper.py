@@ -52,7 +52,7 @@ class ImageKeeper:
         room_at: Callable[[str], DiskRoom | None],
         settings: ImageSettings,
     ) -> None:
-        """`path_of`: where this driver's engine has its images, empty while it does not say."""
+        """`path_of`: where this driver's engine has its images, empty until it has said so."""
         self._node_id = node_id
         self._disk = disk
         self._clock = clock
@@ -148,6 +148,10 @@ class ImageKeeper:
     def drivers(self) -> list[str]:
         """Those that have images."""
         return sorted(self._memories)
+
+    def is_known(self, driver: str) -> bool:
+        """Its engine is, or was, there. Drivers are tried where they might work."""
+        return bool(self._memories[driver].records or self._path_of(driver))
 
     def room(self, driver: str) -> tuple[str, DiskRoom | None, int]:
         """Where the driver's images are, what room is there, and how much of it is to be free."""

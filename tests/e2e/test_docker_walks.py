@@ -11,7 +11,9 @@ from pathlib import Path
 import docker
 import pytest
 
+from tests.contract.docker_rig import engine_for_tests
 from tests.e2e.harness import EXAMPLES, Json, Node, TestCluster, answer_of, curl, same, wait_for
+from tests.e2e.registry import registry
 from tests.ports import free_port
 
 pytestmark = [pytest.mark.e2e, pytest.mark.docker]
@@ -176,3 +178,46 @@ def test_the_books_own_api_and_verbs(
     assert "n1" in cluster.cube("node").stdout
     assert call(node, "DELETE", f"/tasks/{task['ID']}")[0] == 204
     wait_for("it has ended", lambda: cluster.tasks() == [])
+
+
+def test_images_that_cube_pulled_go_when_asked_and_nobody_elses(
+    tmp_path: Path, engine: docker.APIClient
+) -> None:
+    """Asked of the other node, by an operator's token; the agent that pulled was killed meanwhile."""
+    environment = {"CUBE_DRIVERS_DOCKER_HOST": engine_for_tests(), "CUBE_GC_IMAGE_UNUSED_FOR": "0s"}
+    cluster = TestCluster(tmp_path, environment, is_secure=True)
+    with registry() as store:
+        pulled, by_hand = (f"{store.address}/app:{tag}" for tag in ("1", "2"))
+        for tag in ("1", "2"):
+            store.push("app", tag, tag)
+        engine.pull(by_hand)
+        try:
+            cluster.form(2)
+            wait_for("every node's engine answers", lambda: docker_ready(cluster))
+            for name, image in (("one", pulled), ("two", by_hand)):
+                cluster.cube("run", "--image", image, "--name", name, "--", "sleep", "1000")
+            [task] = cluster.serving("one", 1)
+            owner = next(node for node in cluster.nodes if node.name == task["node_name"])
+            other = next(node for node in cluster.nodes if node is not owner)
+            assert "removed" not in cluster.cube("node", "gc", at=other).stdout
+            owner.kill()
+            cluster.start(owner)
+            wait_for("the killed node is ready again", owner.is_ready)
+            for name in ("one", "two"):
+                cluster.cube("rm", name, "--yes", at=other)
+
+            def may_go() -> bool:
+                plan = cluster.cube_json("node", "gc", owner.name, "--plan", at=other)
+                return [pulled] == [one["names"][0] for one in plan["images"] if not one["keep"]]
+
+            wait_for("nothing uses the image any more", may_go)
+            done = cluster.cube("node", "gc", at=other).stdout
+            assert f"{owner.name}  removed image {pulled}" in done
+            assert done.count("removed") == 1
+            assert engine.images(pulled) == []
+            assert len(engine.images(by_hand)) == 1
+        finally:
+            cluster.stop()
+            for image in (pulled, by_hand):
+                with contextlib.suppress(docker.errors.NotFound):
+                    engine.remove_image(image)

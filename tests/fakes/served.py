@@ -28,6 +28,7 @@ from cube.services.stored_values import StoredValues
 from cube.services.token_desk import TokenDesk
 from tests.fakes.cluster import FakeClock, FakeCluster, FakeLocalTasks, FakePeers, World
 from tests.fakes.disk import FakeDisk
+from tests.fakes.housekeeping import FakeHousekeeping
 
 NODE_KEYS = NodeKeys(cluster_key=b"c" * 32, gossip_keys=(b"g" * 32,))
 SETTINGS = ApiSettings(
@@ -52,6 +53,7 @@ class Served:
     server: TestServer
     client: TestClient[Request, Application]
     shared: Api
+    housekeeping: FakeHousekeeping
 
     @property
     def address(self) -> str:
@@ -122,15 +124,19 @@ async def served(
     world = world or World()
     cluster = FakeCluster(world, node)
     local_tasks, peers, clock = FakeLocalTasks(), FakePeers(), FakeClock()
+    housekeeping = FakeHousekeeping()
     numbers = itertools.count(1)
     app = make_app(
         cluster, local_tasks, peers, token_desk(world), stored_values(world).seal, settings, access,
+        housekeeping=housekeeping,
         clock=clock,
         new_id=lambda: f"{node}-id-{next(numbers)}",
     )  # fmt: skip
     server = PlainServer(app)
     async with TestClient(server) as client:
-        found = Served(world, cluster, local_tasks, peers, clock, server, client, app[API])
+        found = Served(
+            world, cluster, local_tasks, peers, clock, server, client, app[API], housekeeping
+        )
         # Others reach this node where it really listens.
         known = world.state.nodes[cluster.node_id()].facts
         facts = msgspec.structs.replace(known, http_address=found.address)

@@ -231,6 +231,32 @@ def test_how_it_ended_is_kept_until_the_state_knows() -> None:
     assert (report.state, report.released) == (S.FAILED, True)
 
 
+def test_the_output_of_a_task_goes_when_the_cluster_forgets_it_and_not_before() -> None:
+    bench = Bench(make_task(S.RUNNING, handle="h1"), found=(seen(RunState.RUNNING),))
+    bench.group = msgspec.structs.replace(
+        bench.group, restart=msgspec.structs.replace(bench.group.restart, attempts=0)
+    )
+    bench.want(make_task(S.RUNNING, handle="h1"))
+    [inspect] = bench.step(i.Observed("fake", seen(RunState.EXITED)))
+    bench.done(inspect, seen(RunState.EXITED, exit_code=4))
+    bench.reported()
+    bench.step(i.Reported(bench.report.token, 9))
+    [remove] = bench.want(make_task(S.FAILED))
+    bench.done(remove)
+    bench.reported()
+    bench.step(i.Reported(bench.report.token, 10))
+    assert bench.want(make_task(S.FAILED, released=True)) == []
+    hour = bench.step(after_ms=3_600_000)
+    assert not any(isinstance(one, do.Remove) for one in hour)
+    [remove] = [one for one in bench.want() if isinstance(one, do.Remove)]
+    assert remove == do.Remove(remove.token, "fake", ID, keep_logs=False)
+    assert bench.failed(remove, "engine_down", transient=True) == []
+    [again] = [one for one in bench.step(after_ms=60_000) if isinstance(one, do.Remove)]
+    assert not again.keep_logs
+    bench.done(again)
+    assert not bench.worker.tasks
+
+
 def test_one_batch_of_reports_is_under_way_at_a_time() -> None:
     other = TaskId("task-2")
     bench = Bench(make_task(), make_task(id=other))
