@@ -157,7 +157,11 @@ def listening(rig: ImageRig) -> tuple[ImageStore, list[ImagePulled]]:
     return store, told
 
 
-def asking(rig: ImageRig, image: str, pull: str = "missing") -> Launch:
+class Launcher(Protocol):
+    def launch(self, task_id: TaskId, attempt: int = 1) -> Launch: ...
+
+
+def asking(rig: Launcher, image: str, pull: str = "missing") -> Launch:
     launch = rig.launch(new_task_id())
     return msgspec.structs.replace(launch, image=image, docker=DockerOptions(pull=pull))
 

@@ -16,6 +16,7 @@ from cube.adapters.system_clock import SystemClock
 from cube.model.errors import DriverFailed
 from cube.model.ids import ClusterId, NodeId
 from cube.model.launch import Launch, Observation, RunState
+from cube.ports.images import ImageStore
 from tests.contract.docker_rig import OBEYS, WAITS, DockerRig, run, shell
 from tests.contract.driver_cases import BOTH, new_task_id, read, text, until, wait_for_output
 from tests.contract.private_engine import PrivateEngine, private_engine
@@ -87,6 +88,9 @@ class TestEngineFaults:
                 await assert_down(rig.driver.recover())
                 await assert_down(rig.driver.execute(launch.task_id, 1, ("true",), 600_000))
                 await assert_down(read(rig, launch.task_id))
+                assert isinstance(rig.driver, ImageStore)
+                await assert_down(rig.driver.images())
+                await assert_down(rig.driver.remove_image("sha256:" + 64 * "0", ()))
         await until_healthy(rig)
         assert await rig.driver.inspect(launch.task_id, 1) == before
         assert (await run(rig, rig.launch(new_task_id()))).state is RunState.RUNNING
