@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import msgspec
 from aiohttp import web
@@ -31,7 +31,8 @@ Cursor = tuple[int, int]  # index of an entry, number of its last event that was
 
 async def stream_events(call: Call) -> web.StreamResponse:
     topics = query.words(call.query, "topic", TOPICS) or frozenset(TOPICS)
-    cursor = _read_cursor(call)
+    follows = "follow" not in call.query or query.flag(call.query, "follow")
+    cursor = _read_cursor(call, topics, follows=follows)
     response = web.StreamResponse(
         headers={
             "Content-Type": "text/event-stream",
@@ -42,28 +43,45 @@ async def stream_events(call: Call) -> web.StreamResponse:
     await response.prepare(call.request)
     try:
         await write(call, response, b": events\n\n")
-        await _follow(call, response, topics, cursor)
+        await _follow(call, response, topics, cursor, follows=follows)
     except ClientGone:
         pass
     return response
 
 
-def _read_cursor(call: Call) -> Cursor:
-    """After which event to begin: Last-Event-ID, else since, else now."""
+def _read_cursor(call: Call, topics: frozenset[str], *, follows: bool) -> Cursor:
+    """After which event to begin: Last-Event-ID, else since; else before the last `tail` that are
+    remembered, or now where there is none; who does not follow gets all."""
+    tail = query.integer(call.query, "tail", 0 if follows else _ALL_OF_IT, 0)
     name, text = "Last-Event-ID", call.request.headers.get("Last-Event-ID", "")
     if not text:
         name, text = "since", call.query.get("since", "")
     if not text:
-        return call.state.index, _ALL_OF_IT
+        now = call.state.index, _ALL_OF_IT
+        return min(now, _before_last(call.api.cluster.events_kept(), topics, tail) or now)
     match = _CURSOR.fullmatch(text)
     if match is None:
         raise Problem("bad_parameter", f"{name} must be an index, or index.n as an event's id is")
     return int(match[1]), _ALL_OF_IT if match[2] is None else int(match[2])
 
 
+def _before_last(kept: Sequence[Published], topics: frozenset[str], count: int) -> Cursor | None:
+    """After which `count` of these events come, or all of them. None: none of them."""
+    found: Cursor | None = None
+    for published in reversed(kept):
+        for number in range(len(published.events) - 1, -1, -1):
+            if count == 0:
+                return found
+            if _topic(published.events[number]) in topics:
+                found = published.index, number - 1
+                count -= 1
+    return found
+
+
 async def _follow(
-    call: Call, response: web.StreamResponse, topics: frozenset[str], cursor: Cursor
-) -> None:
+    call: Call, response: web.StreamResponse, topics: frozenset[str], cursor: Cursor, *,
+    follows: bool,
+) -> None:  # fmt: skip
     cluster, settings, clock = call.api.cluster, call.api.settings, call.api.clock
     written_ms = clock.monotonic_ms()
     # The id may come from a node that is ahead of this one.
@@ -83,7 +101,10 @@ async def _follow(
             written_ms = clock.monotonic_ms()
         if batch:
             cursor = (batch[-1].index, _ALL_OF_IT)
-            continue
+            if follows:
+                continue
+        if not follows:
+            return
         if clock.monotonic_ms() - written_ms >= settings.heartbeat_ms:
             await write(call, response, b": heartbeat\n\n")
             written_ms = clock.monotonic_ms()

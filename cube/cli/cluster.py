@@ -8,7 +8,9 @@ import json
 import click
 
 from cube.cli.context import Settings, command, group
-from cube.cli.output import Style, clean, note, out, raw, table
+from cube.cli.output import Style, clean, note, now, out, raw, table
+
+TAIL = 100  # as of `cube logs`
 
 
 @group("service")
@@ -44,23 +46,27 @@ def service_resolve(settings: Settings, name: str) -> None:
 
 
 @command("events")
-@click.option("-f", "--follow", is_flag=True, help="The default; here for habit.")
+@click.option("-f", "--follow", is_flag=True, help="Go on as they come, until Ctrl-C.")
 @click.option(
     "--topic",
     multiple=True,
     help="cluster, node, job, deployment, task, exec, secret or config.",
 )
-@click.option("--since", default="", help="Go on after this event id (index.n).")
-def events(settings: Settings, follow: bool, topic: tuple[str, ...], since: str) -> None:
-    """What happens, as it happens, until Ctrl-C."""
-    del follow
+@click.option("--tail", type=click.IntRange(min=0), help="Events of the past (100).")
+@click.option("--since", default="", help="All after this event id (index.n), as -o json shows it.")
+def events(
+    settings: Settings, follow: bool, topic: tuple[str, ...], tail: int | None, since: str
+) -> None:
+    """What happened lately, as far as the node remembers it; with -f, what happens."""
     style = Style(settings)
-    for event in settings.client.events(topic, since):
+    if tail is None and not since:
+        tail = TAIL
+    for event in settings.client.events(topic, since, tail=tail, follow=follow):
         if settings.output == "json":
             out(json.dumps({"id": event.id, "event": event.name, "data": event.data}))
             continue
         if event.name == "reset":
-            note("some events are missing; what follows is new")
+            note("some events are missing" + ("; what follows is new" if follow else ""))
             continue
         told = event.data
         what = str(
@@ -78,7 +84,9 @@ def _clock_time(at: object) -> str:
     """Of the leader's stamp, in this terminal's time zone."""
     if not isinstance(at, str):
         return "--:--:--"
-    return f"{datetime.datetime.fromisoformat(at).astimezone():%H:%M:%S}"
+    then = datetime.datetime.fromisoformat(at).astimezone()
+    is_today = then.date() == now().astimezone().date()
+    return f"{then:%H:%M:%S}" if is_today else f"{then:%Y-%m-%d %H:%M:%S}"
 
 
 @command("ui")

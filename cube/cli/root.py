@@ -51,7 +51,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "rebalance": ("cube.cli.rebalance:rebalance", "Move tasks to where they are better off."),
     "task": ("cube.cli.tasks:task", "Tasks: show, restart, stop, signal."),
     "service": ("cube.cli.cluster:service", "Healthy endpoints: ls, resolve."),
-    "events": ("cube.cli.cluster:events", "What happens, as it happens."),
+    "events": ("cube.cli.cluster:events", "What happened lately; with -f, what happens."),
     "raft": ("cube.cli.raft:raft", "The replicated log: members, transfer, snapshot."),
     "secret": ("cube.cli.stored:secret", "Secrets of jobs: set, ls, show, rm."),
     "config": ("cube.cli.stored:config", "Configs of jobs: set, ls, show, versions, rm."),

@@ -111,10 +111,17 @@ class Client:
     def service(self, name: str) -> v.ServiceView:
         return self._get(f"/v1/services/{_part(name)}", v.ServiceView)
 
-    def events(self, topics: Sequence[str] = (), since: str = "") -> Iterator[StreamedEvent]:
-        """Endless; goes on through another agent when this one goes away."""
+    def events(
+        self, topics: Sequence[str] = (), since: str = "", *, tail: int | None = None,
+        follow: bool = True,
+    ) -> Iterator[StreamedEvent]:  # fmt: skip
+        """Those after `since`, or the last `tail` that are remembered; then, when following, what comes:
+        endless, through another agent when this one goes away."""
         query = _given(topic=",".join(topics), since=since)
-        return read_events(self._transport, Request("GET", "/v1/events", query, fresh=False))
+        query |= {} if tail is None else {"tail": str(tail)}
+        query |= {} if follow else {"follow": "0"}
+        request = Request("GET", "/v1/events", query, fresh=False)
+        return read_events(self._transport, request, follow=follow)
 
     # Trust
 

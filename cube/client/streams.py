@@ -40,8 +40,11 @@ def read_output(transport: Transport, request: Request, follow: bool) -> Iterato
         connection.close()
 
 
-def read_events(transport: Transport, request: Request) -> Iterator[StreamedEvent]:
-    """Endless: goes on at the next agent when one goes away. Raises ApiProblem, NoAgent."""
+def read_events(
+    transport: Transport, request: Request, *, follow: bool = True
+) -> Iterator[StreamedEvent]:
+    """When following, endless. Goes on at the next agent when one goes away. Raises ApiProblem,
+    NoAgent, StreamBroken."""
     last_id = ""
     failures = 0
     while True:
@@ -63,6 +66,8 @@ def read_events(transport: Transport, request: Request) -> Iterator[StreamedEven
                 last_id = event.id or last_id
                 failures = 0
                 yield event
+            if not follow:
+                return
         except (OSError, http.client.HTTPException):
             pass  # it went away; so does a stream that simply ends
         finally:

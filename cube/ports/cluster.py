@@ -127,6 +127,10 @@ class Cluster(Protocol):
         itself is included whole when it has events after `number`. None: too old, or unknown here."""
         ...
 
+    def events_kept(self) -> list[Published]:
+        """All remembered entries with events, oldest first."""
+        ...
+
     def explain(self, job: str) -> list[Explanation]:
         """Why tasks of the job are not running as wanted; empty when they are. Computed here, from
         this node's own state."""

@@ -140,6 +140,9 @@ class ClusterView:
     def events_since(self, index: int, number: int) -> list[Published] | None:
         return self._feed.events_since(index, number)
 
+    def events_kept(self) -> list[Published]:
+        return self._feed.events_kept()
+
     def explain(self, job: str) -> list[Explanation]:
         return explain(self._feed.state, self.parts.leader_clock.now_ms(), job)
 

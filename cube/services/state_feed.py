@@ -232,3 +232,8 @@ class StateFeed:
             found.append(entry)
         found.reverse()
         return found
+
+    def events_kept(self) -> list[Published]:
+        """See ports.cluster.Cluster."""
+        first = self._forgotten[0]
+        return [entry for entry in self._published if entry.events and entry.index > first]

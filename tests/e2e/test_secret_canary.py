@@ -94,7 +94,7 @@ def test_no_value_of_a_secret_is_anywhere(cluster: TestCluster, tmp_path: Path) 
     cluster.environment |= {"CUBE_LOGS_LEVEL": "debug", "CUBE_RAFT_SNAPSHOT_EVERY": "100"}
     cluster.form(3)
     n1, n2, n3 = cluster.nodes
-    command = [sys.executable, "-m", "cube", "--addr", n3.address, "events", "-o", "json"]
+    command = [sys.executable, "-m", "cube", "--addr", n3.address, "events", "-f", "-o", "json"]
     with (tmp_path / "events.txt").open("wb") as file:
         events = subprocess.Popen(command, cwd=ROOT, stdout=file, stderr=file)
     try:

@@ -302,6 +302,9 @@ class FakeCluster:
             if entry.index > index or (entry.index == index and len(entry.events) > number + 1)
         ]
 
+    def events_kept(self) -> list[Published]:
+        return [one for one in self.world.published if one.index > self.world.forgotten_index]
+
     def explain(self, job: str) -> list[Explanation]:
         return [found for found in self.explanations if found.job == job]
 

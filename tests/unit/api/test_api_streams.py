@@ -32,11 +32,17 @@ class Events:
 
     async def next(self) -> tuple[str, str, Json]:
         """id, name, data"""
+        found = await self.next_or_end()
+        assert found is not None, "the stream ended"
+        return found
+
+    async def next_or_end(self) -> tuple[str, str, Json] | None:
         fields: dict[str, str] = {}
         async with asyncio.timeout(10):
             while True:
                 line = (await self._response.content.readline()).decode()
-                assert line, "the stream ended"
+                if not line:
+                    return None
                 line = line.rstrip("\n")
                 if line.startswith(":"):
                     self.heartbeats += line == ": heartbeat"
@@ -94,6 +100,44 @@ async def test_a_resume_that_came_too_late_is_told_to_reset_and_goes_on() -> Non
             assert (id_, name) == ("", "reset") and data == {"index": api.world.state.index}
             api.world.run(job_spec("later"))
             assert (await stream.next())[2]["job"] == "later"
+
+
+async def past(api: Served, query: str = "", last_id: str = "") -> list[tuple[str, str, Any]]:
+    """All of a stream that ends by itself."""
+    found = []
+    async with asyncio.timeout(10), events(api, f"?follow=0{query}", last_id) as stream:
+        while (event := await stream.next_or_end()) is not None:
+            found.append(event)
+    return found
+
+
+async def test_who_does_not_follow_gets_what_is_remembered_and_the_end() -> None:
+    async with served() as api:
+        api.world.run(job_spec(web={"count": 3}))
+        api.world.place("shop", "web", [0, 1, 2])
+        index = api.world.state.index
+        whole = await past(api)
+        assert [name for _, name, _ in whole][-4:] == ["job", "task", "task", "task"]
+        assert whole[0][1] == "cluster", "from the first that is remembered"
+        assert await past(api, "&tail=2") == whole[-2:]
+        assert await past(api, "&tail=0") == []
+        assert await past(api, "&tail=1&topic=job") == whole[-4:-3]
+        assert await past(api, f"&since={index}.0") == whole[-2:]
+        assert await past(api, last_id=f"{index}.1") == whole[-1:]
+        api.world.forgotten_index = index - 1
+        assert await past(api) == whole[-3:]
+        assert [name for _, name, _ in await past(api, "&since=1")] == ["reset"]
+        for wrong in ("&tail=-1", "&tail=x", "&follow=2"):
+            await api.problem("GET", f"/v1/events?follow=0{wrong}", 400)
+
+
+async def test_who_follows_may_begin_with_some_of_the_past() -> None:
+    async with served() as api:
+        api.world.run(job_spec("old"))
+        async with events(api, "?tail=1") as stream:
+            assert (await stream.next())[2]["job"] == "old"
+            api.world.run(job_spec("new"))
+            assert (await stream.next())[2]["job"] == "new"
 
 
 async def test_an_id_of_a_node_that_is_ahead_is_waited_for() -> None:

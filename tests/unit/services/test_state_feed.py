@@ -121,6 +121,7 @@ async def test_entries_without_events_are_not_remembered() -> None:
     await settled()
     assert indexes(feed, 0) == [2]
     assert indexes(feed, 3) == []
+    assert [entry.index for entry in feed.events_kept()] == [2]
 
 
 async def test_where_an_entry_was_left_is_where_it_goes_on() -> None:
@@ -159,6 +160,7 @@ async def test_what_is_forgotten_cannot_be_resumed(monkeypatch: pytest.MonkeyPat
     # Of the newest forgotten entry all events must have been seen, and there was one.
     assert indexes(feed, 2, 0) == [3, 4, 5]
     assert feed.events_since(2, -1) is None
+    assert [entry.index for entry in feed.events_kept()] == [3, 4, 5]
 
 
 async def test_memory_is_bounded_by_events_not_by_entries(monkeypatch: pytest.MonkeyPatch) -> None:
