@@ -7,11 +7,12 @@ from typing import Annotated, Literal
 
 import msgspec
 
+from cube.model.spec import ID_MAX
+
 ROWS_DEFAULT, COLUMNS_DEFAULT = 24, 80  # of a terminal whose size nobody knows
 SIDE_MAX = 10_000  # rows or columns: what is more is no terminal
 ARGV_BYTES_MAX = 128 * 1024  # the kernel takes one argument of this size
 TERM_CHARS_MAX = 64
-ID_MAX = 2**32 - 2  # of users and groups: the kernel's last number stands for nobody
 PATH_CHARS_MAX = 4096  # the kernel takes no longer one
 
 NOT_EXECUTABLE = 126  # the exit codes that every shell has for these

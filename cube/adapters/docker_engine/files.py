@@ -27,7 +27,8 @@ from cube.adapters.docker_engine.marks import Marks, Raw
 from cube.adapters.docker_engine.raw import WEATHER, Wire, connect
 from cube.model.errors import DriverFailed
 from cube.model.ids import TaskId
-from cube.model.sessions import ID_MAX, ExecOutput, FileOrder, FileOwner
+from cube.model.sessions import ExecOutput, FileOrder, FileOwner
+from cube.model.spec import ID_MAX
 from cube.ports.session import Session
 
 SILENCE_S = 120.0  # the engine reads or writes a piece in far less; so long a silence is a hang
