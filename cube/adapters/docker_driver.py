@@ -18,7 +18,7 @@ import msgspec
 from cube.adapters.docker_engine import containers, image_store, volumes
 from cube.adapters.docker_engine.engine import Client, Engine
 from cube.adapters.docker_engine.events import EventStream
-from cube.adapters.docker_engine.exec import execute
+from cube.adapters.docker_engine.exec import Prepared, execute, kill_exec, left_over
 from cube.adapters.docker_engine.failures import engine_down
 from cube.adapters.docker_engine.file_mounts import with_files
 from cube.adapters.docker_engine.files import open_files
@@ -91,6 +91,7 @@ class DockerDriver:
         self._maybe_images: Images | None = None
         self._events: EventStream | None = None
         self._observer: asyncio.Task[None] | None = None
+        self._ending: asyncio.Task[None] | None = None
         self._on_change: Callable[[Observation], None] = lambda _: None
         # What start(), recover() or on_change last said of each attempt that was not removed.
         self._told: dict[Identity, RunState] = {}
@@ -131,9 +132,10 @@ class DockerDriver:
                     await self._listens.wait()
 
     async def close(self) -> None:
-        if self._observer is not None:
-            self._observer.cancel()
-            await asyncio.wait({self._observer})
+        for task in (self._observer, self._ending):
+            if task is not None:
+                task.cancel()
+                await asyncio.wait({task})
         if self._events is not None:
             await self._events.close()
         if self._maybe_engine is not None:
@@ -166,23 +168,37 @@ class DockerDriver:
         """Those that are there, or were. Each is a call with a deadline of its own: many containers
         are no slow engine."""
         looks = asyncio.Semaphore(LOOKS_AT_ONCE)
+        left: list[Prepared] = []  # commands of an agent that was killed
+
+        def act(client: Client, one: Found) -> Observation:
+            seen, inspected = containers.recover(client, self._marks, one)
+            if inspected is not None and seen.state is RunState.RUNNING:
+                left.extend(left_over(client, inspected, self._engine.commands))
+            return seen
 
         async def look(one: Found) -> Observation:
-            act = partial(containers.recover, marks=self._marks, one=one)
             async with looks:
                 if (one.task_id, one.attempt) in self._starting:
                     return gone(one.task_id, one.attempt)  # its start says what it is
                 if not one.is_unstarted:
-                    return await self._engine.call(act)
+                    return await self._engine.call(partial(act, one=one))
                 async with self._lock(one.task_id):
-                    return await self._engine.call(act)
+                    return await self._engine.call(partial(act, one=one))
 
         try:
             async with asyncio.TaskGroup() as group:
                 asked = [group.create_task(look(one)) for one in found]
         except ExceptionGroup as failures:
             raise failures.exceptions[0] from None  # the others failed of the same
+        if left and (self._ending is None or self._ending.done()):
+            self._ending = asyncio.create_task(self._end_commands(left), name="docker leftovers")
         return [seen for one in asked if (seen := one.result()).state is not RunState.GONE]
+
+    async def _end_commands(self, left: list[Prepared]) -> None:
+        """Nobody waits for it: tasks are looked after meanwhile. What is missed comes up again."""
+        for one in left:
+            log.warning("docker_exec_left_over exec=%s container=%s", one.exec_id, one.container_id)
+            await kill_exec(self._engine, one)
 
     # -- attempts ---------------------------------------------------------------------------------
 

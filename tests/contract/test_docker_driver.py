@@ -7,6 +7,7 @@ import contextlib
 import socket
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import docker.errors
@@ -19,6 +20,7 @@ from cube.adapters.docker_engine.engine import Engine
 from cube.model.errors import DriverFailed
 from cube.model.ids import TaskId
 from cube.model.launch import Launch, LaunchPort, Observation, RunState
+from cube.model.sessions import ExecOrder
 from cube.model.spec import DockerOptions, Protocol
 from tests.contract.docker_rig import (
     IMAGE,
@@ -434,6 +436,38 @@ async def test_a_command_past_its_deadline_leaves_no_process(rig: DockerRig) -> 
         return not set(processes_in(seen.handle)) - before
 
     await until(is_clean, rig.patience_s)
+
+
+async def test_commands_of_an_agent_that_was_killed_end_when_it_is_back(rig: DockerRig) -> None:
+    """And no others: not one that was begun by hand, nor one of the agent that is there now."""
+    launch = rig.launch(new_task_id())
+    seen = await run(rig, launch)
+    order = ExecOrder(argv=("sh", "-c", "sleep 1234 & sleep 1235"))
+    lost: Any = await rig.driver.open_exec(launch.task_id, 1, order)
+    lost._wire.writer.transport.abort()  # as the kernel does it for who was killed
+    by_hand = rig.client.exec_create(seen.handle, ["sleep", "1236"])
+    rig.client.exec_start(by_hand["Id"], detach=True)
+
+    def sleeping() -> set[str]:
+        words = [Path(f"/proc/{pid}/cmdline").read_text() for pid in processes_in(seen.handle)]
+        return {word.split("\0")[1] for word in words if word.startswith("sleep\x0012")}
+
+    async def are_begun() -> bool:
+        return sleeping() == {"1234", "1235", "1236"}
+
+    await until(are_begun, rig.patience_s)
+    driver = await rig.restart()
+    mine = await driver.open_exec(launch.task_id, 1, ExecOrder(argv=("sleep", "1237")))
+
+    async def are_two_left() -> bool:
+        return sleeping() == {"1236", "1237"}
+
+    await driver.recover()
+    await until(are_two_left, rig.patience_s)
+    await driver.recover()
+    assert rig.client.exec_inspect(by_hand["Id"])["Running"]
+    assert await are_two_left()
+    await mine.close()
 
 
 async def test_a_command_writes_more_than_is_kept(rig: DockerRig) -> None:

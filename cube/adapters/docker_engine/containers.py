@@ -51,6 +51,12 @@ def look(client: Client, marks: Marks, task_id: TaskId, attempt: int) -> Observa
     inspected = find(client, marks, task_id, attempt)
     if inspected is None:
         return gone(task_id, attempt)
+    return _look_at(client, marks, inspected, task_id, attempt)
+
+
+def _look_at(
+    client: Client, marks: Marks, inspected: Raw, task_id: TaskId, attempt: int
+) -> Observation:
     seen = marks.observe(inspected, task_id, attempt)
     if seen.exit_code in NOT_EXECUTED and inspected["HostConfig"].get("Init"):
         return msgspec.structs.replace(seen, reason=_said_by_init(client, seen.handle))
@@ -213,14 +219,17 @@ def discard_unstarted(client: Client, inspected: Raw) -> None:
         delete(client, inspected["Id"])
 
 
-def recover(client: Client, marks: Marks, one: Found) -> Observation:
-    """What one of a listing is now. Created and never started: it is removed. No start of the task
-    may be under way."""
-    if one.is_unstarted:
-        inspected = find(client, marks, one.task_id, one.attempt)
-        if inspected is not None:
+def recover(client: Client, marks: Marks, one: Found) -> tuple[Observation, Raw | None]:
+    """What one of a listing is now, and as it was inspected. Created and never started: it is removed.
+    No start of the task may be under way."""
+    inspected = find(client, marks, one.task_id, one.attempt)
+    if inspected is None:
+        return gone(one.task_id, one.attempt), None
+    if inspected["State"]["Status"] == "created":
+        if one.is_unstarted:
             discard_unstarted(client, inspected)
-    return look(client, marks, one.task_id, one.attempt)
+        return gone(one.task_id, one.attempt), None
+    return _look_at(client, marks, inspected, one.task_id, one.attempt), inspected
 
 
 def kept(client: Client, marks: Marks) -> list[TaskId]:

@@ -60,6 +60,9 @@ class Engine:
         self._probe: asyncio.Task[str] | None = None
         self._probed_at = 0.0
         self._is_closed = False
+        # Ids of the commands beside tasks that this process looks after. What else has an agent's mark
+        # was left by one that was killed.
+        self.commands: set[str] = set()
 
     async def call(self, what: Callable[[Client], T], timeout_ms: int = 0) -> T:
         """What `what` returns, run on a thread of the pool. Raises only DriverFailed.

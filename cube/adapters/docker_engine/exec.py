@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import logging
 import os
 import signal
 import time
+from collections.abc import Iterator, Set
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ from cube.adapters.docker_engine.channel import Channel, wait_for_ever
 from cube.adapters.docker_engine.engine import CONNECT_S, Client, Engine, describe
 from cube.adapters.docker_engine.failures import WEATHER, engine_down, refused
 from cube.adapters.docker_engine.frames import read_frames
-from cube.adapters.docker_engine.marks import Marks
+from cube.adapters.docker_engine.marks import Marks, Raw
 from cube.model.errors import DriverFailed
 from cube.model.ids import TaskId
 from cube.model.launch import ExecResult
@@ -33,6 +35,12 @@ KILL_S = 5.0  # for the engine to say what to kill
 KILL_LOOK_S = 0.1
 TREE_MAX = 1_000  # processes looked at; more than a task has by default
 STOP_LOOKS, STOP_LOOK_S = 100, 0.005  # for a process to stop; it takes microseconds of its own time
+
+
+# Whatever is typed goes to the command: this is what nobody types (the default is ^P ^Q). The engine tells
+# it of each command, so it is also the mark of those that an agent began.
+DETACH_KEYS = ",".join(["ctrl-^"] * 5)
+_MARK = base64.b64encode(b"\x1e" * 5).decode()
 
 
 class Prepared(msgspec.Struct, frozen=True):
@@ -56,7 +64,8 @@ async def execute(
             raise DriverFailed(
                 "not_running", f"attempt {attempt} of task {task_id} does not run", transient=False
             )
-        made: Any = client.exec_create(inspected["Id"], list(argv))
+        made: Any = client.exec_create(inspected["Id"], list(argv), detach_keys=DETACH_KEYS)
+        engine.commands.add(made["Id"])
         return Prepared(inspected["Id"], made["Id"])
 
     prepared = await engine.call(prepare)
@@ -74,6 +83,7 @@ async def execute(
         return ExecResult(None, output)
     finally:
         channel.close()
+        engine.commands.discard(prepared.exec_id)
 
 
 def _run_blocking(engine: Engine, exec_id: str, channel: Channel[bytes]) -> None:
@@ -108,13 +118,52 @@ async def kill_exec(engine: Engine, prepared: Prepared) -> None:
     try:
         pid = await _pid_of(engine, prepared)
         if not _is_in(pid, prepared.container_id):
+            if pid:  # of another host's process: nobody here can end it
+                log.warning("docker_exec_left_running exec=%s reason=other_host", prepared.exec_id)
             return
-        try:
-            await asyncio.to_thread(kill_tree, pid)
-        except PermissionError:
-            await _kill_inside(engine, prepared, pid)
+        with _held(pid) as held:
+            # Asked again: a number that the command has now and had before is no other process's.
+            if held is None or await _pid_of(engine, prepared) != pid:
+                return
+            try:
+                signal.pidfd_send_signal(held, signal.SIGSTOP)  # from here on it ends by us alone
+                await asyncio.to_thread(kill_tree, pid)
+            except PermissionError:
+                await _kill_inside(engine, prepared, pid)
+            except ProcessLookupError:
+                return
     except DriverFailed as failure:
         log.warning("docker_exec_left_running exec=%s reason=%s", prepared.exec_id, failure.code)
+
+
+@contextlib.contextmanager
+def _held(pid: int) -> Iterator[int | None]:
+    """The process that has this number now; None when there is none."""
+    try:
+        held = os.pidfd_open(pid)
+    except OSError:
+        yield None
+        return
+    try:
+        yield held
+    finally:
+        os.close(held)
+
+
+def left_over(client: Client, inspected: Raw, known: Set[str]) -> list[Prepared]:
+    """Commands that run in this container, have an agent's mark and are not `known`: of an agent that
+    was killed. One that was begun by hand is nobody's business. Blocks."""
+    found = []
+    for exec_id in inspected.get("ExecIDs") or ():
+        if exec_id in known:
+            continue
+        try:
+            seen: Any = client.exec_inspect(exec_id)
+        except docker.errors.NotFound:  # it has ended meanwhile
+            continue
+        if seen["Running"] and seen.get("Pid") and seen.get("DetachKeys") == _MARK:
+            found.append(Prepared(inspected["Id"], exec_id))
+    return found
 
 
 def is_over(seen: Any) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 
 from cube.adapters.docker_engine import containers
 from cube.adapters.docker_engine.engine import Client, Engine
-from cube.adapters.docker_engine.exec import ANSWER_S, Prepared, is_over, kill_exec
+from cube.adapters.docker_engine.exec import ANSWER_S, DETACH_KEYS, Prepared, is_over, kill_exec
 from cube.adapters.docker_engine.failures import engine_down, explain
 from cube.adapters.docker_engine.frames import FRAME_BYTES_MAX, HEADER, STREAMS
 from cube.adapters.docker_engine.marks import Marks
@@ -24,8 +24,6 @@ from cube.ports.session import CLOSE_GRACE_MS
 log = logging.getLogger(__name__)
 
 READ_BYTES = 32 * 1024
-# Whatever is typed goes to the command: this is what nobody types (the default is ^P ^Q).
-DETACH_KEYS = "ctrl-^,ctrl-^,ctrl-^,ctrl-^,ctrl-^"
 COULD_NOT_START = b"OCI runtime exec failed"  # then its output is a sentence of the engine's
 CODE_LOOKS = 40  # × 50 ms: the engine notes the code a little after the streams have ended
 LOOK_MS = 50
@@ -48,6 +46,7 @@ async def open_session(
             environment={"TERM": order.term} if order.tty and order.term else None,
             detach_keys=DETACH_KEYS,
         )  # fmt: skip
+        engine.commands.add(made["Id"])
         return Prepared(inspected["Id"], made["Id"]), client.api_version
 
     prepared, version = await engine.call(prepare)
@@ -71,6 +70,7 @@ async def open_session(
         raise
     except DriverFailed:
         await wire.close()
+        engine.commands.discard(prepared.exec_id)
         raise
     return DockerSession(engine, prepared, wire, order)
 
@@ -79,6 +79,7 @@ async def _give_up(engine: Engine, prepared: Prepared, wire: Wire) -> None:
     """The engine may have begun with it, or be about to: nobody else would end it."""
     await wire.close()
     await kill_exec(engine, prepared)
+    engine.commands.discard(prepared.exec_id)
 
 
 class DockerSession:
@@ -204,6 +205,7 @@ class DockerSession:
             await self.end_input()
             await self._end()
         await self._wire.close()
+        self._engine.commands.discard(self._prepared.exec_id)
 
     async def _end(self) -> None:
         """By the end of its input, or killed."""

@@ -7,7 +7,7 @@ import os
 import secrets
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import psutil
@@ -76,6 +76,7 @@ class FakeEngine:
     def __init__(self, *told: dict[str, Any]) -> None:
         self.told = list(told)
         self.asked = 0
+        self.commands: set[str] = set()
 
     async def call(self, function: Callable[[Any], Any], timeout_ms: int = 0) -> Any:
         self.asked += 1
@@ -103,6 +104,15 @@ async def killed(monkeypatch: pytest.MonkeyPatch, *told: dict[str, Any]) -> list
     return victims
 
 
+@pytest.fixture
+def command() -> Iterator[psutil.Process]:
+    """Some process, which has the number that the engine tells."""
+    process = subprocess.Popen(["sleep", "1238"])
+    yield psutil.Process(process.pid)
+    process.kill()
+    process.wait()
+
+
 @pytest.mark.parametrize(
     "before",
     [
@@ -112,9 +122,21 @@ async def killed(monkeypatch: pytest.MonkeyPatch, *told: dict[str, Any]) -> list
     ],
 )
 async def test_a_command_that_has_only_just_begun_is_killed(
-    monkeypatch: pytest.MonkeyPatch, before: list[dict[str, Any]]
+    monkeypatch: pytest.MonkeyPatch, before: list[dict[str, Any]], command: psutil.Process
 ) -> None:
-    assert await killed(monkeypatch, *before, seen(running=True, pid=4242)) == [4242]
+    pid = command.pid
+    assert await killed(monkeypatch, *before, seen(running=True, pid=pid)) == [pid]
+
+
+async def test_a_process_that_has_a_commands_number_after_it_is_not_touched(
+    monkeypatch: pytest.MonkeyPatch, command: psutil.Process
+) -> None:
+    """The engine's word is older than what is there now; so it is asked again."""
+    pid = command.pid
+    ended, replaced = seen(running=False, pid=pid, code=0), seen(running=True, pid=pid + 1)
+    for now in (ended, replaced):
+        assert await killed(monkeypatch, seen(running=True, pid=pid), now) == []
+    assert command.status() != psutil.STATUS_STOPPED
 
 
 async def test_one_that_has_ended_or_never_begins_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -155,7 +177,7 @@ async def test_a_session_that_nobody_waits_for_any_more_leaves_no_command(
 
     monkeypatch.setattr(sessions, "connect", connect)
     monkeypatch.setattr(sessions, "kill_exec", kill)
-    engine: Any = type("Engine", (), {"call": staticmethod(call)})
+    engine: Any = type("Engine", (), {"call": staticmethod(call), "commands": {"e1"}})
     marks: Any = None
     if who == "the engine is too late":
         monkeypatch.setattr(sessions, "ANSWER_S", 0.0)
@@ -169,4 +191,4 @@ async def test_a_session_that_nobody_waits_for_any_more_leaves_no_command(
         opening.cancel()
         with pytest.raises(asyncio.CancelledError):
             await opening
-    assert (wire.is_closed, killed) == (True, ["e1"])
+    assert (wire.is_closed, killed, engine.commands) == (True, ["e1"], set())

@@ -24,6 +24,7 @@ class Engine:
     def __init__(self, **states: str) -> None:
         self.states = states
         self.failing = ""
+        self.commands: set[str] = set()
         self.removed: list[str] = []
         self.under_way = self.most_under_way = 0
 
