@@ -78,14 +78,17 @@ _STANDING = {
 }
 
 
+_NO_NODE = NodeId("")
+
+
 class Identity(msgspec.Struct, frozen=True):
-    """`actor` is what the cluster's history says of who did it. `token_id`, `node_id`: whose right it
-    is, where it is somebody's. `remote`: the address of a user whose request a node has passed on."""
+    """`actor` is what the cluster's history says of who did it. `token_id`: whose right it is, where it
+    is a token's. `node_id`: the node that asks, or passes on what a user asks from `remote`."""
 
     standing: Standing
     actor: str
     token_id: str = ""
-    node_id: NodeId = NodeId("")
+    node_id: NodeId = _NO_NODE
     remote: str = ""
 
 
@@ -155,8 +158,8 @@ def _record(token_id: str, trust: TrustState, now_ms: int) -> TokenRecord:
     return record
 
 
-def _user(record: TokenRecord, remote: str = "") -> Identity:
-    return Identity(_STANDING[record.role], f"token:{record.id}", token_id=record.id, remote=remote)
+def _user(record: TokenRecord, by: NodeId = _NO_NODE, remote: str = "") -> Identity:
+    return Identity(_STANDING[record.role], f"token:{record.id}", record.id, by, remote)
 
 
 def identify_by_ticket(
@@ -183,16 +186,16 @@ def identify_by_ticket(
     record = _record(ticket.token, trust, now_ms)
     if access.signer is None or not shown.is_signed(access.signer, record.key):
         raise Problem("forbidden", "the ticket is not signed with the token that it names")
-    return _user(record, ticket.remote)
+    return _user(record, ticket.by, ticket.remote)
 
 
 def check_still_good(identity: Identity, role: Role, trust: TrustState, now_ms: int) -> None:
     """Whoever asked could ask again: what lasts may outlast its token, and would be worth as much.
     Raises Problem."""
+    if identity.node_id:
+        _check_not_removed(identity.node_id, trust)
     if identity.token_id:
         authorise(_user(_record(identity.token_id, trust, now_ms)), role)
-    elif identity.node_id:
-        _check_not_removed(identity.node_id, trust)
 
 
 def authorise(identity: Identity, role: Role) -> None:

@@ -17,7 +17,7 @@ from aiohttp import WSMsgType, web
 from cube.api import elsewhere
 from cube.api.call import Call
 from cube.api.errors import IN_SHORT, Problem, problem_in_short, problem_of
-from cube.api.streams import client_is_gone, keep_alive, may_still, widen
+from cube.api.streams import client_is_gone, keep_alive, lost_right, may_still, widen
 from cube.model.cluster import Node, Task
 from cube.model.errors import CubeError
 from cube.model.lifecycle import NodeStatus
@@ -35,6 +35,7 @@ GOODBYE_S = 2.0  # for the other end to close the socket as well
 Socket = web.WebSocketResponse | aiohttp.ClientWebSocketResponse
 
 _ORDER = msgspec.json.Decoder(ExecOrder)
+_FROM_COMMAND = msgspec.json.Decoder(FromCommand)
 _TO_COMMAND = msgspec.json.Decoder(ToCommand)
 
 
@@ -51,14 +52,21 @@ async def open_exec(call: Call) -> web.StreamResponse:
     await _until_one_ends(
         lambda: client_is_gone(call) or not may_still(call), call, _serve(call, task, socket)
     )
-    if not client_is_gone(call) and not may_still(call):
-        problem = Problem("unauthenticated", "the token was removed, or has expired")
+    await _say_goodbye(call, socket)
+    return socket
+
+
+async def _say_goodbye(
+    call: Call, socket: web.WebSocketResponse, *, has_ended: bool = False
+) -> None:
+    """It is closed. Whose right has ended is told so, if the last message was not sent before."""
+    problem = None if has_ended else lost_right(call)
+    if problem is not None and not client_is_gone(call):
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(GOODBYE_S):  # it may take nothing any more
                 await _refuse(call, socket, problem)
     with contextlib.suppress(ConnectionError, RuntimeError):
         await socket.close()
-    return socket
 
 
 async def _accept(call: Call) -> web.WebSocketResponse:
@@ -92,12 +100,15 @@ async def _serve(call: Call, task: Task, socket: web.WebSocketResponse) -> None:
 
 def _caller(call: Call) -> ExecCaller:
     identity = call.identity
-    token = call.api.cluster.state().trust.tokens.get(identity.token_id)
+    state = call.api.cluster.state()
+    token = state.trust.tokens.get(identity.token_id)
+    by = state.nodes.get(identity.node_id)
     return ExecCaller(
         actor=identity.actor,
         role=identity.standing.value if identity.token_id else "",
         name="" if token is None else token.description,
         remote=call.remote,
+        through="" if by is None else by.name,
     )
 
 
@@ -184,22 +195,39 @@ async def _forward(call: Call, task: Task, node: Node) -> web.StreamResponse:
 
         def is_gone() -> bool:
             now = call.api.cluster.state().nodes.get(node.id)
-            return client_is_gone(call) or now is None or now.status is NodeStatus.DOWN
+            is_down = now is None or now.status is NodeStatus.DOWN
+            return is_down or client_is_gone(call) or not may_still(call)
 
         with contextlib.suppress(ConnectionError):
             keep_alive(upstream.get_extra_info("socket"))
-            await _until_one_ends(is_gone, call, _copy(socket, upstream), _copy(upstream, socket))
-        with contextlib.suppress(ConnectionError, RuntimeError):
-            await socket.close()
+            back = _Copy(upstream, socket)
+            await _until_one_ends(is_gone, call, _Copy(socket, upstream).run(), back.run())
+        await _say_goodbye(call, socket, has_ended=back.has_ended)
     return socket
 
 
-async def _copy(source: Socket, sink: Socket) -> None:
-    async for message in source:
-        if message.type is WSMsgType.BINARY:
-            await sink.send_bytes(message.data)
-        elif message.type is WSMsgType.TEXT:
-            await sink.send_str(message.data)
+class _Copy:
+    """`has_ended`: the last message of a command has been passed on."""
+
+    def __init__(self, source: Socket, sink: Socket) -> None:
+        self._source, self._sink = source, sink
+        self.has_ended = False
+
+    async def run(self) -> None:
+        async for message in self._source:
+            if message.type is WSMsgType.BINARY:
+                await self._sink.send_bytes(message.data)
+            elif message.type is WSMsgType.TEXT:
+                self.has_ended = self.has_ended or _is_last(message.data)
+                await self._sink.send_str(message.data)
+
+
+def _is_last(text: str) -> bool:
+    try:
+        told = _FROM_COMMAND.decode(text)
+    except msgspec.MsgspecError:  # not for us to judge
+        return False
+    return told.ended or told.problem is not None
 
 
 async def _until_one_ends(

@@ -67,11 +67,16 @@ def client_is_gone(call: Call) -> bool:
 def may_still(call: Call) -> bool:
     """Whoever asked could ask again. Looked at before each write and after each wait: what lasts would
     outlast its token, and be worth as much."""
+    return lost_right(call) is None
+
+
+def lost_right(call: Call) -> Problem | None:
+    """What whoever asked would be told now; None: they would be let in."""
     try:
         call.check_still_good()
-    except Problem:
-        return False
-    return True
+    except Problem as problem:
+        return problem
+    return None
 
 
 def cut_off(call: Call) -> None:

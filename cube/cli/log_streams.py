@@ -125,6 +125,7 @@ class Sources:
         self._query = query
         self._merge = Merge(PATIENCE_MS if query.follow else None)
         self._changed = threading.Condition()
+        self._refusal: ApiProblem | None = None
         self.tasks: dict[str, TaskView] = {}
 
     def add(self, task: TaskView, *, is_new: bool = False) -> None:
@@ -136,7 +137,8 @@ class Sources:
         threading.Thread(target=self._read, args=(task, query), daemon=True).start()
 
     def lines(self, may_end: Callable[[], bool]) -> Iterator[tuple[TaskView, Line] | None]:
-        """None: nothing waits now. Ends when nothing can come any more and `may_end` says so."""
+        """None: nothing waits now. Ends when nothing can come any more and `may_end` says so. Raises
+        ApiProblem for who may not read them, or not any more."""
         while True:
             with self._changed:
                 wait_ms = self._merge.wait_ms(_now_ms())
@@ -151,6 +153,8 @@ class Sources:
                 is_over = self._merge.is_over
                 if not is_over and self._merge.wait_ms(_now_ms()) != 0:
                     self._changed.wait(1.0 if wait_ms is None else wait_ms / 1000)
+            if self._refusal is not None:  # after is_over: whoever ends has said so before
+                raise self._refusal
             if is_over:
                 if may_end():
                     return
@@ -183,6 +187,9 @@ class Sources:
             except ApiProblem as problem:
                 if problem.code == "not_found" and latest:
                     return  # forgotten meanwhile
+                if problem.status in (401, 403):
+                    self._refusal = problem  # of one is of all: the token has gone
+                    return
                 error: ClientError = problem
             except ClientError as broken:
                 error = broken

@@ -164,6 +164,7 @@ class NoteExec(
     role: str = ""
     name: str = ""
     remote: str = ""
+    through: str = ""
     program: str = ""
     arguments: int = 0
     tty: bool = False

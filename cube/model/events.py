@@ -74,6 +74,7 @@ class ExecEvent(msgspec.Struct, frozen=True, tag="exec", tag_field="topic"):
     role: str
     name: str
     remote: str
+    through: str
     program: str
     arguments: int
     tty: bool

@@ -71,12 +71,13 @@ class ExecOrder(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
 class ExecCaller(msgspec.Struct, frozen=True):
     """Who has a command run: as the cluster's history names them, their role and what their token is
-    called, and the address that they asked from."""
+    called, the address that they asked from, and the node that passed it on."""
 
     actor: str
     role: str = ""
     name: str = ""
     remote: str = ""
+    through: str = ""
 
 
 PROGRAM_CHARS_MAX = 100  # of a command, where it is told to others than who ran it

@@ -99,7 +99,7 @@ class ExecTally:
 def _number_of(window: _Window) -> Note:
     """Of several callers, perhaps: the last one's name would say too much."""
     about = msgspec.structs.replace(
-        window.about, role="", name="", remote="", program="", arguments=0, tty=False,
+        window.about, role="", name="", remote="", through="", program="", arguments=0, tty=False,
         more=window.counted,
     )  # fmt: skip
     return Note(about, "")
@@ -132,6 +132,7 @@ class ExecAudit:
             role=one_line(caller.role, CALLER_CHARS_MAX),
             name=one_line(caller.name, CALLER_CHARS_MAX),
             remote=one_line(caller.remote, CALLER_CHARS_MAX),
+            through=one_line(caller.through, CALLER_CHARS_MAX),
             program=program_of(order),
             arguments=len(order.argv) - 1,
             tty=order.tty,

@@ -87,7 +87,16 @@ def restart(draft: Draft, body: c.RestartTask) -> Outcome:
 
 def note_exec(draft: Draft, body: c.NoteExec, actor: str) -> Outcome:
     """Everybody can see it: as an event, and in the task's own history if it is still known."""
-    words = (actor, body.role, body.name, body.remote, body.task, body.job, body.node_id)
+    words = (
+        actor,
+        body.role,
+        body.name,
+        body.remote,
+        body.through,
+        body.task,
+        body.job,
+        body.node_id,
+    )
     numbers = (body.arguments, body.more, body.attempt, body.begun_at_ms)
     if not (
         all(is_one_line(word, CALLER_CHARS_MAX) for word in words)
@@ -108,6 +117,7 @@ def note_exec(draft: Draft, body: c.NoteExec, actor: str) -> Outcome:
             role=body.role,
             name=body.name,
             remote=body.remote,
+            through=body.through,
             program=body.program,
             arguments=body.arguments,
             tty=body.tty,
@@ -135,6 +145,7 @@ def exec_message(body: c.NoteExec, actor: str) -> str:
     told += f" ran {body.program} with {count} argument{'' if body.arguments == 1 else 's'}"
     told += " on a terminal" if body.tty else ""
     told += f", from {body.remote}" if body.remote else ""
+    told += f" through {body.through}" if body.through else ""
     return told + (f"; {more} before were only counted" if body.more else "")
 
 

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 
 import msgspec
 import pytest
+from aiohttp import WSMsgType
 from multidict import CIMultiDictProxy
 
 from cube.adapters.trust.tickets import Ed25519Tickets
@@ -22,7 +23,7 @@ from tests.fakes.served import Served, served
 from tests.unit.api.passing import create_token, passed_on_access
 from tests.unit.api.test_api_auth import IDS, SECRET, bearer
 from tests.unit.api.test_api_exec import command, heard
-from tests.unit.api.test_api_streams import lines
+from tests.unit.api.test_api_streams import eventually, lines
 
 Headers = CIMultiDictProxy[str]
 
@@ -69,7 +70,7 @@ async def test_no_token_reaches_another_node_whatever_is_passed_on() -> None:
         # Where a node may ask for itself, not even that: who asks is none of the other's business.
         assert [TICKET in headers for headers in seen] == [False] * 4 + [True] * 3
         [caller] = second.local_tasks.callers
-        assert caller == ExecCaller(f"token:{IDS['operator']}", "operator", "", "127.0.0.1")
+        assert caller == ExecCaller(f"token:{IDS['operator']}", "operator", "", "127.0.0.1", "n1")
 
 
 def ticket(first: Served, second: Served, asked: str, **changes: object) -> dict[str, str]:
@@ -156,3 +157,30 @@ async def test_a_token_of_an_older_version_is_asked_for_where_the_task_is() -> N
         assert second.address in str(found["hint"]) and not seen
         async with second.client.post(path, **sent) as response:  # type: ignore[arg-type]
             assert response.status == 200
+
+
+async def test_what_a_node_passed_on_ends_when_it_is_removed() -> None:
+    async with two_guarded() as (first, second, _):
+        [task] = first.world.running(job_spec(), "n2")
+        async with command(first, task.id, "hang", headers=bearer(IDS["operator"])) as socket:
+            assert (await socket.receive()).type is WSMsgType.TEXT
+            [(_, _, session)] = second.local_tasks.sessions
+            first.world.apply(c.SetNodeStatus(TERM, first.cluster.id, NodeStatus.DOWN))
+            first.world.apply(c.RemoveNode(first.cluster.id))
+            assert [one["problem"]["code"] for one in await heard(socket)] == ["forbidden"]
+            await eventually(lambda: session.is_closed)
+
+
+async def test_who_was_asked_ends_it_too_should_the_other_node_lag() -> None:
+    async with two_guarded() as (first, second, _):
+        [task] = first.world.running(job_spec(), "n2")
+        made = create_token(TokenRole.OPERATOR, SECRET, "0000001c")
+        first.world.apply(msgspec.structs.replace(made, lifetime_ms=60_000))
+        for one in (first, second):
+            one.clock.now = first.world.state.now_ms
+        async with command(first, task.id, "hang", headers=bearer("0000001c")) as socket:
+            assert (await socket.receive()).type is WSMsgType.TEXT
+            first.clock.now += 100_000
+            assert [one["problem"]["code"] for one in await heard(socket)] == ["unauthenticated"]
+            [(_, _, session)] = second.local_tasks.sessions
+            await eventually(lambda: session.is_closed)

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -17,8 +18,11 @@ from cube.cli.log_streams import WAITING_LINES_MAX, Line, Merge
 from cube.model import commands as c
 from cube.model.launch import LogChunk
 from cube.model.lifecycle import TaskState
+from cube.model.trust import TokenRole
 from tests.fakes.cluster import START_MS, job_spec
 from tests.fakes.served import Served, served
+from tests.unit.api.passing import create_token, passed_on_access
+from tests.unit.api.test_api_auth import IDS, bearer
 from tests.unit.api.test_api_streams import eventually
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -157,6 +161,25 @@ async def test_following_joins_what_comes_and_ends_with_the_job() -> None:
                 api.local_tasks.say(None)
             assert await process.stdout.read() == b""
             assert await process.wait() == 0
+
+
+@pytest.mark.parametrize("name", ["shop", "shop.web.0", "TASK"])
+async def test_following_ends_when_the_token_does(name: str) -> None:
+    async with served(access=passed_on_access()) as api:
+        api.world.apply(create_token(TokenRole.VIEWER))
+        api.clock.now = api.world.state.now_ms
+        [task] = api.world.running(job_spec())
+        token = bearer(IDS["viewer"])["Authorization"].removeprefix("Bearer ")
+        process = await asyncio.create_subprocess_exec(
+            *cube(api, "-f", task.id if name == "TASK" else name), stderr=subprocess.PIPE, cwd=ROOT,
+            env={**os.environ, "CUBE_TOKEN": token},
+        )  # fmt: skip
+        assert process.stderr is not None
+        async with asyncio.timeout(PATIENCE_S):
+            await eventually(lambda: api.local_tasks.followers == 1)
+            api.world.apply(c.RemoveToken(IDS["viewer"]))
+            told = (await process.stderr.read()).decode()
+            assert (await process.wait(), "was removed" in told) == (6, True), told
 
 
 async def test_control_characters_reach_pipes_and_no_terminal() -> None:
