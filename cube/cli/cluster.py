@@ -61,7 +61,9 @@ def events(
     style = Style(settings)
     if tail is None and not since:
         tail = TAIL
+    is_silent = True
     for event in settings.client.events(topic, since, tail=tail, follow=follow):
+        is_silent = False
         if settings.output == "json":
             out(json.dumps({"id": event.id, "event": event.name, "data": event.data}))
             continue
@@ -78,6 +80,8 @@ def events(
             f"{_clock_time(told.get('at'))}  {event.name:<7} {what:<28} {told.get('kind', ''):<10} "
             f"{style.state(word)}  {why}".rstrip()
         )
+    if is_silent:
+        note("the node remembers no such events; -f waits for the next")
 
 
 def _clock_time(at: object) -> str:

@@ -68,7 +68,7 @@ def print_nodes(settings: Settings, nodes: list[NodeView]) -> None:
             status += ",draining"
         elif not found.eligible:
             status += ",cordoned"
-        if any(info.attributes.get(DISK_FACT) == DISK_SHORT for info in found.drivers.values()):
+        if _is_short(found):
             status += ",disk short"
         drivers = ",".join(name for name, info in sorted(found.drivers.items()) if info.healthy)
         memory = f"{format_size(found.reserved.memory)} / {format_size(found.capacity.memory)}"
@@ -107,6 +107,12 @@ def node_show(settings: Settings, name: str) -> None:
     if tasks:
         out()
         print_tasks(settings, tasks)
+    if _is_short(found):
+        note(f"its disk is nearly full. next: cube node gc {found.name} --plan")
+
+
+def _is_short(node: NodeView) -> bool:
+    return any(info.attributes.get(DISK_FACT) == DISK_SHORT for info in node.drivers.values())
 
 
 @command("drain")

@@ -178,6 +178,12 @@ bodies = st.one_of(
         node_ids,
         st.sampled_from([NodeStatus.READY, NodeStatus.DOWN, NodeStatus.SUSPECT]),
     ),
+    st.builds(
+        c.ChangeSettings,
+        finished_per_slot=st.sampled_from([1, 2, 5]),
+        finished_for_ms=st.sampled_from([0, 300_000]),
+        finished_beyond_ms=st.sampled_from([0, 60_000]),
+    ),
     node_facts(),
     st.sampled_from(["run", "run", "fail", "reject", "complete", "end", "wait"]),
 )

@@ -10,9 +10,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from cube.model import commands as c
 from cube.model.housekeeping import Cleaned, DiskRoom, ImageVerdict, OutputVerdict, Waste
 from cube.model.ids import TaskId
+from cube.model.launch import DISK_FACT, DISK_SHORT, DriverInfo
 from cube.model.lifecycle import NodeStatus
 from tests.fakes.cluster import TERM
 from tests.fakes.served import Served, read, served
@@ -98,10 +101,10 @@ async def test_another_node_is_asked_for_its_own() -> None:
         assert (one.housekeeping.asked, len(two.housekeeping.asked)) == ([], 1)
 
 
-async def cube(api: Served, *arguments: str) -> tuple[int, str, str]:
+async def cube(api: Served, *arguments: str, verb: str = "gc") -> tuple[int, str, str]:
     done = await asyncio.to_thread(
         subprocess.run,
-        [sys.executable, "-m", "cube", "--addr", api.address, "node", "gc", *arguments],
+        [sys.executable, "-m", "cube", "--addr", api.address, "node", verb, *arguments],
         stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, check=False, cwd=ROOT,
         env={**os.environ, "NO_COLOR": "1"},
     )  # fmt: skip
@@ -178,3 +181,13 @@ async def test_what_a_tired_person_types() -> None:
             done = await cube(api, *arguments)
             assert (done[0], words in done[2]) == (code, True), done
         assert api.housekeeping.asked == []
+
+
+async def test_who_looks_at_a_node_whose_disk_is_short_is_told_what_helps() -> None:
+    async with served() as api:
+        assert "node gc" not in (await cube(api, "n1", verb="show"))[2]
+        known = api.world.state.nodes[api.cluster.node_id()].facts
+        short = DriverInfo("docker", False, "less than 1 GiB is free", {DISK_FACT: DISK_SHORT})
+        api.world.apply(c.RegisterNode(msgspec.structs.replace(known, drivers={"docker": short})))
+        code, _, told = await cube(api, "n1", verb="show")
+        assert (code, "next: cube node gc n1 --plan" in told) == (0, True)

@@ -36,7 +36,8 @@ async def test_what_happened_is_printed_and_that_is_all() -> None:
         assert lines[-1][0] == "2023-11-14", "of another day than today, so with its date"
         [last] = (await cube(api, "--tail", "1"))[1].splitlines()
         assert "two" in last
-        assert (await cube(api, "--topic", "secret")) == (0, "", "")
+        code, out, told = await cube(api, "--topic", "secret")
+        assert (code, out, "no such events; -f waits" in told) == (0, "", True)
         raw = (await cube(api, "-o", "json", "--topic", "job"))[1].splitlines()
         first = json.loads(raw[0])
         assert (first["event"], first["data"]["job"]) == ("job", "one")
