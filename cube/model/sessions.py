@@ -81,14 +81,20 @@ class ExecCaller(msgspec.Struct, frozen=True):
 
 
 PROGRAM_CHARS_MAX = 100  # of a command, where it is told to others than who ran it
+_NAME_BESIDE_FILES = 30  # of the program, beside the path of files
 CALLER_CHARS_MAX = 250  # of each word on who ran it: a token's description has 200
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
 def program_of(order: ExecOrder) -> str:
     """What is told of a command to everybody who may look at the cluster: arguments may be secrets
-    (`mysql -pPASSWORD`), and the log keeps what it was told."""
-    return one_line(order.argv[0], PROGRAM_CHARS_MAX)
+    (`mysql -pPASSWORD`), and the log keeps what it was told. Where files are asked for, the driver
+    decides whether the program runs at all: both are told."""
+    if order.files is None:
+        return one_line(order.argv[0], PROGRAM_CHARS_MAX)
+    name, path = order.argv[0][:_NAME_BESIDE_FILES], order.files.path
+    told = f"{name} (cube cp {order.files.action} {path}"
+    return one_line(told, PROGRAM_CHARS_MAX - 1) + ")"
 
 
 def one_line(text: str, chars_max: int) -> str:

@@ -80,8 +80,9 @@ class DriverTasks:
         self._session_number += 1
         number, begun_ms = self._session_number, self._clock.monotonic_ms()
         log.info(
-            "exec_started session=%d actor=%s task=%s task_id=%s tty=%s argv=%r",
+            "exec_started session=%d actor=%s task=%s task_id=%s tty=%s argv=%r files=%r",
             number, caller.actor, task.name, task.id, order.tty, " ".join(order.argv)[:ARGV_CHARS_MAX],
+            "" if order.files is None else f"{order.files.action} {order.files.path}",
         )  # fmt: skip
         try:
             yield session

@@ -19,7 +19,14 @@ from cube.model.errors import DriverFailed, OutcomeUnknown, Unavailable
 from cube.model.events import ExecEvent
 from cube.model.ids import CommandId, NodeId, TaskId
 from cube.model.outcome import Done
-from cube.model.sessions import ExecCaller, ExecOrder, program_of
+from cube.model.sessions import (
+    PROGRAM_CHARS_MAX,
+    ExecCaller,
+    ExecOrder,
+    FileOrder,
+    is_one_line,
+    program_of,
+)
 from cube.ports.cluster import Proposed
 from cube.services import exec_audit
 from cube.services.exec_audit import (
@@ -202,6 +209,19 @@ async def test_what_waits_is_bounded_and_said_when_it_is_lost(
 
 def test_a_program_is_told_cut_and_clean() -> None:
     assert program_of(ExecOrder(argv=("\x1b[2J" + "x" * 200,))) == "?[2J" + "x" * 96
+
+
+def test_files_are_not_taken_for_a_command_nor_a_command_for_files() -> None:
+    """Which of the two it is, the driver decides: both are told, or `date` would copy /etc/shadow."""
+    path = "/etc/shadow"
+    for name, told in (
+        ("date", "date (cube cp get /etc/shadow)"),
+        ("x" * 300, "x" * 30 + " (cube "),
+    ):
+        order = ExecOrder(argv=(name,), files=FileOrder(action="get", path=path))
+        assert program_of(order).startswith(told)
+    order = ExecOrder(argv=("\n" * 300,), files=FileOrder(action="get", path="\x1b" * 300))
+    assert is_one_line(program_of(order), PROGRAM_CHARS_MAX)
 
 
 @pytest.mark.parametrize("changes", [
