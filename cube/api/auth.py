@@ -184,6 +184,10 @@ def identify_by_ticket(
             hint="set both by NTP",
         )
     record = _record(ticket.token, trust, now_ms)
+    if not record.key:
+        raise Problem(
+            "behind", "this node does not know the key of this token yet", hint="ask again"
+        )
     if access.signer is None or not shown.is_signed(access.signer, record.key):
         raise Problem("forbidden", "the ticket is not signed with the token that it names")
     return _user(record, ticket.by, ticket.remote)

@@ -15,13 +15,16 @@ from yarl import URL
 
 from cube.api.auth import FORWARDED, MAY_USE, Standing, token_of
 from cube.api.call import Call, Kind
-from cube.api.errors import Problem
+from cube.api.errors import Problem, refused
 from cube.api.lookup import find_task, shown
 from cube.api.node_connector import WrongNode
 from cube.api.slots import Unplaced
 from cube.api.tickets import TICKET, Ticket, write_ticket
 from cube.model.cluster import Node, Task
+from cube.model.commands import KeepTokenKey
 from cube.model.lifecycle import NodeStatus
+from cube.model.outcome import Rejected
+from cube.model.trust import ApiToken
 
 ANSWER_BYTES_MAX = 16 << 20  # short answers are passed on whole: the use of 10,000 tasks is 4 MB
 
@@ -110,7 +113,7 @@ async def opened(
     asked = url(call, node, path)
     try:
         async with session(call).request(
-            method, asked, params=query, data=data, headers=headers(call, node, method, asked),
+            method, asked, params=query, data=data, headers=await headers(call, node, method, asked),
             timeout=timeout(call, read_ms),
         ) as upstream:  # fmt: skip
             yield upstream
@@ -124,27 +127,23 @@ def url(call: Call, node: Node, path: str) -> URL:
     return URL(f"{call.api.scheme}://{node.facts.http_address}{path}")
 
 
-def headers(call: Call, node: Node, method: str, asked: URL) -> dict[str, str]:
+async def headers(call: Call, node: Node, method: str, asked: URL) -> dict[str, str]:
     """Of the request to the other node. Raises Problem."""
     sent: dict[str, str] = {FORWARDED: call.api.cluster.node_id()}
     if (value := call.request.headers.get("Content-Type")) is not None:
         sent["Content-Type"] = value
     if call.identity.token_id and Standing.NODE not in MAY_USE[call.route.role]:
-        sent[TICKET] = _ticket(call, node, method, asked)
+        sent[TICKET] = await _ticket(call, node, method, asked)
     return sent
 
 
-def _ticket(call: Call, node: Node, method: str, asked: URL) -> str:
+async def _ticket(call: Call, node: Node, method: str, asked: URL) -> str:
     """What the other node lets the user in by. Raises Problem."""
-    token = token_of(call.request.headers.get("Authorization", ""))
+    token, signer = token_of(call.request.headers.get("Authorization", "")), call.api.access.signer
+    assert signer is not None, "who asks for tokens can sign with them"
     record = call.api.cluster.state().trust.tokens.get(token.id)
-    if record is None or not record.key or call.api.access.signer is None:
-        raise Problem(
-            "forbidden",
-            f"this token was made by an older version of Cube, and node {node.name} cannot check it "
-            "unless it is asked itself",
-            hint=f"--addr {node.facts.http_address}, or a new token: cube token create",
-        )
+    if record is not None and not record.key:
+        await _keep_key(call, token)
     ticket = Ticket(
         token=token.id,
         by=call.api.cluster.node_id(),
@@ -154,7 +153,17 @@ def _ticket(call: Call, node: Node, method: str, asked: URL) -> str:
         made_at_ms=call.api.now_ms(),
         remote=call.remote,
     )
-    return write_ticket(call.api.access.signer, token.secret, ticket)
+    return write_ticket(signer, token.secret, ticket)
+
+
+async def _keep_key(call: Call, token: ApiToken) -> None:
+    """The cluster knows what this token's tickets are checked with: one that was made by an older
+    version says it when it is needed. Raises Problem."""
+    command = KeepTokenKey(token.id, call.api.tokens.token_key(token.secret))
+    proposed = await call.api.cluster.propose(command, actor=call.actor)
+    call.state = call.api.cluster.state()  # the other node is to be as new
+    if isinstance(proposed.outcome, Rejected):
+        raise refused(proposed.outcome)
 
 
 def timeout(call: Call, read_ms: int | None) -> aiohttp.ClientTimeout:

@@ -177,7 +177,7 @@ async def _forward(call: Call, task: Task, node: Node) -> web.StreamResponse:
     url = elsewhere.url(call, node, f"/v1/tasks/{task.id}/exec")
     connecting = elsewhere.session(call).ws_connect(
         url, params={"min_index": str(call.state.index)},
-        headers=elsewhere.headers(call, node, "GET", url),
+        headers=await elsewhere.headers(call, node, "GET", url),
         timeout=aiohttp.ClientWSTimeout(ws_close=GOODBYE_S), max_msg_size=MESSAGE_BYTES_MAX,
     )  # fmt: skip
     try:

@@ -307,6 +307,13 @@ class CreateToken(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="
     key: bytes = b""
 
 
+class KeepTokenKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="token_keep_key"):
+    """Of a token that was made before tokens had keys, when it is shown and its key is needed."""
+
+    id: str
+    key: bytes
+
+
 class RemoveToken(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="token_remove"):
     id: str
 
@@ -382,6 +389,7 @@ Body = (
     | InitTrust
     | RotateJoinToken
     | CreateToken
+    | KeepTokenKey
     | RemoveToken
     | InstallGossipKey
     | UseGossipKey

@@ -95,6 +95,8 @@ def _dispatch(draft: Draft, command: c.Command) -> Outcome:
             return trust.rotate_join_token(draft, body)
         case c.CreateToken():
             return trust.create_token(draft, body)
+        case c.KeepTokenKey():
+            return trust.keep_token_key(draft, body)
         case c.RemoveToken():
             return trust.remove_token(draft, body)
         case c.InstallGossipKey():

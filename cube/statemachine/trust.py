@@ -102,6 +102,20 @@ def create_token(draft: Draft, body: c.CreateToken) -> Outcome:
     return Done()
 
 
+def keep_token_key(draft: Draft, body: c.KeepTokenKey) -> Outcome:
+    token = draft.trust.tokens.get(body.id)
+    if token is None:
+        return Rejected(RejectReason.NOT_FOUND, "there is no such token")
+    if len(body.key) != TOKEN_KEY_BYTES:
+        return _invalid(f"the key of a token has {TOKEN_KEY_BYTES} bytes")
+    if token.key:
+        same = token.key == body.key
+        return Done(changed=False) if same else Rejected(RejectReason.REFUSED, "it has another key")
+    kept = msgspec.structs.replace(token, key=body.key)
+    _change(draft, "token_key_kept", tokens={**draft.trust.tokens, token.id: kept})
+    return Done()
+
+
 def remove_token(draft: Draft, body: c.RemoveToken) -> Outcome:
     if body.id not in draft.trust.tokens:
         return Rejected(RejectReason.NOT_FOUND, "there is no such token")

@@ -174,6 +174,7 @@ def trust_bodies() -> st.SearchStrategy[c.Body]:
             st.sampled_from([b"", b"k" * 32, b"short"]),
         ),
         st.builds(c.RemoveToken, ids),
+        st.builds(c.KeepTokenKey, ids, st.sampled_from([b"", b"k" * 32, b"x" * 32])),
         st.builds(c.InstallGossipKey, keys),
         st.builds(c.InstallGossipKey, keys),
         st.builds(c.UseGossipKey, ids),

@@ -94,6 +94,19 @@ def test_a_token_lives_from_its_creation_to_its_end() -> None:
     assert refused(machine.do(c.RemoveToken("22222222"))) is RejectReason.NOT_FOUND
 
 
+def test_a_token_gets_its_key_once() -> None:
+    machine = Machine()
+    key, other = b"k" * 32, b"x" * 32
+    assert refused(machine.do(c.KeepTokenKey("22222222", key))) is RejectReason.NOT_FOUND
+    machine.do(token())
+    assert refused(machine.do(c.KeepTokenKey("22222222", b"short"))) is RejectReason.INVALID
+    assert refused(machine.do(c.KeepTokenKey("22222222", b""))) is RejectReason.INVALID
+    assert machine.do(c.KeepTokenKey("22222222", key)) == Done()
+    assert machine.do(c.KeepTokenKey("22222222", key)) == Done(changed=False)
+    assert refused(machine.do(c.KeepTokenKey("22222222", other))) is RejectReason.REFUSED
+    assert machine.state.trust.tokens["22222222"].key == key
+
+
 def test_tokens_have_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trust, "TOKENS_MAX", 2)
     machine = Machine()
