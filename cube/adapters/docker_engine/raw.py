@@ -16,6 +16,7 @@ from typing import Any
 
 from cube.adapters.docker_engine.engine import CONNECT_S, Engine
 from cube.adapters.docker_engine.failures import engine_down, explain, shorten
+from cube.adapters.docker_engine.tls import TlsStream
 from cube.model.errors import DriverFailed
 
 HEAD_BYTES_MAX = 64 * 1024
@@ -28,7 +29,9 @@ WEATHER = (OSError, EOFError, asyncio.LimitOverrunError, ValueError)
 class Wire:
     """One connection. `status` and `headers` (names in lower case) are those of the last answer."""
 
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def __init__(
+        self, reader: asyncio.StreamReader | TlsStream, writer: asyncio.StreamWriter | TlsStream
+    ) -> None:
         self.reader, self.writer = reader, writer
         self.status = 0
         self.headers: dict[str, str] = {}
@@ -115,18 +118,16 @@ async def connect(engine: Engine) -> Wire:
     url = str(where.get("base_url") or f"unix://{DEFAULT_SOCKET}")
     try:
         async with asyncio.timeout(CONNECT_S):
-            return Wire(*await _open(url, where))
+            return await _open(url, where)
     except (*WEATHER, TimeoutError) as error:
         raise engine_down(f"the Docker Engine at {url}: {str(error) or 'timed out'}") from None
 
 
-async def _open(
-    url: str, where: dict[str, Any]
-) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+async def _open(url: str, where: dict[str, Any]) -> Wire:
     scheme, _, rest = url.partition("://")
     if scheme in ("unix", "http+unix"):
         path = "/" + urllib.parse.unquote(rest).lstrip("/")
-        return await asyncio.open_unix_connection(path, limit=HEAD_BYTES_MAX)
+        return Wire(*await asyncio.open_unix_connection(path, limit=HEAD_BYTES_MAX))
     if scheme not in ("tcp", "http", "https"):
         raise DriverFailed(
             "not_supported", f"no way to talk to an engine at {scheme}://", transient=False
@@ -134,7 +135,17 @@ async def _open(
     parts = urllib.parse.urlsplit(f"//{rest}")
     tls = _context(where) if scheme == "https" or where.get("tls") else None
     port = parts.port or (2375 if tls is None else 2376)
-    return await asyncio.open_connection(parts.hostname, port, ssl=tls, limit=HEAD_BYTES_MAX)
+    host = parts.hostname or "localhost"
+    reader, writer = await asyncio.open_connection(host, port, limit=HEAD_BYTES_MAX)
+    if tls is None:
+        return Wire(reader, writer)
+    stream = TlsStream(reader, writer, tls, host, HEAD_BYTES_MAX)
+    try:
+        await stream.handshake()
+    except BaseException:
+        writer.close()
+        raise
+    return Wire(stream, stream)
 
 
 def _context(where: dict[str, Any]) -> ssl.SSLContext:
