@@ -56,8 +56,7 @@ class ExecTally:
 
     def take(self, note: Note, now_ms: int, *, has_room: bool) -> Note | None:
         """What is to be told now; None: it was counted."""
-        if now_ms - self._since_ms >= WINDOW_MS:
-            self._since_ms, self._written = now_ms, 0
+        self._turn(now_ms)
         body = note.body
         window = self._windows.get(body.task_id)
         if window is None:
@@ -79,14 +78,22 @@ class ExecTally:
     def due(self, now_ms: int) -> list[Note]:
         """Numbers of what was counted in windows that are over: nobody may come again to tell them
         with."""
+        self._turn(now_ms)
         found: list[Note] = []
         for task_id, window in list(self._windows.items()):
             if now_ms - window.since_ms < WINDOW_MS:
                 continue
             if window.counted:
+                if self._written >= NOTES_MAX:
+                    continue  # later
+                self._written += 1
                 found.append(_number_of(window))
             del self._windows[task_id]
         return found
+
+    def _turn(self, now_ms: int) -> None:
+        if now_ms - self._since_ms >= WINDOW_MS:
+            self._since_ms, self._written = now_ms, 0
 
     def _forget_one(self) -> None:
         """The one that began first; what was counted of it is in the node's log only."""
