@@ -15,7 +15,7 @@ from cube.model.launch import RunState
 from cube.model.sessions import ExecOrder, FileOrder
 from cube.ports.session import Session
 from tests.contract.docker_rig import OBEYS, WAITS, DockerRig, run, shell
-from tests.contract.driver_cases import new_task_id, read, text
+from tests.contract.driver_cases import new_task_id, read, text, until
 from tests.contract.private_engine import PrivateEngine, private_engine
 from tests.engine_certificates import make_certificates
 from tests.ports import free_port
@@ -148,8 +148,12 @@ async def test_a_session_whose_caller_goes_leaves_no_command(rig: DockerRig) -> 
     session = await rig.driver.open_exec(launch.task_id, 1, ExecOrder(argv=("sleep", "1239")))
     async with asyncio.timeout(PATIENCE_S):
         await session.close()
-    running = rig.client.inspect_container(seen.handle)["ExecIDs"]
-    assert not any(rig.client.exec_inspect(one)["Running"] for one in running or ())
+
+    async def is_over() -> bool:  # the engine notes it a little later
+        running = rig.client.inspect_container(seen.handle)["ExecIDs"]
+        return not any(rig.client.exec_inspect(one)["Running"] for one in running or ())
+
+    await until(is_over, PATIENCE_S)
 
 
 async def test_an_engine_lets_in_only_whom_its_ca_knows(
