@@ -20,6 +20,7 @@ class FakeImages:
 
     names: dict[str, set[str]] = field(default_factory=dict)
     containers: dict[str, str] = field(default_factory=dict)
+    bases: set[str] = field(default_factory=set)  # images that others are built on
 
     def find(self, name: str) -> str | None:
         """The id of what has this name."""
@@ -54,6 +55,7 @@ class FakeImages:
                 names=tuple(sorted(names)),
                 size_bytes=SIZE_BYTES,
                 users=tuple(sorted(key for key, of in self.containers.items() if of == id_)),
+                is_base=id_ in self.bases,
             )
             for id_, names in sorted(self.names.items())
         ]
@@ -65,5 +67,7 @@ class FakeImages:
             raise DriverFailed("image_renamed", f"it is also {min(more)}", transient=True)
         if image_id in self.containers.values():
             raise DriverFailed("image_in_use", "a container has it", transient=True)
+        if image_id in self.bases:
+            raise DriverFailed("image_in_use", "another image is built on it", transient=True)
         del self.names[image_id]
         return True

@@ -38,6 +38,10 @@ class ImageRig(Protocol):
         """Somebody's own container has it, which does not run; its name."""
         ...
 
+    def build_by_hand(self, image: str) -> None:
+        """Somebody's own image is built on it, and nothing else is left of that."""
+        ...
+
 
 class ImageContract:
     """Test classes inherit it and provide `image_rig`."""
@@ -133,6 +137,28 @@ class ImageContract:
         name = image_rig.run_by_hand(image)
         found = await assert_in_use(store, image)
         assert found.users == (name,)
+
+    async def test_what_is_in_use_keeps_all_its_names(self, image_rig: ImageRig) -> None:
+        store, _ = listening(image_rig)
+        images = [image_rig.publish("app", tag, "one") for tag in ("1", "2")]
+        for image in images:
+            await image_rig.driver.prepare(asking(image_rig, image))
+        image_rig.run_by_hand(images[1])
+        before = await assert_in_use(store, images[1])
+        assert await seen(store, images[0]) == before
+
+    async def test_what_another_image_is_built_on_stays(self, image_rig: ImageRig) -> None:
+        store, _ = listening(image_rig)
+        image = image_rig.publish("app", "1", "one")
+        await image_rig.driver.prepare(asking(image_rig, image))
+        image_rig.build_by_hand(image)
+        before = await seen(store, image)
+        assert before is not None
+        assert (before.users, before.is_base) == ((), True)
+        with pytest.raises(DriverFailed) as failed:
+            await store.remove_image(before.id, before.names)
+        assert failed.value.code == "image_in_use"
+        assert await seen(store, image) == before
 
     async def test_a_name_that_somebody_gave_it_keeps_it(self, image_rig: ImageRig) -> None:
         store, _ = listening(image_rig)

@@ -71,6 +71,11 @@ class RegistryRig(DockerRig):
         self.client.tag(image, name, "latest")
         return f"{name}:latest"
 
+    def build_by_hand(self, image: str) -> None:
+        container = self.client.create_container(image, ["true"])
+        self.client.commit(container["Id"], f"{self.store.address}/built", "1")
+        self.client.remove_container(container["Id"])
+
     def run_by_hand(self, image: str) -> str:
         name = f"by-hand-{secrets.token_hex(4)}"
         self.made.append(self.client.create_container(image, ["true"], name=name)["Id"])

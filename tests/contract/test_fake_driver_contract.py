@@ -123,6 +123,11 @@ class FakeRig:
         self.host.images.names[found].add(canonical(other))
         return canonical(other)
 
+    def build_by_hand(self, image: str) -> None:
+        found = self.host.images.find(image)
+        assert found is not None
+        self.host.images.bases.add(found)
+
     def run_by_hand(self, image: str) -> str:
         found = self.host.images.find(image)
         assert found is not None

@@ -183,7 +183,8 @@ def test_the_books_own_api_and_verbs(
 def test_images_that_cube_pulled_go_when_asked_and_nobody_elses(
     tmp_path: Path, engine: docker.APIClient
 ) -> None:
-    """Asked of the other node, by an operator's token; the agent that pulled was killed meanwhile."""
+    """Asked of the other node, by an operator's token; the agent that pulled was killed meanwhile. So
+    does the output of processes that were forgotten while it was away."""
     environment = {"CUBE_DRIVERS_DOCKER_HOST": engine_for_tests(), "CUBE_GC_IMAGE_UNUSED_FOR": "0s"}
     cluster = TestCluster(tmp_path, environment, is_secure=True)
     with registry() as store:
@@ -199,8 +200,15 @@ def test_images_that_cube_pulled_go_when_asked_and_nobody_elses(
             [task] = cluster.serving("one", 1)
             owner = next(node for node in cluster.nodes if node.name == task["node_name"])
             other = next(node for node in cluster.nodes if node is not owner)
+            cluster.cube("run", "--name", "left", "--count", "4", "--", "sleep", "1000")
+            here = [
+                one["id"] for one in cluster.serving("left", 4) if one["node_name"] == owner.name
+            ]
+            assert here
+            cluster.cube("stop", "left", at=other)
             assert "removed" not in cluster.cube("node", "gc", at=other).stdout
             owner.kill()
+            cluster.cube("rm", "left", "--yes", at=other)
             cluster.start(owner)
             wait_for("the killed node is ready again", owner.is_ready)
             for name in ("one", "two"):
@@ -208,12 +216,17 @@ def test_images_that_cube_pulled_go_when_asked_and_nobody_elses(
 
             def may_go() -> bool:
                 plan = cluster.cube_json("node", "gc", owner.name, "--plan", at=other)
-                return [pulled] == [one["names"][0] for one in plan["images"] if not one["keep"]]
+                images = [one["names"][0] for one in plan["images"] if not one["keep"]]
+                outputs = [one["task_id"] for one in plan["outputs"] if not one["keep"]]
+                return (images, outputs) == ([pulled], sorted(here))
 
             wait_for("nothing uses the image any more", may_go)
             done = cluster.cube("node", "gc", at=other).stdout
-            assert f"{owner.name}  removed image {pulled}" in done
-            assert done.count("removed") == 1
+            told = [line for line in done.splitlines() if line.startswith(owner.name)]
+            assert sorted(line.split()[2] for line in told) == ["image"] + ["output"] * len(here)
+            assert "removed image" not in done.replace(f"{owner.name}  removed image {pulled}", "")
+            for task_id in here:
+                assert not (owner.directory / "tasks" / task_id).exists()
             assert engine.images(pulled) == []
             assert len(engine.images(by_hand)) == 1
         finally:

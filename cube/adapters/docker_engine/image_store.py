@@ -57,13 +57,18 @@ def names_of(image: Mapping[str, Any]) -> tuple[str, ...]:
 
 def remove_image(client: Client, image_id: str, names: Collection[str]) -> bool:
     """See cube.ports.images.ImageStore. It goes name by name, never by force: the engine keeps what a
-    container has, and somebody's own name of it would be in its way."""
-    found = _inspect(client, image_id)
+    container has, and somebody's own name of it would be in its way. But it would take names away
+    first, so what is in use by now is looked up before."""
+    found = next((one for one in images(client) if one.id == image_id), None)
     if found is None:
         return False
-    if more := set(names_of(found)) - set(names):
+    if found.users:
+        raise DriverFailed("image_in_use", f"a container has it: {found.users[0]}", transient=True)
+    if found.is_base:
+        raise DriverFailed("image_in_use", "another image is built on it", transient=True)
+    if more := set(found.names) - set(names):
         raise DriverFailed("image_renamed", f"{min(more)} is a name of it too", transient=True)
-    for name in names_of(found):
+    for name in found.names:
         now = _inspect(client, name)
         if now is not None and now["Id"] == image_id:  # the last tag takes the digests with it
             _remove(client, name)
