@@ -175,11 +175,15 @@ async def test_following_ends_when_the_token_does(name: str) -> None:
             env={**os.environ, "CUBE_TOKEN": token},
         )  # fmt: skip
         assert process.stderr is not None
-        async with asyncio.timeout(PATIENCE_S):
-            await eventually(lambda: api.local_tasks.followers == 1)
-            api.world.apply(c.RemoveToken(IDS["viewer"]))
-            told = (await process.stderr.read()).decode()
-            assert (await process.wait(), "was removed" in told) == (6, True), told
+        try:
+            async with asyncio.timeout(PATIENCE_S):
+                await eventually(lambda: api.local_tasks.followers == 1)
+                api.world.apply(c.RemoveToken(IDS["viewer"]))
+                told = (await process.stderr.read()).decode()
+                assert (await process.wait(), "was removed" in told) == (6, True), told
+        finally:
+            if process.returncode is None:
+                process.kill()
 
 
 async def test_control_characters_reach_pipes_and_no_terminal() -> None:
