@@ -35,6 +35,7 @@ from cube.services.log_follower import LogFollower
 from cube.services.state_feed import StateFeed
 from tests.builders import facts
 from tests.fakes.cluster import FakeClock, FakeCluster, FakeLocalTasks, FakePeers, World
+from tests.fakes.housekeeping import FakeHousekeeping
 from tests.fakes.served import stored_values, token_desk
 from tests.ports import free_port
 
@@ -105,7 +106,8 @@ async def serve(log: PySyncObjLog, address: str) -> tuple[Desk, web.AppRunner]:
     world = World()
     app = make_app(
         FakeCluster(world, "n1"), FakeLocalTasks(), desk, token_desk(world),
-        stored_values(world).seal, clock=FakeClock(), new_id=lambda: "x" * 8,
+        stored_values(world).seal, housekeeping=FakeHousekeeping(),
+        clock=FakeClock(), new_id=lambda: "x" * 8,
     )  # fmt: skip
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
     await runner.setup()

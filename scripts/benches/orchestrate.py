@@ -65,6 +65,7 @@ from cube.services.state_feed import AppliedEntry, StateFeed
 from cube.services.voter_loop import VoterLoop
 from tests.builders import GIB, facts, group, job
 from tests.fakes.cluster import FakeLocalTasks, FakePeers, World
+from tests.fakes.housekeeping import FakeHousekeeping
 from tests.fakes.served import stored_values, token_desk
 from tests.ports import free_port
 
@@ -156,9 +157,9 @@ class Workers:
         while True:
             for node_id in list(self._tasks):
                 await self._gate.acquire()
-                task = asyncio.create_task(self._report(node_id, self._tasks.pop(node_id)))
-                self._reporting.add(task)
-                task.add_done_callback(self._reporting.discard)
+                report = asyncio.create_task(self._report(node_id, self._tasks.pop(node_id)))
+                self._reporting.add(report)
+                report.add_done_callback(self._reporting.discard)
             await feed.changed(self._seen)
             await asyncio.sleep(REPORT_DELAY_S)
             self._hear()
@@ -392,7 +393,8 @@ class Leader:
         """The API; returns where it is."""
         app = make_app(
             self._view, FakeLocalTasks(), FakePeers(), token_desk(World()),
-            stored_values(World()).seal, clock=self.member.clock, new_id=entropy.short_id,
+            stored_values(World()).seal, housekeeping=FakeHousekeeping(),
+            clock=self.member.clock, new_id=entropy.short_id,
         )  # fmt: skip
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
         await self._runner.setup()
@@ -500,13 +502,14 @@ async def measure(
     undo = keep_collections_short()
     reader = Child("read", await leader.serve())
     assert await reader.line() == "ready\n"
-    loops.Scheduler = watch.scheduler()  # type: ignore[misc]
+    loops.Scheduler = watch.scheduler()  # type: ignore[attr-defined]
     rss_before = psutil.Process().memory_info().rss
     first_index = feed.state.index
     watch.take()
     background = [
         asyncio.create_task(work) for work in (leader.beat(), watch.tick(), leader.stay(followers))
     ]
+    reached = 0.0
     try:
         if during:
             await followers[-1].ask("work")

@@ -76,7 +76,7 @@ class Stalls:
                 self.sync_ms.append((time.perf_counter() - began) * 1000)
                 self._in_turn_ms += self.sync_ms[-1]
 
-        journal.os = Timed()  # type: ignore[assignment]
+        journal.os = Timed()  # type: ignore[assignment, attr-defined]
 
     def watch_poll(self, node: RaftNode) -> None:
         poller = node._poller

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,9 +18,30 @@ from cube.adapters.raft.commands import NO_OP
 from cube.adapters.raft.journal import FileJournal
 from cube.model.errors import BadPacket
 
+_open: list[FileJournal] = []
+
 
 def journal_at(path: Path, *, fsync: bool = False, segment_bytes: int = 8 << 20) -> FileJournal:
-    return FileJournal(path / "journal", fsync=fsync, segment_bytes=segment_bytes)
+    journal = FileJournal(path / "journal", fsync=fsync, segment_bytes=segment_bytes)
+    _open.append(journal)
+    return journal
+
+
+def bury() -> None:
+    """The processes that had journals open are gone: the kernel closes their files, and writes nothing."""
+    for journal in _open:
+        if journal._fd >= 0:
+            os.close(journal._fd)
+            journal._fd = -1
+    _open.clear()
+
+
+@pytest.fixture(autouse=True)
+def _no_file_stays_open() -> Iterator[None]:
+    before = len(os.listdir("/proc/self/fd"))
+    yield
+    bury()
+    assert len(os.listdir("/proc/self/fd")) <= before
 
 
 def write(
@@ -170,6 +192,7 @@ def test_a_torn_tail_is_cut_at_every_byte(tmp_path: Path) -> None:
         assert journal_at(tmp_path).last_index == 4
         segment(tmp_path).write_bytes(whole[:length] + bytes(len(whole) - length))
         assert journal_at(tmp_path).last_index == 3
+        bury()
     segment(tmp_path).write_bytes(whole)
     assert journal_at(tmp_path).last_index == 4
 
@@ -189,6 +212,7 @@ def test_a_batch_torn_out_of_order_is_cut_as_a_whole(tmp_path: Path) -> None:
         assert again.torn_bytes > 0
         append(again)
         assert journal_at(tmp_path).last_index == 5
+        bury()
 
 
 def test_damage_before_a_later_batch_is_refused_at_every_byte(tmp_path: Path) -> None:
@@ -303,7 +327,6 @@ def test_a_disk_that_fails_is_reported_and_used_again_when_it_is_back(
         monkeypatch.undo()
         killed = journal_at(tmp_path)
         assert (killed.last_index, killed.getCurrentTerm()) == (4, 0)
-        os.close(killed._fd)
         disk = FailingDisk(monkeypatch, call, code)
     disk.error = None
     calls = disk.calls
