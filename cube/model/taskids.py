@@ -83,6 +83,10 @@ class JobTaskIds(Collection[TaskId]):
     def __repr__(self) -> str:
         return f"JobTaskIds({self._ids})"
 
+    def again(self) -> JobTaskIds:
+        """Another one with the same ids."""
+        return JobTaskIds(self._ids)
+
     def changed(self, gone: Collection[TaskId], added: Iterable[TaskId]) -> JobTaskIds:
         """Another one, also when nothing is gone or added."""
         ids = self._ids

@@ -179,11 +179,18 @@ class JobIds(_IdSets[K, JobTaskIds]):
 
     def __init__(self, base: immutables.Map[K, JobTaskIds]) -> None:
         super().__init__(base, NO_JOB_TASKS)
+        self._touched: set[K] = set()
+        self.touch = self._touched.add  # one of its tasks has changed
 
-    def touch(self, key: K) -> None:
-        """One of its tasks has changed."""
-        if key not in self._added and key not in self._gone:
-            self._added[key] = []
+    def finish(self) -> immutables.Map[K, JobTaskIds]:
+        folded = super().finish()
+        touched = self._touched.difference(self._changed)
+        if not touched:
+            return folded
+        outer = folded.mutate()
+        for key in touched:
+            outer[key] = folded[key].again()
+        return outer.finish()
 
     def _folded(self, found: JobTaskIds, gone: set[TaskId], added: list[TaskId]) -> JobTaskIds:
         return found.changed(gone, added)
