@@ -78,7 +78,7 @@ async def _standings(call: Call, jobs: Sequence[Job]) -> list[tuple[Job, Standin
 
 async def show_job(call: Call) -> web.Response:
     job = find_job(call.state, call.path("job"))
-    view = render.job_view(job, call.api.slots.of(call.state, job))
+    view = render.job_view(job, call.api.slots.standing(call.state, job))
     return call.json(view, headers={"ETag": f'"{job.version}"'})
 
 

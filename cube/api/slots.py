@@ -107,7 +107,7 @@ class SlotsOfJobs:
             and (known[2] is state.nodes or job.spec.type is not JobType.SYSTEM)
         ):
             return known[3]
-        slots = slots_of_job(state, job)
+        slots = _slots_if_whole(state, job) or slots_of_job(state, job)
         self._known.pop(job.id, None)
         if len(self._known) >= JOBS_REMEMBERED_MAX:
             del self._known[next(iter(self._known))]
@@ -215,6 +215,18 @@ def _standing_if_whole(state: ClusterState, job: Job) -> Standing | None:
     }
     counts = {name: tally.counts for name, tally in tallies.items()}
     return Standing(counts, job_status(job, tallies.values()))
+
+
+def _slots_if_whole(state: ClusterState, job: Job) -> JobSlots | None:
+    """What slots_of_job would find, when each wanted slot has one task; None: not so."""
+    standing = _standing_if_whole(state, job)
+    wanted = sum([group.count for group in job.spec.groups.values()])
+    if standing is None or wanted != len(state.ids_of_job(job.id)):
+        return None
+    rows: list[tuple[Place, Task | Unplaced]]
+    rows = [(place_of(task), task) for task in state.tasks_of_job(job.id)]
+    rows.sort(key=lambda row: row[0])
+    return JobSlots(standing.groups, standing.status, tuple(rows))
 
 
 def _slots_of_cron(state: ClusterState, job: Job, cron: CronState) -> JobSlots:
