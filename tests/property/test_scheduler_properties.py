@@ -38,6 +38,7 @@ from cube.model.spec import (
     ReschedulePolicy,
 )
 from cube.scheduler import plan as planning
+from cube.scheduler import plan_draft
 from cube.scheduler.mirror import Mirror
 from cube.scheduler.place import Placer
 from cube.scheduler.plan import Scheduler
@@ -317,10 +318,17 @@ def test_notes_change_nothing_but_the_work(
             machine.do(plan.command)
 
 
+submissions = specs.map(lambda spec: c.SubmitJob(spec, JobId(f"job-{spec.name}")))
+
+
 @settings(max_examples=60, deadline=None)
-@given(seeds, st.lists(bodies, min_size=1, max_size=14), st.integers(1, 4))
+@given(
+    seeds,
+    st.lists(st.lists(submissions | bodies, min_size=3, max_size=6), min_size=1, max_size=4),
+    st.sampled_from([("WANTS_MAX", 1), ("WANTS_MAX", 2), ("PLANNED_MAX", 3), ("PLANNED_MAX", 7)]),
+)
 def test_a_plan_that_reckons_with_the_one_ahead_of_it_is_as_good(
-    nodes: list[c.RegisterNode], steps: list[c.Body | str], most: int
+    nodes: list[c.RegisterNode], steps: list[list[c.Body | str]], bound: tuple[str, int]
 ) -> None:
     """Both are made of one state and applied one after the other, and nothing of them is refused;
     in the end everything is placed that could be."""
@@ -328,9 +336,11 @@ def test_a_plan_that_reckons_with_the_one_ahead_of_it_is_as_good(
     for node in nodes:
         machine.do(node)
     used = Scheduler()
-    with mock.patch.object(planning, "WANTS_MAX", most):
-        for number, step in enumerate(steps):
-            happen(machine, step)
+    module = planning if bound[0] == "WANTS_MAX" else plan_draft
+    with mock.patch.object(module, *bound), mock.patch.object(plan_draft, "_LEAST", 1):
+        for number, together in enumerate(steps):
+            for step in together:
+                happen(machine, step)
             more = True
             while more:
                 seed = f"seed-{number}-{len(machine.steps)}"
@@ -345,7 +355,10 @@ def test_a_plan_that_reckons_with_the_one_ahead_of_it_is_as_good(
                         assert isinstance(outcome, PlanApplied)
                         assert outcome.refused == ()
                 assert violations(machine.state) == []
-    check_applies(machine, used.plan(machine.state, machine.now_ms, 1, "last"))
+    while (left := used.plan(machine.state, machine.now_ms, 1, "last")).command is not None:
+        check_applies(machine, left)
+        if not left.more:
+            break
 
 
 @pytest.mark.parametrize("policy", list(PlacementPolicy))

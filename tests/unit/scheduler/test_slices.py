@@ -6,9 +6,11 @@ import pytest
 
 from cube.model import commands as c
 from cube.model.ids import JobId
+from cube.model.outcome import PlanApplied
 from cube.model.resources import Resources
-from cube.model.spec import UpdatePolicy
+from cube.model.spec import PortSpec, UpdatePolicy
 from cube.scheduler import plan as planning
+from cube.scheduler import plan_draft
 from cube.scheduler.plan import Scheduler
 from cube.scheduler.reconcile import only_waits, reconcile
 from tests.builders import GIB, Machine, facts, group, job
@@ -83,3 +85,56 @@ def test_what_happens_between_two_slices_is_not_missed(monkeypatch: pytest.Monke
     made = scheduler.plan(machine.state, machine.now_ms, 1, "two")
     assert made.command is not None
     assert [(one.job_id, one.slots) for one in made.command.placements] == [("0", (task.slot,))]
+
+
+@pytest.mark.parametrize("what", ["room", "port"])
+def test_what_is_ahead_has_its_room_and_its_ports(
+    monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    """Two jobs of two tasks, and one has room for three, or is to have port 80 for itself. The second
+    plan is made before the first one is applied."""
+    monkeypatch.setattr(planning, "WANTS_MAX", 1)
+    machine = Machine()
+    machine.do(c.RegisterNode(facts("a", capacity=Resources(3_000, 64 * GIB, GIB))))
+    for name in ("first", "second"):
+        if what == "room":
+            spec = group(count=2, resources=Resources(1_000, 0, 0))
+        else:
+            spec = group(ports={"http": PortSpec(host=80)})
+        machine.submit(job(name, {"g": spec}))
+    scheduler = Scheduler()
+    one = scheduler.plan(machine.state, machine.now_ms, 1, "one")
+    assert one.command is not None and one.more
+    two = scheduler.plan(machine.state, machine.now_ms, 1, "two", ahead=one.command)
+    placed = [] if two.command is None else [len(p.slots) for p in two.command.placements]
+    assert placed == ([1] if what == "room" else [])
+    for plan in (one, two):
+        if plan.command is not None:
+            outcome = machine.do(plan.command)
+            assert isinstance(outcome, PlanApplied) and outcome.refused == ()
+    # Nothing of it is remembered when the first one came to nothing.
+    machine.do(c.StopJob("first"))
+    for task in machine.state.tasks_of_job(next(iter(machine.state.tasks.values())).job_id):
+        if task.job == "first":
+            machine.report(task.id, "completed", exit_code=0, released=True)
+    last = scheduler.plan(machine.state, machine.now_ms, 1, "three")
+    assert last.command is not None
+    assert [placement.job_id for placement in last.command.placements] == [
+        job.id for job in machine.state.jobs.values() if job.name == "second"
+    ]
+
+
+def test_a_job_that_is_ahead_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan_draft, "PLANNED_MAX", 20)
+    machine = Machine()
+    machine.do(c.RegisterNode(facts("a", capacity=Resources(64_000, 64 * GIB, GIB))))
+    machine.submit(job("large", {"g": group(count=50)}))
+    machine.submit(job("small", {"g": group(count=5)}))
+    scheduler = Scheduler()
+    one = scheduler.plan(machine.state, machine.now_ms, 1, "one")
+    assert one.command is not None and one.more
+    two = scheduler.plan(machine.state, machine.now_ms, 1, "two", ahead=one.command)
+    assert two.command is not None
+    large, small = one.command.placements, two.command.placements
+    assert [len(p.slots) for p in (*large, *small)] == [20, 5]
+    assert large[0].job_id != small[0].job_id
