@@ -12,6 +12,7 @@ from collections.abc import Mapping
 
 from cube.agent.agent import Agent, is_root
 from cube.agent.garbage import keep_collections_short
+from cube.agent.turns import take_short_turns
 from cube.config import Config, load
 from cube.config.settings import HTTP_PORT
 from cube.model.addresses import is_loopback, join_address
@@ -44,6 +45,7 @@ def run(config_file: str | None, flags: Mapping[str, object]) -> int:
         return EXIT_FAILED
     _configure_logging(config)
     keep_collections_short()
+    take_short_turns()
     try:
         asyncio.run(_serve(config))
     except KeyboardInterrupt:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 # Groups that a plan finds places for, and looks at tasks, of about a microsecond each (a job is looked
 # at whole). Like the placements' (plan_draft) these bounds are there because a plan holds up the loop.
 WANTS_MAX = 400
-LOOKED_MAX = 20_000
+LOOKED_MAX = 10_000
 RECONCILE_LOOKS = 5  # what the full pass over a task costs, in such looks
 SCHEDULES_MAX = 250  # read in one plan, at 70 µs: a new leader reads those of all cron jobs
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 PLAN_BYTES_MAX = 256 * 1024  # of an encoded ApplyPlan: one log entry (performance.md)
 # Placements of one plan: they bound how long a leader is held up.
-PLANNED_MAX = 4_000
+PLANNED_MAX = 3_000
 EXPLANATIONS_MAX = 1_000  # in one plan: for logs and metrics; `explain` has no such bound
 _HEAD_BYTES = 512  # term, seed, the structure itself
 _GROUP_BYTES = 64  # of a GroupPlacement besides its slots and texts

@@ -43,6 +43,7 @@ from cube.adapters import entropy
 from cube.adapters.raft import PySyncObjLog, RaftSettings
 from cube.adapters.system_clock import SystemClock
 from cube.agent.garbage import keep_collections_short
+from cube.agent.turns import take_short_turns
 from cube.api.app import make_app
 from cube.model import commands as c
 from cube.model.deployment import DeploymentStatus
@@ -194,6 +195,7 @@ async def follow(address: str, founder: str, directory: Path) -> None:
     workers = Workers(member)
     running: asyncio.Task[None] | None = None
     keep_collections_short()
+    take_short_turns()
     print("ready", flush=True)
     while line := await asyncio.to_thread(sys.stdin.readline):
         word, _, rest = line.strip().partition(" ")
@@ -499,7 +501,7 @@ async def measure(
     await leader.fill(nodes, counts)
     for follower in followers:
         await follower.ask(f"reach {feed.state.index}")
-    undo = keep_collections_short()
+    undo, undo_turns = keep_collections_short(), take_short_turns()
     reader = Child("read", await leader.serve())
     assert await reader.line() == "ready\n"
     loops.Scheduler = watch.scheduler()  # type: ignore[attr-defined]
@@ -531,6 +533,7 @@ async def measure(
         await asyncio.gather(*background, return_exceptions=True)
         asked = json.loads(await reader.end())
         undo()
+        undo_turns()
     assert all(task.state is TaskState.RUNNING for task in feed.state.tasks.values())
     assert len(feed.state.tasks) == tasks
     found: dict[str, Any] = {
