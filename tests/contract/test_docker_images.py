@@ -17,6 +17,7 @@ import pytest
 from cube.model.errors import DriverFailed
 from cube.model.launch import Launch
 from cube.model.spec import DockerOptions
+from cube.ports.images import ImageStore
 from tests.contract.docker_rig import DockerRig, shell
 from tests.contract.driver_cases import ended, new_task_id, read, text
 from tests.contract.image_cases import ImageContract
@@ -232,3 +233,19 @@ async def test_the_hosts_credential_helper_is_asked_and_its_failure_named(
     helper.write_text(f"#!/bin/sh\ncat >/dev/null\necho '{json.dumps(answer)}'\n")
     helper.chmod(0o755)
     assert (await said(rig, asking(rig, image)))[1] == "one"
+
+
+async def test_who_has_an_image_is_told_for_people(image_rig: RegistryRig, store: Registry) -> None:
+    driver = image_rig.driver
+    assert isinstance(driver, ImageStore)
+    launch = asking(image_rig, image_rig.publish("app", "1", "one"))
+    await said(image_rig, launch)
+
+    async def user() -> str:
+        [found] = [one for one in await driver.images() if launch.image in one.names]
+        [only] = found.users
+        return only
+
+    assert await user() == f"cube-{launch.task_id}-1 ({launch.task_name})"
+    await image_rig.driver.remove(launch.task_id, keep_logs=True)
+    assert await user() == f"cube-logs-{launch.task_id}-1 (output of {launch.task_name})"

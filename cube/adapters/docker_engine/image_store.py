@@ -11,6 +11,7 @@ import requests
 
 from cube.adapters.docker_engine.engine import CONNECT_S, Client
 from cube.adapters.docker_engine.failures import explain, shorten
+from cube.adapters.docker_engine.marks import KEPT_PREFIX, LABEL_TASK_NAME, NAME_PREFIX
 from cube.model.errors import DriverFailed
 from cube.model.images import ImageSeen, canonical
 
@@ -25,8 +26,7 @@ def images(client: Client) -> list[ImageSeen]:
     """See cube.ports.images.ImageStore."""
     users: dict[str, list[str]] = {}
     for container in client.containers(all=True):
-        names = container.get("Names") or [container["Id"][:12]]
-        users.setdefault(str(container.get("ImageID", "")), []).append(str(names[0]).lstrip("/"))
+        users.setdefault(str(container.get("ImageID", "")), []).append(_user(container))
     listed: list[Mapping[str, Any]] = client.images(all=True)
     bases = {str(one.get("ParentId") or "") for one in listed}
     seen = [
@@ -40,6 +40,16 @@ def images(client: Client) -> list[ImageSeen]:
         for one in listed
     ]
     return sorted(seen, key=lambda one: one.id)
+
+
+def _user(container: Mapping[str, Any]) -> str:
+    """Its name, and for people what it is of Cube's."""
+    names = container.get("Names") or [container["Id"][:12]]
+    name = str(names[0]).lstrip("/")
+    task = str((container.get("Labels") or {}).get(LABEL_TASK_NAME, ""))
+    if not task or not name.startswith(NAME_PREFIX):
+        return name
+    return f"{name} ({'output of ' if name.startswith(KEPT_PREFIX) else ''}{task})"
 
 
 def ids_by_name(client: Client) -> tuple[set[str], dict[str, str]]:

@@ -16,7 +16,10 @@ LABEL_CLUSTER = "cube.cluster"
 LABEL_NODE = "cube.node"
 LABEL_TASK = "cube.task"
 LABEL_ATTEMPT = "cube.attempt"
+LABEL_TASK_NAME = "cube.task_name"
 LABEL_BOOT = "cube.boot"  # the boot id of the host that the agent ran on
+NAME_PREFIX = "cube-"
+KEPT_PREFIX = "cube-logs-"
 # What the engine says of a container that ran when its host went down.
 EXIT_UNKNOWN = 255
 
@@ -29,12 +32,12 @@ Raw = Mapping[str, Any]  # JSON of the engine's
 
 def container_name(task_id: TaskId, attempt: int) -> str:
     """The engine lets one container have it: that is what makes a start happen once."""
-    return f"cube-{task_id}-{attempt}"
+    return f"{NAME_PREFIX}{task_id}-{attempt}"
 
 
 def kept_name(task_id: TaskId, attempt: int) -> str:
     """Of an ended attempt that is gone for everybody but logs()."""
-    return f"cube-logs-{task_id}-{attempt}"
+    return f"{KEPT_PREFIX}{task_id}-{attempt}"
 
 
 class Found(msgspec.Struct, frozen=True):
@@ -74,7 +77,7 @@ class Marks:
             LABEL_TASK: launch.task_id,
             LABEL_ATTEMPT: str(launch.attempt),
             LABEL_BOOT: self._boot_id,
-            "cube.task_name": launch.task_name,
+            LABEL_TASK_NAME: launch.task_name,
             "cube.job": launch.job,
             "cube.group": launch.group,
         }
