@@ -166,10 +166,10 @@ class LeaderLoop:
                 next_look_ms = now_ms + max(TICK_MS, min(LOOK_RATIO * took_ms, LOOK_MS_MAX))
             planner = _Planner(scheduler, trail, term, next_look_ms)
             more, wake_at_ms = await self._plan(planner)
-            if more:
-                await asyncio.sleep(0)  # a plan that came to nothing has waited for nobody
-                continue
-            await self._rest(planner.index, wake_at_ms)
+            if not more:
+                await self._rest(planner.index, wake_at_ms)
+            if not (more and planner.has_proposed):
+                await self._pause()
 
     async def _rest(self, index: int, wake_at_ms: int | None) -> None:
         """Until the state has moved past `index`, a timer of the plan is due, or the next look."""
@@ -181,6 +181,9 @@ class LeaderLoop:
                 await self._feed.changed(index)
         except TimeoutError:
             return
+
+    async def _pause(self) -> None:
+        """Others have the loop for twice as long as plans took since the last pause."""
         spent_ms, self._spent_ms = self._spent_ms, 0
         pause_ms = max(COALESCE_MS, min(PAUSE_RATIO * spent_ms, PAUSE_MS_MAX))
         await asyncio.sleep(pause_ms / 1000)
@@ -211,6 +214,7 @@ class LeaderLoop:
             plan = self._make_plan(planner)
             while plan.command is not None:
                 command, following = plan.command, None
+                planner.has_proposed = True
                 proposing = asyncio.create_task(self._try(command))
                 try:
                     if plan.more and _is_large(command) and self._may_go_on(planner):
@@ -224,9 +228,9 @@ class LeaderLoop:
                 if following is None or following.command is None:
                     return plan.more, plan.wake_at_ms
                 if not self._leads(planner.term):
-                    break
+                    return False, None
                 plan = following
-        return False, plan.wake_at_ms
+        return plan.more, plan.wake_at_ms
 
     def _make_plan(self, planner: _Planner, ahead: ApplyPlan | None = None) -> Plan:
         before, state, events = planner.trail.look()
@@ -274,7 +278,8 @@ class LeaderLoop:
 
 
 class _Planner:
-    """What plans are made by. `index`: of the state that the newest was made of."""
+    """What plans are made by. `index`: of the state that the newest was made of. `has_proposed`: one
+    had something to do, so others had the loop while it was on its way."""
 
     def __init__(self, scheduler: Scheduler, trail: Trail, term: int, next_look_ms: int) -> None:
         self.scheduler = scheduler
@@ -282,6 +287,7 @@ class _Planner:
         self.term = term
         self.next_look_ms = next_look_ms
         self.index = 0
+        self.has_proposed = False
 
 
 def _is_large(plan: ApplyPlan) -> bool:

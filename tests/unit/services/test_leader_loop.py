@@ -333,6 +333,31 @@ def test_a_lease_does_not_wait_for_the_end_of_all_planning(
     leading(test, SlowLog)
 
 
+def test_a_look_at_everything_goes_on_though_nothing_is_to_be_done(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Ten slices of three jobs: a new leader must not take ten ticks until it knows the last one."""
+    monkeypatch.setattr(planning, "LOOKED_MAX", 3)
+    plan, more = Scheduler.plan, list[bool]()
+
+    def noted(*given: Any, **named: Any) -> Plan:
+        found = plan(*given, **named)
+        more.append(found.more)
+        return found
+
+    async def test(leader: Leader) -> None:
+        await Ahead(monkeypatch).jobs(leader, 30)
+        await until(lambda: len(leader.feed.state.tasks) == 30)
+        await asyncio.sleep(1)
+        monkeypatch.setattr(Scheduler, "plan", noted)
+        leader.log.cluster.elect(leader.log.address)
+        leader.log.cluster.settle()
+        await asyncio.sleep(2 * TICK_MS / 1000)
+        assert len(more) > 9 and not more[-1]
+
+    leading(test)
+
+
 def test_a_silent_node_is_taken_down_and_its_tasks_are_replaced() -> None:
     async def test(leader: Leader) -> None:
         await leader.with_job(count=6, nodes=("n1", "n2", "n3"))
