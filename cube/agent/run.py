@@ -12,13 +12,13 @@ from collections.abc import Mapping
 
 from cube.agent.agent import Agent, is_root
 from cube.agent.garbage import keep_collections_short
-from cube.agent.turns import take_short_turns
 from cube.config import Config, load
 from cube.config.settings import HTTP_PORT
 from cube.model.addresses import is_loopback, join_address
 from cube.model.errors import BadConfig, BadPacket, Unavailable
 from cube.model.places import OPERATOR_TOKEN_FILE, default_data_dir
 from cube.model.trust import format_join_token
+from cube.services.turns import take_short_turns
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2

@@ -21,6 +21,7 @@ from cube.scheduler.plan import Scheduler
 from cube.scheduler.plan_draft import Plan
 from cube.services.leader_clock import LeaderClock
 from cube.services.state_feed import StateFeed, Trail
+from cube.services.turns import undisturbed
 
 TICK_MS = 250  # node liveness is looked at this often; plans also follow every change of state
 COALESCE_MS = 5  # reports and submissions of a burst make one plan
@@ -239,9 +240,9 @@ class LeaderLoop:
         planner.index = state.index
         now_ms = self._leader_clock.now_ms()
         began_ms = self._clock.monotonic_ms()
-        plan = planner.scheduler.plan(
-            state, now_ms, planner.term, self._new_seed(), self._silent_ms(state), ahead
-        )
+        silent_ms, seed = self._silent_ms(state), self._new_seed()
+        with undisturbed():
+            plan = planner.scheduler.plan(state, now_ms, planner.term, seed, silent_ms, ahead)
         self._spent_ms += self._clock.monotonic_ms() - began_ms
         return plan
 

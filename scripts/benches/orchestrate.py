@@ -43,7 +43,6 @@ from cube.adapters import entropy
 from cube.adapters.raft import PySyncObjLog, RaftSettings
 from cube.adapters.system_clock import SystemClock
 from cube.agent.garbage import keep_collections_short
-from cube.agent.turns import take_short_turns
 from cube.api.app import make_app
 from cube.model import commands as c
 from cube.model.deployment import DeploymentStatus
@@ -63,6 +62,7 @@ from cube.services.leader_clock import LeaderClock
 from cube.services.leader_loop import LeaderLoop
 from cube.services.proposer import Proposer
 from cube.services.state_feed import AppliedEntry, StateFeed
+from cube.services.turns import take_short_turns
 from cube.services.voter_loop import VoterLoop
 from tests.builders import GIB, facts, group, job
 from tests.fakes.cluster import FakeLocalTasks, FakePeers, World
