@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import pytest
 
 from tests.contract.docker_rig import CHECKOUT, add_image
 
+STOPS_S = 60.0  # for a signal to take effect
 SCRIPT = CHECKOUT / "scripts" / "test-engine"
 
 
@@ -44,10 +46,19 @@ class PrivateEngine:
     def signal(self, number: int) -> None:
         os.kill(int((self.home / "docker.pid").read_text()), number)
 
+    def _stands_still(self) -> bool:
+        """The signal is sent at once, and takes effect thread by thread: one may still answer."""
+        threads = Path(f"/proc/{(self.home / 'docker.pid').read_text()}/task").glob("*/stat")
+        return all(one.read_text().rpartition(")")[2].split()[0] == "T" for one in threads)
+
     @contextlib.contextmanager
     def hung(self) -> Iterator[None]:
         self.signal(signal.SIGSTOP)
         try:
+            deadline = time.monotonic() + STOPS_S
+            while not self._stands_still():
+                assert time.monotonic() < deadline, "the engine does not stand still"
+                time.sleep(0.001)
             yield
         finally:
             self.signal(signal.SIGCONT)
