@@ -92,6 +92,7 @@ class SlotsOfJobs:
     """slots_of_job, remembered while nothing it depends on has changed."""
 
     def __init__(self) -> None:
+        self.looks = 0  # at tasks, for jobs of whom nothing was known
         self._standings: dict[JobId, tuple[Job, JobTaskIds, Standing]] = {}
         self._known: dict[JobId, tuple[Job, _Mark, _Nodes, JobSlots]] = {}
         self._jobs: immutables.Map[JobId, Job] | None = None
@@ -120,6 +121,7 @@ class SlotsOfJobs:
         known = self._standings.get(job.id)
         if known is not None and known[0] is job and known[1] is ids:
             return known[2]
+        self.looks += len(ids)
         standing = _standing_if_whole(state, job)
         if standing is None:
             return self.of(state, job)
