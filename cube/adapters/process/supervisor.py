@@ -62,6 +62,7 @@ MESSAGE_CHARS_MAX = 500  # escaped at worst six bytes each
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
 NEVER_STARTED = 127
+ENDING = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)  # which a supervisor does not hear
 STDIN_FD = 3  # where a command that somebody talks to finds its input
 
 
@@ -88,7 +89,7 @@ class Supervisor:
         prctl(PR_SET_CHILD_SUBREAPER, 1)
         set_oom_score_adj(OOM_SCORE_ADJ_OF_TASKS)  # at least not the agent's
         set_oom_score_adj(OOM_SCORE_ADJ)
-        for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
+        for number in ENDING:
             signal.signal(number, signal.SIG_IGN)  # it ends with its command, not before
         if not self._claim():
             self._tell(b"claimed")
@@ -136,12 +137,19 @@ class Supervisor:
         outs = [os.pipe(), os.pipe()]
         gate, errors = os.pipe(), os.pipe()
         self._listen_for_children()
+        # What is sent to the command before it can end by it waits until then.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
         try:
             self._pid = os.fork()
         except OSError as error:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
             return "out_of_processes", f"cannot fork: {error.strerror}", True
         if self._pid == 0:
+            for number in ENDING:
+                signal.signal(number, signal.SIG_DFL)
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
             self._be_the_command(outs[0][1], outs[1][1], gate, errors[1])
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
         for fd in (outs[0][1], outs[1][1], gate[0], errors[1]):
             os.close(fd)
         self._open_streams(outs[0][0], outs[1][0])
@@ -151,12 +159,15 @@ class Supervisor:
         except OSError as error:
             os.close(gate[1])
             return "limits_not_set", f"cannot join a control group: {error.strerror}", True
+        # Whoever reads of the run signals the session of that name: there must be one.
+        os.read(errors[0], 1)
         try:
             self._record_run()
         except OSError as error:
             os.close(gate[1])
             return "host_refused", f"{self._directory}: {error.strerror}", True
-        os.write(gate[1], b"!")
+        with ignoring(BrokenPipeError):  # it has ended by a signal already
+            os.write(gate[1], b"!")
         os.close(gate[1])
         report = b""
         while part := os.read(errors[0], READ_BYTES):
@@ -185,6 +196,7 @@ class Supervisor:
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             os.setsid()
+            os.write(errors, b".")
             os.close(gate[1])
             if os.read(gate[0], 1):
                 os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
@@ -352,7 +364,7 @@ def become(order: Order) -> tuple[str, str, bool]:
     """Does not return when all goes well. Else: a code, what to look at, whether it may pass."""
     argv, cwd = order["argv"], first(order, "cwd")
     env = dict(e.partition(b"=")[::2] for e in order.get("env", []))
-    for number in (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGPIPE, signal.SIGXFSZ, *ENDING):
         signal.signal(number, signal.SIG_DFL)
     os.umask(0o022)
     set_oom_score_adj(OOM_SCORE_ADJ_OF_TASKS)
