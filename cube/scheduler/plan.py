@@ -57,6 +57,7 @@ class Scheduler:
         # Jobs that plans of this round have looked at, and what they have to be looked at again for.
         self._looked: set[JobId] = set()
         self._round_wake_at_ms: int | None = None
+        self._unfinished: int | None = None  # priority of the job at which the last plan was full
 
     def note(self, before: ClusterState, after: ClusterState, events: Iterable[Event]) -> None:
         """`after` came from `before` with these events, all of them. Optional, and only a short
@@ -104,6 +105,7 @@ class Scheduler:
         turns = self._catch_up(state)
         draft = PlanDraft(term, seed)
         waiting = frozenset[JobId]() if ahead is None else _jobs_of(state, ahead)
+        unfinished, self._unfinished = None if ahead is None else self._unfinished, None
         placer: Placer | None = None
         preemption: Preemption | None = None
         draining = self._draining(state)
@@ -113,6 +115,9 @@ class Scheduler:
         resting: set[JobId] = set()
         for turn in turns:
             job = state.jobs[turn[-1]]
+            if unfinished is not None and job.spec.priority < unfinished:
+                is_cut = True  # what room is left is for the rest of a more important job
+                break
             if job.id in self._looked or job.id in waiting:
                 continue
             asleep = self._asleep.get(job.id)
@@ -144,6 +149,7 @@ class Scheduler:
                         preemption = self._preemption(state, now_ms, placer, seed)
                     self._place(placer, draft, want, preemption)
             if draft.full:  # what is left is for the next plan, which is wanted at once
+                self._unfinished = job.spec.priority
                 break
             seen.append(job.id)
         self._pass_over(resting)

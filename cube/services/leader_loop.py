@@ -247,8 +247,15 @@ class LeaderLoop:
         return plan
 
     def _may_go_on(self, planner: _Planner) -> bool:
-        """Nobody waits for the end of planning: neither a lease nor the look at the nodes."""
-        return self._confirming is None and self._clock.monotonic_ms() < planner.next_look_ms
+        """Nobody waits for the end of planning, neither a lease nor the look at the nodes; and no task
+        has to go for what may have been given twice, in the plan ahead and in the state."""
+        state = self._feed.state
+        preempts = state.settings.preemption or bool(state.preempted)
+        return (
+            not preempts
+            and self._confirming is None
+            and self._clock.monotonic_ms() < planner.next_look_ms
+        )
 
     async def _is_well_received(self, proposed: Proposed | None) -> bool:
         """Whether the plan did all that it was to; else a pause, unless it is not known."""

@@ -198,6 +198,7 @@ class Draft:
         """Stored; nothing of it has changed but what is noted of it, which has an event of its own."""
         assert task.id in self._tasks, "it was there before"
         self._tasks[task.id] = task
+        self._by_job.touch(task.job_id)
 
     def drop_task(self, task: Task) -> None:
         """Reaped: no record of it is left."""

@@ -230,3 +230,20 @@ async def test_what_is_known_of_a_job_is_good_until_one_of_its_tasks_changes() -
     world.report(task, RUN, Health.UNHEALTHY)
     assert remembered.standing(world.state, shop).groups["web"].healthy == 1
     assert remembered.of(world.state, shop).groups["web"].healthy == 1
+
+
+async def test_a_command_beside_a_task_is_in_its_row_at_once() -> None:
+    world = World()
+    world.run(service())
+    [task, _] = _place(world, RUN, RUN)
+    remembered = SlotsOfJobs()
+    shop = world.state.job_named("shop")
+    assert shop is not None
+    assert remembered.of(world.state, shop).rows
+    note = c.NoteExec(
+        task_id=task.id, task=task.name, job="shop", node_id=task.node_id, attempt=1, program="id"
+    )
+    world.apply(note)
+    assert world.state.job_named("shop") is shop
+    rows = [row for _, row in remembered.of(world.state, shop).rows]
+    assert rows == world.state.tasks_of_job(shop.id)

@@ -114,9 +114,10 @@ def test_what_is_ahead_has_its_room_and_its_ports(
             assert isinstance(outcome, PlanApplied) and outcome.refused == ()
     # Nothing of it is remembered when the first one came to nothing.
     machine.do(c.StopJob("first"))
-    for task in machine.state.tasks_of_job(next(iter(machine.state.tasks.values())).job_id):
-        if task.job == "first":
-            machine.report(task.id, "completed", exit_code=0, released=True)
+    first = machine.state.job_named("first")
+    assert first is not None
+    for task in machine.state.tasks_of_job(first.id):
+        machine.report(task.id, "completed", exit_code=0, released=True)
     last = scheduler.plan(machine.state, machine.now_ms, 1, "three")
     assert last.command is not None
     assert [placement.job_id for placement in last.command.placements] == [
@@ -138,3 +139,25 @@ def test_a_job_that_is_ahead_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     large, small = one.command.placements, two.command.placements
     assert [len(p.slots) for p in (*large, *small)] == [20, 5]
     assert large[0].job_id != small[0].job_id
+
+
+def test_a_less_important_job_does_not_take_the_room_of_one_that_is_not_done(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The plan was full in the middle of a job that needs all there is."""
+    monkeypatch.setattr(plan_draft, "PLANNED_MAX", 20)
+    machine = Machine()
+    machine.do(c.RegisterNode(facts("a", capacity=Resources(30_000, 64 * GIB, GIB))))
+    resources = Resources(1_000, 0, 0)
+    machine.submit(job("large", {"g": group(count=30, resources=resources)}, priority=80))
+    machine.submit(job("small", {"g": group(count=5, resources=resources)}, priority=20))
+    scheduler = Scheduler()
+    one = scheduler.plan(machine.state, machine.now_ms, 1, "one")
+    assert one.command is not None and one.more
+    two = scheduler.plan(machine.state, machine.now_ms, 1, "two", ahead=one.command)
+    assert two.command is None and two.more
+    machine.do(one.command)
+    three = scheduler.plan(machine.state, machine.now_ms, 1, "three")
+    assert three.command is not None
+    machine.do(three.command)
+    assert [task.job for task in machine.state.tasks.values()] == ["large"] * 30

@@ -318,6 +318,21 @@ def test_when_the_plan_ahead_is_refused_the_next_one_is_made_anew(
     leading(test, SlowLog)
 
 
+def test_where_tasks_may_be_preempted_no_plan_is_made_ahead(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Once the plan before is in the state, its room counts twice: tasks would have to go for that."""
+
+    async def test(leader: Leader) -> None:
+        ahead = Ahead(monkeypatch)
+        await leader.do(c.ChangeSettings(preemption=True))
+        await ahead.jobs(leader, 9)
+        await until(lambda: len(leader.feed.state.tasks) == 9)
+        assert {waiting for waiting, _ in ahead.made} == {0}
+
+    leading(test, SlowLog)
+
+
 def test_a_lease_does_not_wait_for_the_end_of_all_planning(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
