@@ -152,11 +152,16 @@ async def test_nothing_is_written_where_the_task_may_not_either(rig: DockerRig) 
         await files(rig, launch.task_id, "put", "/etc", out.getvalue())
 
 
-async def test_where_only_the_container_can_see_its_own_tar_is_run(rig: DockerRig) -> None:
+@pytest.mark.parametrize("directory", ["/fast", "/tmp/link/fast", "/quick"])
+async def test_where_only_the_container_can_see_its_own_tar_is_run(
+    rig: DockerRig, directory: str
+) -> None:
+    """Also where a link leads there, such as /var/run: below the mount, the task would not see it."""
     mounts = (MountSpec(MountType.TMPFS, "/fast"),)
-    task_id = await ready(rig, "echo here > /fast/x;", mounts=mounts)
-    tar = ("tar", "-cf", "-", "-C", "/fast", "./x")
-    code, data = await files(rig, task_id, "get", "/fast/x", argv=tar)
+    script = "echo here > /fast/x; ln -s / /tmp/link; ln -s fast /quick;"
+    task_id = await ready(rig, script, mounts=mounts)
+    tar = ("tar", "-cf", "-", "-C", directory, "./x")
+    code, data = await files(rig, task_id, "get", f"{directory}/x", argv=tar)
     assert code == 0
     with tarfile.open(fileobj=io.BytesIO(data)) as archive:
         assert archive.getnames() == ["./x"]

@@ -15,6 +15,7 @@ import posixpath
 import tarfile
 import urllib.parse
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 
 import docker.errors
 import msgspec
@@ -38,6 +39,7 @@ STAT_HEADER = "X-Docker-Container-Path-Stat"
 DIRECTORY, LINK = 1 << 31, 1 << 27  # in Go's FileMode
 ID_DIGITS = len(str(ID_MAX))
 _KERNELS = ("/proc", "/sys", "/dev")
+PARTS_MAX = 64  # of a path, each of which is a question to the engine
 
 
 class _Place(msgspec.Struct, frozen=True):
@@ -65,6 +67,11 @@ async def open_files(
         path = absolute(order.path, inspected["Config"].get("WorkingDir") or "/")
         if is_unseen(path, inspected):
             return None
+        if tmpfs_of(inspected):  # a link may lead there, such as /var/run
+            behind = order.action != "get" or path.endswith("/.")
+            where = resolved(path, partial(_stat, client, inspected["Id"]), behind=behind)
+            if where is None or is_unseen(where, inspected):
+                return None
         place = _Place(inspected["Id"], client.api_version, path)
         return place, _look(client, place, inspected) if order.action == "look" else None
 
@@ -107,24 +114,43 @@ def absolute(path: str, directory: str) -> str:
 
 def is_unseen(path: str, inspected: Raw) -> bool:
     """Lies where only the container itself can see."""
-    mounts = inspected.get("Mounts") or ()
-    hidden = [*_KERNELS, *(inspected["HostConfig"].get("Tmpfs") or ())]
-    hidden += [mount["Destination"] for mount in mounts if mount.get("Type") == "tmpfs"]
+    hidden = [*_KERNELS, *tmpfs_of(inspected)]
     inside = posixpath.normpath(path)
     return any(inside == top or inside.startswith(f"{top.rstrip('/')}/") for top in hidden)
 
 
+def tmpfs_of(inspected: Raw) -> list[str]:
+    mounts = inspected.get("Mounts") or ()
+    found = [mount["Destination"] for mount in mounts if mount.get("Type") == "tmpfs"]
+    return [*(inspected["HostConfig"].get("Tmpfs") or ()), *found]
+
+
+def resolved(path: str, stat: Callable[[str], tuple[int, str]], *, behind: bool) -> str | None:
+    """Where this absolute path leads; `behind`: its last part, too, if that is a link. `stat`: the mode
+    of a path whose last part alone may be a link, and where that leads in the end; 0: there is none.
+    None: it would take too long to find out."""
+    parts = [part for part in path.split("/") if part not in ("", ".")]
+    if len(parts) > PARTS_MAX:
+        return None
+    found = "/"
+    for at, part in enumerate(parts):
+        found = posixpath.join(found, part)
+        if at == len(parts) - 1 and not behind:
+            break
+        mode, target = stat(found)
+        if not mode:  # nor is there anything below it
+            return posixpath.join(found, *parts[at + 1 :])
+        if mode & LINK:
+            found = posixpath.normpath(posixpath.join("/", target))
+    return found
+
+
 def _look(client: Client, place: _Place, inspected: Raw) -> FileSession:
     """On a thread. A link to a directory is one."""
-    url = f"{client.base_url}/v{client.api_version}/containers/{place.container_id}/archive"
-    answer = client.head(url, params={"path": place.path})
-    if answer.status_code >= SERVER_ERROR:
-        answer.raise_for_status()
-    mode = _mode_in(answer.headers.get(STAT_HEADER, ""))
-    if mode & LINK:  # behind which the engine looks when it is asked for what is in it
-        answer = client.head(url, params={"path": posixpath.join(place.path, ".")})
-        mode = _mode_in(answer.headers.get(STAT_HEADER, ""))
-    if not answer.ok or not mode & DIRECTORY:
+    mode, target = _stat(client, place.container_id, place.path)
+    if mode & LINK:
+        mode, _ = _stat(client, place.container_id, target)
+    if not mode & DIRECTORY:
         return FileSession(1)
     owner = owner_of(
         inspected["Config"].get("User") or "",
@@ -133,12 +159,19 @@ def _look(client: Client, place: _Place, inspected: Raw) -> FileSession:
     return FileSession(0, msgspec.json.encode(owner))
 
 
-def _mode_in(header: str) -> int:
-    """Go's FileMode of an answer to HEAD; 0 where there is none."""
+def _stat(client: Client, container_id: str, path: str) -> tuple[int, str]:
+    """Go's FileMode of it, 0 where there is none; and where it leads in the end, if it is a link."""
+    url = f"{client.base_url}/v{client.api_version}/containers/{container_id}/archive"
+    answer = client.head(url, params={"path": path})
+    if answer.status_code >= SERVER_ERROR:
+        answer.raise_for_status()
+    if not answer.ok:
+        return 0, ""
     try:
-        return int(json.loads(base64.b64decode(header))["mode"])
+        told = json.loads(base64.b64decode(answer.headers.get(STAT_HEADER, "")))
+        return int(told["mode"]), str(told.get("linkTarget") or "")
     except (ValueError, KeyError, TypeError):
-        return 0
+        return 0, ""
 
 
 def owner_of(user: str, accounts: Callable[[str], str]) -> FileOwner:

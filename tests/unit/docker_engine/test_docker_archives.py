@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import pytest
 
-from cube.adapters.docker_engine.files import absolute, is_unseen, owner_of
+from cube.adapters.docker_engine.files import LINK, absolute, is_unseen, owner_of, resolved
 from cube.adapters.docker_engine.raw import WEATHER, Wire
 from cube.model.sessions import ExecOrder, FileOrder, FileOwner
 
@@ -35,6 +35,19 @@ def test_what_only_the_container_sees() -> None:
     hidden = ["/run", "/run/x", "/run/.", "/fast/y", "/proc/1/environ", "/dev/shm/z", "/sys"]
     seen = ["/", "/.", "/runner", "/data/x", "/faster", "/procs"]
     assert [path for path in hidden + seen if is_unseen(path, inspected)] == hidden
+
+
+@pytest.mark.parametrize(
+    ("path", "behind", "found"),
+    [
+        ("/var/run/x", True, "/run/x"), ("/var/run/x", False, "/run/x"), ("/var/run/.", True, "/run"),
+        ("/var/run", False, "/var/run"), ("/var/run", True, "/run"), ("/var/gone/x", True, "/var/gone/x"),
+        ("/", True, "/"), ("/var/run/a/b", True, "/run/a/b"), ("/x" * 100, True, None),
+    ],
+)  # fmt: skip
+def test_a_path_is_followed_through_links(path: str, behind: bool, found: str | None) -> None:
+    there = {"/var": (1, ""), "/var/run": (LINK | 1, "/run"), "/run": (1, ""), "/run/x": (1, "")}
+    assert resolved(path, lambda one: there.get(one, (0, "")), behind=behind) == found
 
 
 def test_who_owns_what_is_put_into_a_container() -> None:
