@@ -5,22 +5,19 @@ from __future__ import annotations
 import json
 import sys
 import time
-from typing import TYPE_CHECKING
 
 import click
 
 from cube.cli.context import Settings, command, group
 from cube.cli.cron import job_runs, job_trigger
 from cube.cli.exits import FAILED, TIMED_OUT, USAGE, CommandError
+from cube.cli.jobfiles import job_files, named, read_spec
 from cube.cli.output import Style, age, answer, note, out, plural, raw, table, until
 from cube.cli.rollout import tasks_gone, wait_until
-from cube.cli.run import FORMATS, follow, read_file
+from cube.cli.run import follow
 from cube.cli.why import job_of
 from cube.client.client import Client
 from cube.model.views import JobVersionView, JobView
-
-if TYPE_CHECKING:
-    from cube.model.spec import JobSpec
 
 QUIET_S = 2.0  # a wait that is longer is told
 STOP_WAIT_S = 60.0  # above every usual stop_timeout
@@ -193,22 +190,37 @@ def _by(version: JobVersionView) -> str:
 
 
 @command("validate")
-@click.argument("file", metavar="FILE|-")
-@click.option("--format", "format_", type=click.Choice(list(FORMATS)), help="Of the file.")
-def job_validate(settings: Settings, file: str, format_: str | None) -> None:
+@click.argument("words", nargs=-1, metavar="FILE|-")
+@job_files
+def job_validate(
+    settings: Settings,
+    words: tuple[str, ...],
+    filenames: tuple[str, ...],
+    format_: str | None,
+    profiles: tuple[str, ...],
+) -> None:
     """Whether a job file or a compose file is right; every error at once. Needs no agent."""
-    spec = _spec_of(file, format_)
+    files = named(words, filenames, format_, profiles, "job validate")
+    spec = read_spec(files)
     groups = plural(len(spec.groups), "group")
-    note(f"{file} is valid: job {spec.name}, {groups}. next: cube run {file}")
+    said = " with ".join(files.names)
+    verb = "is" if len(files.names) == 1 else "are"
+    note(f"{said} {verb} valid: job {spec.name}, {groups}. next: cube run {files.words()}")
     del settings
 
 
 @command("convert")
-@click.argument("file", metavar="FILE|-")
-@click.option("--format", "format_", type=click.Choice(list(FORMATS)), help="Of the file.")
-def job_convert(settings: Settings, file: str, format_: str | None) -> None:
-    """A compose file, or a job in JSON, as a job file on standard output. Needs no agent."""
-    spec = _spec_of(file, format_)
+@click.argument("words", nargs=-1, metavar="FILE|-")
+@job_files
+def job_convert(
+    settings: Settings,
+    words: tuple[str, ...],
+    filenames: tuple[str, ...],
+    format_: str | None,
+    profiles: tuple[str, ...],
+) -> None:
+    """Compose files, or a job in JSON, as a job file on standard output. Needs no agent."""
+    spec = read_spec(named(words, filenames, format_, profiles, "job convert"))
     if settings.output == "json":
         from cube.model.jobrender import render
 
@@ -217,28 +229,6 @@ def job_convert(settings: Settings, file: str, format_: str | None) -> None:
     from cube.model.jobtoml import job_toml
 
     out(job_toml(spec).rstrip("\n"))
-
-
-def _spec_of(file: str, format_: str | None) -> JobSpec:
-    """The job in a file; what is not honoured is told on stderr. Raises CommandError."""
-    from cube.model.errors import BadConfig
-    from cube.model.jobfile import parse_json, parse_toml
-    from cube.model.warnings import warnings
-
-    data, found = read_file(file, format_)
-    if found == "compose":
-        from cube.cli.compose import read_compose
-
-        spec = read_compose(file, data)
-    else:
-        try:
-            spec = parse_json(data) if found == "json" else parse_toml(data)
-        except BadConfig as bad:
-            problems = "\n".join(str(error) for error in bad.errors)
-            raise CommandError(USAGE, f"{file} is not a valid job", problems) from None
-    for warning in warnings(spec):
-        note(f"warning: {warning}")
-    return spec
 
 
 @command("init")

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import shlex
 from collections.abc import Iterable, Sequence
 
 import click
 
 from cube.cli.context import Settings, command
 from cube.cli.exits import FAILED, OK, UNPLACED, USAGE, CommandError
+from cube.cli.jobfiles import JobFiles, job_files, named, read_job, unnamed
 from cube.cli.output import Style, answer, clean, note, out, plural, table
-from cube.cli.run import FORMATS, read_job
 from cube.cli.why import print_explanations
 from cube.model.jobkeys import DURATION_KEYS, SIZE_KEYS
 from cube.model.planviews import (
@@ -31,15 +30,17 @@ _ACTIONS = ("drain", "lose")
 
 
 @command("plan")
-@click.argument("words", nargs=-1, required=True, metavar="FILE|- | drain NODE | lose NODE")
-@click.option("--format", "format_", type=click.Choice(list(FORMATS)), help="Of standard input.")
+@click.argument("words", nargs=-1, metavar="FILE|- | drain NODE | lose NODE")
+@job_files
 @click.option("--deadline", default="5m", help="Of the drain.")
 @click.pass_context
 def plan(
     ctx: click.Context,
     settings: Settings,
     words: tuple[str, ...],
+    filenames: tuple[str, ...],
     format_: str | None,
+    profiles: tuple[str, ...],
     deadline: str,
 ) -> None:
     """What a job file would change and where its tasks would go, or what would move when a node is
@@ -48,18 +49,18 @@ def plan(
     Exit: 0 nothing would change, 1 something would. drain and lose: 0 everything finds a place, 3
     something does not.
     """
-    if len(words) == 2 and words[0] in _ACTIONS:
+    if len(words) == 2 and words[0] in _ACTIONS and not filenames:
         ctx.exit(_plan_node(settings, words[0], words[1], deadline))
-    if len(words) != 1:
+    if (not words and not filenames) or (len(words) > 1 and words[0] in _ACTIONS):
         raise CommandError(
-            USAGE, f"{' '.join(words)!r} is nothing to plan",
-            hint="cube plan FILE\ncube plan drain NODE\ncube plan lose NODE",
+            USAGE, f"{' '.join(words)!r} is nothing to plan" if words else "plan what?",
+            hint=f"{unnamed('plan') or 'cube plan FILE'}\ncube plan drain NODE\ncube plan lose NODE",
         )  # fmt: skip
-    ctx.exit(_plan_job(settings, words[0], format_))
+    ctx.exit(_plan_job(settings, named(words, filenames, format_, profiles, "plan")))
 
 
-def _plan_job(settings: Settings, file: str, format_: str | None) -> int:
-    data, content_type = read_job(file, format_)
+def _plan_job(settings: Settings, files: JobFiles) -> int:
+    data, content_type = read_job(files)
     found = settings.client.plan_job(data, content_type)
     answer(settings, found)
     groups = [group for group in found.groups.values() if _changes(group)]
@@ -86,10 +87,9 @@ def _plan_job(settings: Settings, file: str, format_: str | None) -> int:
     if code == OK:
         out(f"next: cube status {found.name}")
         return code
-    given = f"--format {format_} " if format_ else ""
     out()
     out("to do exactly this, unless the job has moved on meanwhile (then exit 5):")
-    out(f"  cube run --check-version {found.version} {given}{shlex.quote(file)}")
+    out(f"  cube run --check-version {found.version} {files.words()}")
     return code
 
 

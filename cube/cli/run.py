@@ -5,28 +5,23 @@ from __future__ import annotations
 import json
 import sys
 import time
-from pathlib import Path
 
 import click
 
 from cube.cli.context import Settings, command
 from cube.cli.cron import next_run
-from cube.cli.exits import INTERRUPTED, NOT_FOUND, USAGE, CommandError
+from cube.cli.exits import INTERRUPTED, USAGE, CommandError
+from cube.cli.jobfiles import FORMATS, job_files, named, read_job, unnamed
 from cube.cli.output import note, out, raw
 from cube.cli.rollout import Watch, serves
 from cube.client.client import Client
 from cube.model.addresses import join_address
 from cube.model.views import JobChanged, JobView
 
-JOB_BYTES_MAX = 1 << 20  # the API's own bound
-FORMATS = {"toml": "application/toml", "json": "application/json", "compose": "application/yaml"}
-_BY_SUFFIX = {".toml": "toml", ".json": "json", ".yaml": "compose", ".yml": "compose"}
-
 
 @command("run", context_settings={"ignore_unknown_options": False})
 @click.argument("words", nargs=-1, metavar="[FILE|-] [-- CMD...]")
-@click.option("-f", "--filename", metavar="FILE", help="The same as FILE (the book's way).")
-@click.option("--format", "format_", type=click.Choice(list(FORMATS)), help="Of standard input.")
+@job_files
 @click.option("--image", metavar="IMAGE", help="Run this image, without a file.")
 @click.option("--name", metavar="N", help="Name of the job that is made from --image or CMD.")
 @click.option("--count", type=int, default=1, help="How many tasks.")
@@ -37,8 +32,9 @@ _BY_SUFFIX = {".toml": "toml", ".json": "json", ".yaml": "compose", ".yml": "com
 def run_command(
     settings: Settings,
     words: tuple[str, ...],
-    filename: str | None,
+    filenames: tuple[str, ...],
     format_: str | None,
+    profiles: tuple[str, ...],
     image: str | None,
     name: str | None,
     count: int,
@@ -52,13 +48,20 @@ def run_command(
     Without a file: cube run --image IMAGE [-- CMD...], or cube run -- CMD... for a process.
     """
     client = settings.client
-    file, words = _file_and_command(words, filename, image, name)
-    if file is None:
+    before, after = _files_and_command(words)
+    if not before and not filenames:
+        if not after and not image:
+            hint = "\n".join([unnamed("run") or "cube run FILE", *WITHOUT_FILE])
+            raise CommandError(USAGE, "what should run?", hint=hint)
+        words = after
+        if profiles:
+            raise CommandError(USAGE, "--profile is for compose files, and none is named")
         data, content_type = _made(image, words, name, count, publish, env), FORMATS["json"]
     else:
         if image or name or publish or env or count != 1:
             raise CommandError(USAGE, "--image, --name, --count, -p and -e go without a file")
-        data, content_type = read_job(file, format_)
+        files = named(before, filenames, format_, profiles, "run")
+        data, content_type = read_job(files)
         if content_type == FORMATS["json"] and _is_book_task(data):
             _run_book_task(settings, client, data)
             return
@@ -67,62 +70,14 @@ def run_command(
     follow(settings, client, changed, "submitted", began=began, detach=detach)
 
 
-def _file_and_command(
-    words: tuple[str, ...], filename: str | None, image: str | None, name: str | None
-) -> tuple[str | None, tuple[str, ...]]:
-    """What is the file, what the command. click has taken the `--` away; the command line has it."""
-    if filename is not None:
-        return filename, words
+WITHOUT_FILE = ("cube run --image IMAGE", "cube run -- CMD...", "cube job init > job.toml")
+
+
+def _files_and_command(words: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """What are files, what the command. click has taken the `--` away; the command line has it."""
     arguments = sys.argv[1:]
     after = arguments[arguments.index("--") + 1 :] if "--" in arguments else []
-    before = words[: len(words) - len(after)]
-    if len(before) > 1:
-        raise CommandError(
-            USAGE, f"one file at a time, not {' '.join(before)}",
-            hint="cube run FILE\ncube run -- CMD...",
-        )  # fmt: skip
-    if before:
-        return before[0], tuple(after)
-    if not after and not image:
-        raise CommandError(
-            USAGE, "what should run?",
-            hint="cube run FILE\ncube run --image IMAGE\ncube run -- CMD...\ncube job init > job.toml",
-        )  # fmt: skip
-    return None, tuple(after)
-
-
-def read_job(file: str, format_: str | None) -> tuple[bytes, str]:
-    """The bytes of a job and their content type, a compose file's as JSON. Raises CommandError."""
-    data, found = read_file(file, format_)
-    if found != "compose":
-        return data, FORMATS[found]
-    from cube.cli.compose import compose_json
-
-    return compose_json(file, data), FORMATS["json"]
-
-
-def read_file(file: str, format_: str | None) -> tuple[bytes, str]:
-    """The bytes of a file and the name of its format. Raises CommandError."""
-    if file == "-":
-        return sys.stdin.buffer.read(JOB_BYTES_MAX + 1), format_ or "toml"
-    path = Path(file)
-    try:
-        with path.open("rb") as opened:
-            data = opened.read(JOB_BYTES_MAX + 1)
-    except FileNotFoundError:
-        near = [
-            found
-            for pattern, mark in (("*.toml", b"[groups."), ("*compose*.y*ml", b"services:"))
-            for found in sorted(path.parent.glob(pattern))
-            if mark in found.read_bytes()
-        ]
-        hint = "\n".join(f"cube run {p}" for p in near[:5]) or "cube job init > job.toml"
-        raise CommandError(NOT_FOUND, f"there is no file {file}", hint=hint) from None
-    except OSError as error:
-        raise CommandError(USAGE, f"cannot read {file}: {error.strerror}") from None
-    if len(data) > JOB_BYTES_MAX:
-        raise CommandError(USAGE, f"{file} is larger than 1 MiB: is it a job file?")
-    return data, format_ or _BY_SUFFIX.get(path.suffix.lower(), "toml")
+    return words[: len(words) - len(after)], tuple(after)
 
 
 def _made(

@@ -8,8 +8,9 @@ from typing import Any
 import hypothesis.strategies as st
 from hypothesis import HealthCheck, given, settings
 
+from cube.model.compose.assemble import ComposeFile
 from cube.model.compose.keys import SECTIONS
-from cube.model.compose.project import Composed, FilesWanted, parse_compose
+from cube.model.compose.project import Composed, FilesWanted, parse_project
 from cube.model.compose.section import Surroundings
 from cube.model.compose.yamltext import yaml_tree
 from cube.model.errors import BadConfig
@@ -38,25 +39,32 @@ ANYTHING: st.SearchStrategy[Any] = st.recursive(
 AROUND = Surroundings("/srv", "/home/x", "shop", {"A": "a"}, {".env": None})
 
 
-def judge(data: bytes) -> None:
-    for around in (AROUND, Surroundings()):
-        try:
-            found = parse_compose(data, around)
-        except BadConfig as bad:
-            for error in bad.errors:
-                assert error.path
-                assert error.problem
-                assert len(str(error)) < 2_000
-                assert "\n" not in str(error)
-                assert str(error).encode()
-            continue
-        if isinstance(found, FilesWanted):
-            assert around.directory
-            continue
-        assert isinstance(found, Composed)
-        assert parse_tree(render(found.spec)) == found.spec
-        assert parse_toml(job_toml(found.spec).encode()) == found.spec
-        assert all(": " in note and len(note) < 2_000 for note in found.notes)
+def judge(data: bytes, *others: bytes, around: Surroundings | None = None) -> None:
+    files = tuple(
+        ComposeFile(one, name, name) for one, name in zip((data, *others), "abc", strict=False)
+    )
+    for where in (AROUND, Surroundings()) if around is None else (around,):
+        judge_files(files, where)
+
+
+def judge_files(files: tuple[ComposeFile, ...], around: Surroundings) -> None:
+    try:
+        found = parse_project(files, around)
+    except BadConfig as bad:
+        for error in bad.errors:
+            assert error.path
+            assert error.problem
+            assert len(str(error)) < 2_000
+            assert "\n" not in str(error)
+            assert str(error).encode()
+        return
+    if isinstance(found, FilesWanted):
+        assert around.directory
+        return
+    assert isinstance(found, Composed)
+    assert parse_tree(render(found.spec)) == found.spec
+    assert parse_toml(job_toml(found.spec).encode()) == found.spec
+    assert all(": " in note and len(note) < 2_000 for note in found.notes)
 
 
 @given(st.sampled_from(TREES), st.data())
@@ -89,3 +97,27 @@ def test_any_service_is_a_group_or_bad(tree: object) -> None:
 @settings(max_examples=400, deadline=None)
 def test_any_bytes_are_a_job_or_bad(data: bytes | str) -> None:
     judge(data if isinstance(data, bytes) else data.encode())
+
+
+TAGS = st.sampled_from(["", "", "", "!reset ", "!override "])
+
+
+@given(
+    st.sampled_from(TREES), st.sampled_from(WORDS), ANYTHING, TAGS, ANYTHING,
+    st.sampled_from(["o.yaml", "./o.yaml", "c", 1]),
+)  # fmt: skip
+@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+def test_anything_over_a_file_beside_it_and_beneath_it_is_a_job_or_bad(
+    tree: Any, word: str, value: Any, tag: str, other: Any, file: Any
+) -> None:
+    name = next(iter(tree["services"]))
+    asked = {"include": [file, {"path": [file], "env_file": file}], **tree}
+    hole: Any = {
+        "services": {name: {word: "HOLE"}, "new": {"extends": {"service": "web", "file": file}}}
+    }
+    over = json.dumps({**hole, word: "HOLE"}).replace('"HOLE"', f"{tag}{json.dumps(value)}")
+    beneath = json.dumps({"services": {"web": value, "x": other}, word: other}).encode()
+    beside = {".env": None, "o.yaml": beneath, "./o.yaml": beneath, "c": b"A=b", "sub/.env": None}
+    around = Surroundings("/srv", "/home/x", "shop", {"A": "a"}, beside)
+    for first in (tree, asked):
+        judge(json.dumps(first).encode(), over.encode(), around=around)

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from cube.cli import root
-from cube.cli.run import read_job
+from cube.cli.jobfiles import JobFiles, read_job
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
@@ -55,6 +55,6 @@ def test_every_file_of_the_readme_exists() -> None:
 
 def test_the_examples_can_be_read_as_the_command_line_reads_them() -> None:
     for path in sorted((ROOT / "cube" / "examples").glob("*.toml")):
-        data, content_type = read_job(str(path), None)
+        data, content_type = read_job(JobFiles((str(path),)))
         assert data
         assert content_type == "application/toml"

@@ -38,7 +38,8 @@ def _refused(words: str, hint: str = "", *neutral: object) -> Key:
     return Key(Fate.REFUSED, words, hint, neutral)
 
 
-FLATTEN = "docker compose config > whole.yaml writes everything into one file: cube run whole.yaml"
+# What an included file brings along, each by its name.
+KINDS = ("services", "networks", "volumes", "secrets", "configs", "models")
 _NO_WINDOWS = "is for Windows, where Cube does not run"
 _NO_NAMES = (
     "gives a service a name on a network, and Cube has no network across nodes",
@@ -55,7 +56,7 @@ _HOST_SHARED = "shares a namespace with the host or another container, which Cub
 TOP = {
     "version": _honoured("nothing: the specification has made it obsolete"),
     "name": _honoured("the job's name; without it, COMPOSE_PROJECT_NAME or the directory's name"),
-    "include": _refused("reads other files", FLATTEN),
+    "include": _honoured("what other files have, each a project of its own; the API reads none"),
     "services": _honoured("the job's groups"),
     "models": _refused("are run by Docker Model Runner", "run the model as a service of its own"),
     "networks": _honoured(
@@ -103,7 +104,7 @@ SERVICE = {
     "env_file": _honoured("env; `cube run` reads the file, environment wins over it"),
     "environment": _honoured("env; a name without a value has that of the environment of cube run"),
     "expose": _noted("opens nothing: a port that others reach has to be in ports"),
-    "extends": _honoured("what the service is merged over; of this file only"),
+    "extends": _honoured("what the service is merged over, of this file or of another one"),
     "external_links": _refused(*_NO_NAMES),
     "extra_hosts": _honoured("docker.extra_hosts"),
     "gpus": _honoured("docker.gpus"),
@@ -137,7 +138,9 @@ SERVICE = {
     "post_start": _refused(*_NO_HOOKS),
     "pre_stop": _refused(*_NO_HOOKS),
     "privileged": _honoured("docker.privileged"),
-    "profiles": _honoured("services whose profiles are not in COMPOSE_PROFILES are left out"),
+    "profiles": _honoured(
+        "services none of whose profiles is active (--profile, COMPOSE_PROFILES) are left out"
+    ),
     "provider": _refused("is run by a plugin of Docker Compose"),
     "pull_policy": _honoured("docker.pull: always, never, missing"),
     "pull_refresh_after": _refused("images are not pulled again by age", "pull_policy: always"),
@@ -268,10 +271,15 @@ SECTIONS: dict[str, dict[str, Key]] = {
         "required": _honoured("false: the file may be missing"),
     },
     "extends": {
-        "file": _refused("is in another file", FLATTEN),
+        "file": _honoured("the file it is in, from the directory of the file that says so"),
         "service": _honoured("what the service is merged over"),
     },
     "gpus": _DEVICE_REQUEST,
+    "include": {
+        "env_file": _honoured("variables of what is included; without it, .env in its directory"),
+        "path": _honoured("the file; of several, each is merged over those before it"),
+        "project_directory": _honoured("to which its paths are relative; else the file's own"),
+    },
     "healthcheck": {
         "disable": _honoured("no check"),
         "interval": _honoured("interval; 30s without it"),

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 import msgspec
 
 from cube.model.compose import deploy
+from cube.model.compose.assemble import DOTENV, Assembly, ComposeFile
 from cube.model.compose.dotenv import read_dotenv
-from cube.model.compose.extends import extended
-from cube.model.compose.interpolate import Interpolation
 from cube.model.compose.keys import SECTIONS
 from cube.model.compose.network import Network
+from cube.model.compose.placed import places, plain
 from cube.model.compose.section import Reading, Section, Surroundings
 from cube.model.compose.service import Known, group_name, read_service
-from cube.model.compose.yamltext import yaml_tree
 from cube.model.errors import BadConfig, ConfigError
 from cube.model.jobfile import parse_tree
 from cube.model.jobgroup import NAME, NAME_ACCEPTED
@@ -22,8 +22,7 @@ from cube.model.spec import GROUPS_MAX, JobSpec
 from cube.model.treeread import ERRORS_MAX, join, kind, shown
 from cube.model.treetext import FILE
 
-DOTENV = ".env"
-FILES_MAX = 64  # that one compose file names
+FILES_MAX = 64  # that a project reads besides those that are named on the command line
 _SOURCES = (
     "content",
     "environment",
@@ -53,17 +52,29 @@ API = Surroundings()  # that of a body: no files, no environment
 
 def parse_compose(data: bytes, around: Surroundings = API) -> Composed | FilesWanted:
     """The job that a compose file describes. Raises BadConfig with every error of the file."""
-    tree = yaml_tree(data)
+    return parse_project((ComposeFile(data),), around)
+
+
+def parse_project(
+    files: tuple[ComposeFile, ...], around: Surroundings = API
+) -> Composed | FilesWanted:
+    """The job that these files describe, each merged over those before it. Raises BadConfig with every
+    error of all files; errors in the first one have no file in their paths."""
+    assert files
     if around.directory and DOTENV not in around.files:
         return FilesWanted((DOTENV,))
     reading = Reading(_with_dotenv(around))
-    root = _replaced(reading, tree)
-    if reading.errors.found and not isinstance(tree, dict):
+    root = Assembly(reading).whole(files)
+    if root is None:
         reading.errors.raise_if_any()
-    _read(reading, root)
+    assert root is not None, "what is no tree is an error"
+    reading.errors.places = places(root)
+    tree = plain(root)
+    assert isinstance(tree, dict)
+    _read(reading, tree)
     if reading.wanted:
         missing = tuple(reading.wanted)
-        if len(missing) > FILES_MAX:
+        if len(missing) + len(around.files) > FILES_MAX:
             raise BadConfig([ConfigError(FILE, f"names more than {FILES_MAX} other files")])
         return FilesWanted(missing)
     spec = _spec(reading)
@@ -82,23 +93,6 @@ def _with_dotenv(around: Surroundings) -> Surroundings:
     return msgspec.structs.replace(around, variables={**below, **(around.variables or {})})
 
 
-def _replaced(reading: Reading, tree: object) -> dict[str, object]:
-    """The file's tree with variables replaced and `extends` followed."""
-    if not isinstance(tree, dict):
-        reading.errors.add("", f"is not a compose file: it holds {kind(tree)}", "write services: …")
-        return {}
-    interpolation = Interpolation(reading.errors, reading.around.variables)
-    found = interpolation.tree("", tree)
-    assert isinstance(found, dict)
-    for name, paths in interpolation.unset.items():
-        more = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
-        reading.note(f"{paths[0]}{more}", f"{name} is not set, and is taken as empty")
-    services = found.get("services")
-    if isinstance(services, dict):
-        found["services"] = extended(services, "services", reading.errors)
-    return found
-
-
 def _read(reading: Reading, tree: dict[str, object]) -> None:
     root = Section(reading, "", "top level", tree)
     reading.origins["groups"] = "services"
@@ -112,13 +106,14 @@ def _read(reading: Reading, tree: dict[str, object]) -> None:
         return
     on = _with_profiles(reading, services)
     if services and not on:
-        root.error("services", "each is left out by its profiles", "set COMPOSE_PROFILES")
+        hint = "--profile NAME (or COMPOSE_PROFILES=NAME) makes one active"
+        root.error("services", "each is left out by its profiles", hint)
     type_ = _type(reading, root, {name: services[name] for name in on})
     groups = _groups(reading, on)
     known = Known(
         project=project,
         groups=groups,
-        left_out=dict.fromkeys(name for name in services if name not in on),
+        left_out={name: _profiles_of(services[name][1]) for name in services if name not in on},
         volumes=_volumes(root, project),
         stored={"secrets": _stored(root, "secret"), "configs": _stored(root, "config")},
         networks=_networks(root),
@@ -165,19 +160,38 @@ def _name(reading: Reading, root: Section) -> str:
 
 def _with_profiles(reading: Reading, services: dict[str, tuple[str, object]]) -> list[str]:
     """The services that no profile leaves out."""
-    asked = (reading.around.variables or {}).get("COMPOSE_PROFILES", "")
-    active = {word.strip() for word in asked.split(",")}
+    asked = reading.around.profiles
+    if not asked:
+        text = (reading.around.variables or {}).get("COMPOSE_PROFILES", "")
+        asked = tuple(word.strip() for word in text.split(","))
+    active = set(asked)
+    known: dict[str, None] = {}
     on = []
     for name, (path, tree) in services.items():
         profiles = tree.get("profiles") if isinstance(tree, dict) else None
         if profiles is not None and not isinstance(profiles, list):
             reading.errors.add(join(path, "profiles"), f"must be a list, not {kind(profiles)}")
-        elif profiles and "*" not in active and not active.intersection(map(str, profiles)):
-            words = ", ".join(str(word)[:40] for word in profiles[:8])
-            reading.note(path, f"is left out: its profiles ({words}) are not in COMPOSE_PROFILES")
-            continue
+        elif profiles:
+            known |= dict.fromkeys(map(str, profiles))
+            if "*" not in active and not active.intersection(map(str, profiles)):
+                words = _profile_words(profiles)
+                reading.note(path, f"is left out: none of its profiles ({words}) is active")
+                continue
         on.append(name)
+    for word in asked:
+        if word and word != "*" and word not in known:
+            there = f"there are {_profile_words(list(known))}" if known else "there are none"
+            reading.note("profiles", f"no service has the profile {shown(word)}; {there}")
     return on
+
+
+def _profiles_of(service: object) -> tuple[str, ...]:
+    profiles = service.get("profiles") if isinstance(service, dict) else None
+    return tuple(map(str, profiles[:8])) if isinstance(profiles, list) else ()
+
+
+def _profile_words(profiles: Sequence[object]) -> str:
+    return ", ".join(str(word)[:40] for word in profiles[:8])
 
 
 def _type(reading: Reading, root: Section, services: dict[str, tuple[str, object]]) -> object:
@@ -188,7 +202,7 @@ def _type(reading: Reading, root: Section, services: dict[str, tuple[str, object
     for name, (path, tree) in services.items():
         inner = tree.get("deploy") if isinstance(tree, dict) else None
         mode = inner.get("mode") if isinstance(inner, dict) else None
-        if mode is not None and mode not in deploy.MODES:
+        if mode is not None and (not isinstance(mode, str) or mode not in deploy.MODES):
             accepted = f"accepted: {', '.join(deploy.MODES)}"
             where = f"{path}.deploy.mode"
             reading.errors.add(where, f"{shown(mode)} is not accepted", accepted)
@@ -340,7 +354,7 @@ def _spec(reading: Reading) -> JobSpec:
         spec = parse_tree(reading.job)
     except BadConfig as bad:
         for error in bad.errors:
-            path = reading.origin(error.path)
+            path = reading.errors.at(reading.origin(error.path))
             if not any(_within(path, other) or _within(other, path) for other in taken):
                 found.append(ConfigError(path, error.problem, error.hint))
     if found:

@@ -12,7 +12,8 @@ import msgspec
 
 from cube.model import units
 from cube.model.compose.keys import SECTIONS, Fate, Key
-from cube.model.treeread import INTEGER_MAX, Errors, close_word, join, kind, shown
+from cube.model.compose.placed import PlacedErrors
+from cube.model.treeread import INTEGER_MAX, close_word, join, kind, shown
 
 ITEMS_MAX = 512  # of a list in a compose file
 TEXT_CHARS_MAX = 64 * 1024
@@ -41,6 +42,7 @@ class Surroundings(msgspec.Struct, frozen=True):
     project: str = ""  # the job's name, when the file has none
     variables: Mapping[str, str] | None = None
     files: Mapping[str, bytes | None] = {}
+    profiles: tuple[str, ...] = ()  # those that are active; none: COMPOSE_PROFILES says which
 
 
 class Reading:
@@ -48,15 +50,16 @@ class Reading:
 
     def __init__(self, around: Surroundings) -> None:
         self.around = around
-        self.errors = Errors()
+        self.errors = PlacedErrors()
         self.notes: list[str] = []
         self.wanted: dict[str, None] = {}  # files that have to be read first
         self.origins: dict[str, str] = {}  # path in the job: path in the compose file
         self.job: dict[str, object] = {}
 
     def note(self, path: str, sentence: str) -> None:
-        if len(self.notes) < NOTES_MAX:
-            self.notes.append(f"{path}: {sentence}")
+        told = f"{self.errors.at(path)}: {sentence}"
+        if len(self.notes) < NOTES_MAX and told not in self.notes:
+            self.notes.append(told)
 
     def put(self, path: tuple[str, ...], value: object, origin: str) -> None:
         """The job has this value at this path, which the compose file says at `origin`."""

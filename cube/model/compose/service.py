@@ -28,7 +28,7 @@ class Known(msgspec.Struct, frozen=True):
 
     project: str
     groups: dict[str, str]  # service: group
-    left_out: dict[str, None]
+    left_out: dict[str, tuple[str, ...]]  # and their profiles
     volumes: dict[str, str]  # name in the file: the volume's name
     stored: dict[str, dict[str, str]]  # secrets and configs: likewise
     networks: dict[str, network.Network]
@@ -209,9 +209,12 @@ def _depends_on(section: Section, group: Group, known: Known) -> None:
             hint = close_word(name, list(known.groups))
             section.reading.errors.add(path, "there is no such service", hint)
         elif required:
+            profiles = known.left_out[name]
+            words = ", ".join(one[:40] for one in profiles)
             section.reading.errors.add(
-                path, "is left out, as none of its profiles is on",
-                "COMPOSE_PROFILES=… turns it on; required: false does without it",
+                path, f"is left out: none of its profiles ({words}) is active",
+                f"--profile {profiles[0][:40]} (or COMPOSE_PROFILES) makes it active; required: false "
+                "does without it",
             )  # fmt: skip
     if names:
         group.put("depends_on", list(dict.fromkeys(names)), section.at("depends_on"))

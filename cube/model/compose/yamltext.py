@@ -34,6 +34,14 @@ _INFINITE = re.compile(r"([-+]?)\.(?:inf|Inf|INF)")
 _PLAIN_TAGS = {f"tag:yaml.org,2002:{word}" for word in ("int", "float", "bool", "null")}
 _TEXT_TAGS = {"tag:yaml.org,2002:str", "!"}
 _SHAPE_TAGS = {"tag:yaml.org,2002:map", "tag:yaml.org,2002:seq", "!"}
+_MERGE_TAGS = ("!reset", "!override")
+
+
+class Tagged(msgspec.Struct, frozen=True):
+    """A value that stands under `!reset` or `!override`: how it is merged over what another file says."""
+
+    tag: str
+    value: object
 
 
 class _Frame(msgspec.Struct):
@@ -47,6 +55,7 @@ class _Frame(msgspec.Struct):
     merges: list[dict[str, object]]
     key: str | None = None
     is_merge: bool = False
+    tag: str = ""
     nodes: int = 1
     chars: int = 0
 
@@ -58,7 +67,10 @@ class _Anchored(msgspec.Struct, frozen=True):
 
 
 def yaml_tree(data: bytes) -> object:
-    """The tree of one YAML document, merge keys (`<<`) applied. Raises BadConfig with line and column."""
+    """The tree of one YAML document, merge keys (`<<`) applied. Raises BadConfig with line and column.
+
+    Shape: dicts, lists and scalars; any of them within a Tagged, but for the root.
+    """
     import yaml  # only where a compose file is read: 40 ms
 
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -109,18 +121,21 @@ class _Builder:
 
     def _open(self, event: object, is_map: bool) -> None:
         tag, anchor = getattr(event, "tag", None), getattr(event, "anchor", None)
-        if tag is not None and tag not in _SHAPE_TAGS:
+        merge_tag = tag if tag in _MERGE_TAGS and self._frames else ""
+        if tag is not None and tag not in _SHAPE_TAGS and not merge_tag:
             self._refuse_tag(event, tag)
         if len(self._frames) >= DEPTH_MAX:
             _refuse(f"is nested more than {DEPTH_MAX} levels deep {_at(event)}")
         frame = self._frames[-1] if self._frames else None
         if frame is not None and frame.is_map and frame.key is None:
             _refuse(f"has a list or a map as a key {_at(event)}")
-        self._frames.append(_Frame(is_map, self._path(), anchor, [], {}, []))
+        self._frames.append(_Frame(is_map, self._path(), anchor, [], {}, [], tag=merge_tag))
 
     def _close(self, event: object) -> None:
         frame = self._frames.pop()
         value: object = _merged(frame) if frame.is_map else frame.items
+        if frame.tag:
+            value = Tagged(frame.tag, value)
         self._add(event, _Anchored(value, frame.nodes, frame.chars), frame.anchor)
 
     def _scalar(self, event: object) -> None:
@@ -137,6 +152,8 @@ class _Builder:
     def _value(self, event: object, text: str) -> object:
         tag = getattr(event, "tag", None)
         is_plain, _ = getattr(event, "implicit", (False, False))
+        if tag in _MERGE_TAGS and self._frames:
+            return Tagged(tag, scalar(text) if getattr(event, "style", None) is None else text)
         if tag in _TEXT_TAGS or (tag is None and not is_plain):
             return text
         if tag is not None and tag not in _PLAIN_TAGS:
@@ -144,6 +161,8 @@ class _Builder:
         return scalar(text)
 
     def _key(self, event: object, frame: _Frame, text: str) -> None:
+        if (tag := getattr(event, "tag", None)) in _MERGE_TAGS:
+            _refuse(f"has {tag} on a key: it belongs before the value {_at(event)}")
         is_plain, _ = getattr(event, "implicit", (False, False))
         frame.is_merge = is_plain and text == "<<"
         if is_plain and text in _NULL:
@@ -210,7 +229,7 @@ class _Builder:
             self._errors.append(ConfigError(join(path, key), problem))
 
     def _refuse_tag(self, event: object, tag: str) -> None:
-        _refuse(f"has a tag, {shown(tag)}, and none are read {_at(event)}")
+        _refuse(f"has a tag, {shown(tag)}, that is not read {_at(event)}")
 
 
 def scalar(text: str) -> object:

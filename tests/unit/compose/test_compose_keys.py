@@ -25,6 +25,7 @@ WHERE: dict[str, tuple[dict[str, Any], str]] = {
     "devices": ({"web": {"devices": [HOLE]}}, "services.web.devices[0]"),
     "env_file": ({"web": {"env_file": [HOLE]}}, "services.web.env_file[0]"),
     "extends": ({"web": {"extends": HOLE}}, "services.web.extends"),
+    "include": ({}, "include[0]"),
     "gpus": ({"web": {"gpus": [HOLE]}}, "services.web.gpus[0]"),
     "healthcheck": ({"web": {"healthcheck": HOLE}}, "services.web.healthcheck"),
     "logging": ({"web": {"logging": HOLE}}, "services.web.logging"),
@@ -67,6 +68,7 @@ BESIDE: dict[str, dict[str, Any]] = {
     "devices": {"source": "/dev/null"},
     "env_file": {"path": "a.env"},
     "extends": {"service": "db"},
+    "include": {"path": "other/a.yaml"},
     "gpus": {},
     "deploy.resources.reservations.devices": {"capabilities": ["gpu"]},
     "healthcheck": {"test": "true"},
@@ -105,6 +107,11 @@ VALUES: dict[str, Any] = {
 }  # fmt: skip
 OTHERS: dict[tuple[str, str], Any] = {
     ("service", "volumes"): ["data:/d"],
+    ("extends", "file"): "other/a.yaml",
+    ("top level", "include"): ["other/a.yaml"],
+    ("include", "path"): ["other/a.yaml", "b.yaml"],
+    ("include", "env_file"): "a.env",
+    ("include", "project_directory"): ".",
     ("service", "x-cube"): {"count": 3},
     ("ports", "name"): "web",
     ("ports", "target"): 81,
@@ -162,6 +169,13 @@ def file_with(section: str, key: str | None, value: object) -> tuple[dict[str, A
     if section.startswith("service"):
         for kind in ("secrets", "configs"):
             file[kind] = {"data": {"external": True}, "more": {"external": "true", "name": "other"}}
+    if section == "include" or key == "include":
+        del services["db"]
+        services["web"] = {"image": "nginx"}
+    if section == "include":
+        return {**file, "include": [inner]}, f"include[0].{key}"
+    if section == "top level" and key == "include":
+        return {**file, **inner}, "include"
     if section == "top level":
         return {
             **file,
@@ -184,7 +198,16 @@ def value_for(section: str, key: str) -> object:
     return OTHERS.get((section, key), VALUES.get(key, "something"))
 
 
-AROUND = around({}, {"a.env": "FROM=file", "b.env": "FROM=other"})
+OTHER = """services:
+  db: { image: "other${FROM:-}", env_file: a.env, deploy: { mode: replicated } }
+"""
+AROUND = around(
+    {},
+    {
+        "a.env": "FROM=file", "b.env": "FROM=other", "other/a.env": "FROM=below", "other/.env": None,
+        "other/a.yaml": OTHER, "b.yaml": "services: { db: { user: other } }",
+    },
+)  # fmt: skip
 ALL = [(section, key) for section, keys in SPECIFICATION.items() for key in keys]
 
 

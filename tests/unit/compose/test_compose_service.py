@@ -160,6 +160,8 @@ def test_mistakes(tree: dict[str, Any], path: str, problem: str) -> None:
         ({"services": {f"s{n}": WEB for n in range(65)}}, "services", "at most 64 are accepted"),
         ({"services": {"a": WEB, "b": {**WEB, "deploy": {"mode": "global"}}}},
          "services.b.deploy.mode", "a job has one type"),
+        ({"services": {"a": {**WEB, "deploy": {"mode": ["global"]}}}},
+         "services.a.deploy.mode", "is not accepted"),
         ({"services": {"a": {**WEB, "deploy": {"mode": "global"}}}, "x-cube": {"type": "batch"}},
          "x-cube.type", "is at odds with deploy.mode"),
         ({"services": {"a": {**WEB, "depends_on": ["b"]}, "b": {**WEB, "profiles": ["x"]}}},

@@ -6,12 +6,11 @@ from typing import Any
 import pytest
 
 from cube.model.compose.dotenv import FILE_BYTES_MAX, read_dotenv
-from cube.model.compose.extends import extended
 from cube.model.compose.interpolate import CHARS_MAX, VALUE_CHARS_MAX, Interpolation
 from cube.model.compose.project import API, Composed, FilesWanted, parse_compose
 from cube.model.compose.section import Surroundings
 from cube.model.treeread import Errors
-from tests.unit.compose.composing import around, composed, errors, service
+from tests.unit.compose.composing import around, composed, errors, extended, service
 
 VARIABLES = {"A": "a", "EMPTY": "", "_x1": "under", "LONG": "x" * 1000}
 
@@ -250,19 +249,20 @@ def test_extends_that_cannot_be_followed() -> None:
                 "b": {"image": "x", "extends": {"service": "a"}},
                 "c": {"image": "x", "extends": "c"},
                 "d": {"image": "x", "extends": "bb"},
-                "e": {"image": "x", "extends": {"service": "a", "file": "other.yaml"}},
+                "e": {"image": "x", "extends": {"service": "b", "file": "other.yaml"}},
                 "f": {"image": "x", "extends": {}},
                 "g": {"image": "x", "extends": {"service": "d", "fill": 1}},
                 "bbb": {"image": "x"},
             }
-        }
+        },
+        around(files={"other.yaml": None}),
     )
     assert "is a cycle: c → c" in found["services.c.extends"]
     assert "is a cycle: a → b → a" in " ".join(found.values())
     assert found["services.d.extends"] == 'there is no service "bb" (did you mean `bbb`?)'
-    assert "docker compose config" in found["services.e.extends.file"]
+    assert 'there is no file "other.yaml"' in found["services.e.extends.file"]
     assert "must name a service" in found["services.f.extends"]
-    assert found["services.g.extends.fill"] == "unknown key (accepted: service)"
+    assert found["services.g.extends.fill"] == "unknown key (accepted: service, file)"
 
 
 def test_many_services_that_extend_a_long_one_are_refused_early() -> None:
@@ -302,7 +302,7 @@ def test_what_is_merged_is_compared_about_once_each(key: str) -> None:
         "b": {"extends": "a", key: [*items("b"), *items("a")]},
     }
     Told.compared = 0
-    merged: Any = extended(services, "services", Errors())["b"]
+    merged: Any = extended(services)["b"]
     assert Told.compared < 5_000
     assert len(merged[key]) == 1_000
 
@@ -312,7 +312,7 @@ def test_equal_maps_are_merged_once() -> None:
         "a": {"ports": [{"target": 80, "x": ["1"]}]},
         "b": {"extends": "a", "ports": [{"x": ["1"], "target": 80}, {"target": 81}]},
     }
-    merged: Any = extended(services, "services", Errors())["b"]
+    merged: Any = extended(services)["b"]
     assert [port["target"] for port in merged["ports"]] == [80, 81]
 
 

@@ -86,7 +86,10 @@ def test_an_anchor_may_be_set_anew() -> None:
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        ("a: !reset null", 'has a tag, "!reset", and none are read (at line 1, column 4)'),
+        ("a: !rest null", 'has a tag, "!rest", that is not read (at line 1, column 4)'),
+        ("!reset {a: b}", 'has a tag, "!reset", that is not read (at line 1, column 1)'),
+        ("!override a", 'has a tag, "!override", that is not read (at line 1, column 1)'),
+        ("!reset a: b", "has !reset on a key: it belongs before the value (at line 1, column 1)"),
         ("a: !!python/object/apply:os.system ['true']", "has a tag"),
         ("a: !!binary aGk=", "has a tag"),
         ("a: !!timestamp 2024-01-01", "has a tag"),
