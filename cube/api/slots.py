@@ -14,8 +14,9 @@ import msgspec
 from cube.model.cluster import ClusterState, Job, Node, Task
 from cube.model.cronrun import CronState, RunStatus
 from cube.model.ids import JobId, NodeId, TaskId, task_name
-from cube.model.lifecycle import ENDED, Desired, Health, TaskState
+from cube.model.lifecycle import Desired, Health, TaskState
 from cube.model.spec import GroupSpec, JobType
+from cube.model.tally import GroupTally
 from cube.model.taskids import JobTaskIds
 from cube.model.views import GroupCounts
 from cube.scheduler import dependencies, filters
@@ -121,7 +122,7 @@ class SlotsOfJobs:
         known = self._standings.get(job.id)
         if known is not None and known[0] is job and known[1] is ids:
             return known[2]
-        self.looks += len(ids)
+        self.looks += len(ids) if ids.tally is None else 0
         standing = _standing_if_whole(state, job)
         if standing is None:
             return self.of(state, job)
@@ -176,47 +177,40 @@ def slots_of_job(state: ClusterState, job: Job) -> JobSlots:
 
 
 def _standing_if_whole(state: ClusterState, job: Job) -> Standing | None:
-    """Of a service none of whose tasks has ended or is to: one look at each task. None: it takes more."""
+    """Of a service none of whose tasks has ended or is to, and no two have one slot. None: it takes
+    more."""
     if job.spec.type is not JobType.SERVICE or job.stopped or job.deleted:
         return None
-    groups = job.spec.groups
-    slots: dict[str, set[int]] = {name: set() for name in groups}
-    running, healthy, troubled = (dict.fromkeys(groups, 0) for _ in range(3))
-    ids = state.ids_of_job(job.id)
-    tasks = state.tasks
-    for task_id in ids:
-        task = tasks[task_id]
-        name, task_state, health = task.group, task.state, task.health
+    groups, found = job.spec.groups, state.tally_of_job(job.id)
+    for name, tally in found.items():
         if (
-            task.desired is not Desired.RUN
-            or task_state in ENDED
-            or name not in slots
-            or task.slot >= groups[name].count
+            tally.off
+            or name not in groups
+            or len(tally.slots) != tally.tasks
+            or max(tally.slots) >= groups[name].count
         ):
             return None
-        slots[name].add(task.slot)
-        if task_state is TaskState.RUNNING:
-            running[name] += 1
-            healthy[name] += health is Health.NONE or health is Health.HEALTHY
-        if health is Health.UNHEALTHY or task.attempt > 1 or task.reschedules > 0:
-            troubled[name] += 1
-    if sum([len(found) for found in slots.values()]) != len(ids):
-        return None  # two tasks of one slot
     tallies = {
-        name: Tally(
-            GroupCounts(
-                count=group.count,
-                running=running[name],
-                healthy=healthy[name],
-                pending=group.count - running[name],
-            ),
-            troubled=troubled[name],
-            active=len(slots[name]),
-        )
-        for name, group in groups.items()
+        name: _of_whole(group.count, found.get(name, _NO_TASKS)) for name, group in groups.items()
     }
     counts = {name: tally.counts for name, tally in tallies.items()}
     return Standing(counts, job_status(job, tallies.values()))
+
+
+_NO_TASKS = GroupTally()
+
+
+def _of_whole(count: int, tally: GroupTally) -> Tally:
+    return Tally(
+        GroupCounts(
+            count=count,
+            running=tally.running,
+            healthy=tally.healthy,
+            pending=count - tally.running,
+        ),
+        troubled=tally.troubled,
+        active=tally.tasks,
+    )
 
 
 def _slots_if_whole(state: ClusterState, job: Job) -> JobSlots | None:

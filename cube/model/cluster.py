@@ -19,6 +19,7 @@ from cube.model.outcome import Outcome
 from cube.model.resources import NOTHING, Resources
 from cube.model.spec import GroupSpec, JobSpec, JobType, PlacementPolicy, Protocol, same_container
 from cube.model.stored import Stored, refs_in_tasks
+from cube.model.tally import JobTally, tally_of
 from cube.model.taskids import NO_JOB_TASKS, JobTaskIds, TaskIdSet
 from cube.model.trust import NO_TRUST, TrustState
 from cube.model.volumes import Volume, volume_key
@@ -354,6 +355,16 @@ class ClusterState(msgspec.Struct, frozen=True, kw_only=True):
 
     def ids_of_job(self, job_id: JobId) -> JobTaskIds:
         return self.tasks_by_job.get(job_id, NO_JOB_TASKS)
+
+    def tally_of_job(self, job_id: JobId) -> JobTally:
+        """A look at each of its tasks, the first time that anybody asks."""
+        ids = self.tasks_by_job.get(job_id)
+        if ids is None:
+            return {}
+        tally = ids.tally
+        if tally is None:  # two threads may come to this, and to the same
+            tally = ids.tally = tally_of([self.tasks[task_id] for task_id in ids])
+        return tally
 
     def job_named(self, name: str) -> Job | None:
         job_id = self.job_names.get(name)

@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterable, Iterator
 from typing import cast
 
 from cube.model.ids import TaskId
+from cube.model.tally import JobTally
 
 _BETWEEN = " "  # in no id: they are hex digits
 
@@ -59,11 +60,12 @@ class JobTaskIds(Collection[TaskId]):
     """Immutable and sorted. A job has another one, though it may hold the same ids, whenever one of
     its tasks has changed: what was derived from a job's tasks is good for as long as `is` says so."""
 
-    __slots__ = ("_ids",)
+    __slots__ = ("_ids", "tally")
 
     def __init__(self, ids: tuple[TaskId, ...] = ()) -> None:
         """They are sorted."""
         self._ids = ids
+        self.tally: JobTally | None = None  # of the tasks; None: nobody has asked
 
     def __iter__(self) -> Iterator[TaskId]:
         return iter(self._ids)

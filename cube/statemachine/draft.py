@@ -167,7 +167,7 @@ class Draft:
             all_tasks[task.id] = task
             by_node(task.node_id, task.id)
             self._announce_task(task, "placed")
-        self._by_job.add_all(job_id, [task.id for task in tasks])
+        self._by_job.place(job_id, tasks)
 
     def put_task(self, task: Task, kind: str) -> None:
         """Stored, indexed and announced; it was there before. Node, job, slot, resources and ports
@@ -175,7 +175,7 @@ class Draft:
         released."""
         old = self._tasks[task.id]
         self._tasks[task.id] = task
-        self._by_job.touch(task.job_id)
+        self._by_job.change(task.job_id, old, task)
         if old.state is not task.state:
             if old.state not in UNINDEXED:
                 self._by_state.discard(old.state, task.id)
@@ -196,17 +196,17 @@ class Draft:
 
     def note_task(self, task: Task) -> None:
         """Stored; nothing of it has changed but what is noted of it, which has an event of its own."""
-        assert task.id in self._tasks, "it was there before"
+        self._by_job.change(task.job_id, self._tasks[task.id], task)
         self._tasks[task.id] = task
-        self._by_job.touch(task.job_id)
 
     def drop_task(self, task: Task) -> None:
-        """Reaped: no record of it is left."""
+        """Reaped: no record of it is left. It is as it stands in this draft."""
+        assert self._tasks[task.id] is task, "an older one was counted otherwise"
         if not task.released:
             self._let_go(task)
         self._tasks.discard(task.id)
         self._preempted.discard(task.id)
-        self._by_job.discard(task.job_id, task.id)
+        self._by_job.drop(task.job_id, task)
         self._by_node.discard(task.node_id, task.id)
         if task.state not in UNINDEXED:
             self._by_state.discard(task.state, task.id)

@@ -12,6 +12,7 @@ from cube.model.lifecycle import UNINDEXED, NodeStatus, TaskState
 from cube.model.resources import NOTHING, Resources
 from cube.model.spec import JobType
 from cube.model.stored import STORE_BYTES_MAX
+from cube.model.tally import tally_of
 from cube.model.trust import GOSSIP_KEYS_MAX, HASH_BYTES, REMOVED_NODES_MAX, TOKENS_MAX
 from cube.model.volumes import volumes_of
 from cube.statemachine import deployments
@@ -106,6 +107,9 @@ def _indexes(state: ClusterState) -> list[str]:
         found.append("an index by job or node has a task twice")
     if {key: set(ids) for key, ids in state.tasks_by_state.items()} != by_state:
         found.append("tasks_by_state differs from the tasks")
+    for job_id, known in state.tasks_by_job.items():
+        if known.tally is not None and known.tally != tally_of(state.tasks[id_] for id_ in known):
+            found.append(f"the tally of job {job_id} differs from its tasks")
     making_room = {task.id for task in state.tasks.values() if task.preempted_by}
     unreleased = {task.id for task in state.tasks.values() if not task.released}
     if set(state.preempted) != making_room & unreleased:

@@ -7,7 +7,9 @@ from typing import Generic, TypeVar
 
 import immutables
 
+from cube.model.cluster import Task
 from cube.model.ids import TaskId
+from cube.model.tally import Change, tally_after
 from cube.model.taskids import NO_JOB_TASKS, NO_TASKS, JobTaskIds, TaskIdSet
 
 K = TypeVar("K")
@@ -175,21 +177,40 @@ class _IdSets(Generic[K, S]):
 
 
 class JobIds(_IdSets[K, JobTaskIds]):
-    """Of few keys that many ids change of at a time, and that are read often: jobs."""
+    """Of few keys that many ids change of at a time, and that are read often: jobs. Their tallies are
+    carried on, where there are any."""
 
     def __init__(self, base: immutables.Map[K, JobTaskIds]) -> None:
         super().__init__(base, NO_JOB_TASKS)
-        self._touched: set[K] = set()
-        self.touch = self._touched.add  # one of its tasks has changed
+        self._changes: dict[K, list[Change]] = {}
+
+    def change(self, key: K, old: Task, new: Task) -> None:
+        """One of its tasks has changed."""
+        changes = self._changes.get(key)
+        if changes is None:
+            changes = self._changes[key] = []
+        changes.append((old, new))
+
+    def place(self, key: K, tasks: Collection[Task]) -> None:
+        self.add_all(key, [task.id for task in tasks])
+        self._changes.setdefault(key, []).extend([(None, task) for task in tasks])
+
+    def drop(self, key: K, task: Task) -> None:
+        self.discard(key, task.id)
+        self._changes.setdefault(key, []).append((task, None))
 
     def finish(self) -> immutables.Map[K, JobTaskIds]:
         folded = super().finish()
-        touched = self._touched.difference(self._changed)
-        if not touched:
+        if not self._changes:
             return folded
         outer = folded.mutate()
-        for key in touched:
-            outer[key] = folded[key].again()
+        for key, changes in self._changes.items():
+            ids = self._changed.get(key)
+            if ids is None:
+                ids = outer[key] = folded[key].again()
+            before = self._base.get(key)
+            if before is not None and before.tally is not None and ids:
+                ids.tally = tally_after(before.tally, changes)
         return outer.finish()
 
     def _folded(self, found: JobTaskIds, gone: set[TaskId], added: list[TaskId]) -> JobTaskIds:

@@ -7,8 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cube.model.ids import JobId, NodeId, TaskId
+from cube.model.tally import tally_of
 from cube.model.taskids import JobTaskIds, TaskIdSet
 from cube.statemachine.tables import JobIds, NodeIds
+from tests.builders import Machine, group, job
 
 IDS = [TaskId(f"{n:016x}") for n in range(6)]
 STEPS = st.lists(
@@ -47,19 +49,31 @@ def test_ids_of_keys_are_what_was_added_and_is_not_gone(
 
 
 def test_a_job_has_other_ids_when_one_of_its_tasks_has_changed() -> None:
-    base = immutables.Map({JobId(key): JobTaskIds((IDS[0],)) for key in "xy"})
-    table = JobIds(base)
-    table.touch(JobId("x"))
-    after = table.finish()
-    assert after[JobId("x")] == base[JobId("x")]
-    assert after[JobId("x")] is not base[JobId("x")]
-    assert after[JobId("y")] is base[JobId("y")]
-    assert JobIds(base).finish() is base
+    machine = Machine("a")
+    for name in "xy":
+        machine.submit(job(name, {"g": group(count=2)}))
+        machine.place(name, "g", (0, "a", ()), (1, "a", ()))
+    x, y = (machine.state.job_named(name) for name in "xy")
+    assert x is not None and y is not None
+    before = machine.state
+    assert before.tally_of_job(x.id)["g"].running == 0
+    machine.report(next(iter(before.ids_of_job(x.id))), "running")
+    after = machine.state
+    assert after.ids_of_job(x.id) == before.ids_of_job(x.id)
+    assert after.ids_of_job(x.id) is not before.ids_of_job(x.id)
+    assert after.ids_of_job(y.id) is before.ids_of_job(y.id)
+    # Of the one who was asked for, it is known how many are what; of the other nobody has asked.
+    known = after.ids_of_job(x.id).tally
+    assert known == tally_of(after.tasks_of_job(x.id))
+    assert known is not None and known["g"].running == 1
+    assert before.tally_of_job(x.id)["g"].running == 0
+    assert after.ids_of_job(y.id).tally is None
 
 
 def test_sets_are_the_same_in_any_order() -> None:
     one, other = TaskIdSet(IDS), TaskIdSet(reversed(IDS))
-    assert one == other and hash(one) == hash(other)
+    assert one == other
+    assert hash(one) == hash(other)
     assert one != TaskIdSet(IDS[1:])
     assert IDS[2] in one and TaskId("0") not in one
     assert not TaskIdSet() and len(one.without({IDS[0]})) == 5
