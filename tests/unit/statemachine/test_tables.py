@@ -64,8 +64,9 @@ def test_a_job_has_other_ids_when_one_of_its_tasks_has_changed() -> None:
     assert after.ids_of_job(y.id) is before.ids_of_job(y.id)
     # Of the one who was asked for, it is known how many are what; of the other nobody has asked.
     known = after.ids_of_job(x.id).tally
+    assert known is not None
     assert known == tally_of(after.tasks_of_job(x.id))
-    assert known is not None and known["g"].running == 1
+    assert known["g"].running == 1
     assert before.tally_of_job(x.id)["g"].running == 0
     assert after.ids_of_job(y.id).tally is None
 
