@@ -37,6 +37,18 @@ SCHEDULES_MAX = 250  # read in one plan, at 70 µs: a new leader reads those of 
 _Turn = tuple[int, int, str, JobId]  # important and old jobs first
 
 
+class _Looks:
+    """What a plan has looked at so far, of jobs that come for the first time in a round, or again."""
+
+    def __init__(self, tasks_max: int) -> None:
+        self._tasks_max = tasks_max
+        self.tasks = self.wants = 0
+
+    @property
+    def enough(self) -> bool:
+        return self.tasks >= self._tasks_max or self.wants >= WANTS_MAX
+
+
 class Scheduler:
     """Caches between plans: a mirror of the nodes, and the jobs that had nothing to do. A plan
     depends on its arguments only; two schedulers with different pasts give the same one, but for
@@ -56,6 +68,7 @@ class Scheduler:
         self._draining_of: immutables.Map[NodeId, Node] | None = None  # what _drained is about
         # Jobs that plans of this round have looked at, and what they have to be looked at again for.
         self._looked: set[JobId] = set()
+        self._again: set[JobId] = set()  # that it had looked at, when something happened to them
         self._round_wake_at_ms: int | None = None
         self._unfinished: int | None = None  # priority of the job at which the last plan was full
 
@@ -106,11 +119,10 @@ class Scheduler:
         draft = PlanDraft(term, seed)
         waiting = frozenset[JobId]() if ahead is None else _jobs_of(state, ahead)
         unfinished, self._unfinished = None if ahead is None else self._unfinished, None
-        placer: Placer | None = None
-        preemption: Preemption | None = None
+        placer, preemption = None, None
         draining = self._draining(state)
-        schedules = looked = wants = 0
-        is_cut = False
+        first, again = _Looks(LOOKED_MAX), _Looks(LOOKED_MAX // 2)
+        schedules, is_cut = 0, False
         seen: list[JobId] = []
         resting: set[JobId] = set()
         for turn in turns:
@@ -120,20 +132,21 @@ class Scheduler:
                 break
             if job.id in self._looked or job.id in waiting:
                 continue
-            asleep = self._asleep.get(job.id)
-            if asleep is not None and asleep[0] is job and now_ms < asleep[1]:
-                draft.wake(asleep[1])
+            if self._sleeps(job, draft, now_ms):
                 continue
             if job.cron is not None:
                 if schedules == SCHEDULES_MAX:
                     draft.wake(now_ms)  # the next plan, at once
                     continue
                 schedules += 1
-            if looked >= LOOKED_MAX or wants >= WANTS_MAX:
+            looks = again if job.id in self._again else first
+            if looks.enough:
                 is_cut = True
+                if looks is again:  # others have waited for their first turn
+                    continue
                 break
-            work, looks = _work_of(state, job, now_ms, draining, silent_ms)
-            looked += looks
+            work, looked = _work_of(state, job, now_ms, draining, silent_ms)
+            looks.tasks += looked
             if work is None or work.idle:
                 self._idle[job.id] = job
                 resting.add(job.id)
@@ -141,14 +154,14 @@ class Scheduler:
             if work.sleeps and work.wake_at_ms is not None:
                 self._asleep[job.id] = (job, work.wake_at_ms)
             draft.add(job, work)
-            wants += len(work.wants)
+            looks.wants += len(work.wants)
             for want in work.wants:
                 if not draft.full:
                     if placer is None:
                         placer = self._placer(state, seed, ahead)
                         preemption = self._preemption(state, now_ms, placer, seed)
                     self._place(placer, draft, want, preemption)
-            if draft.full:  # what is left is for the next plan, which is wanted at once
+            if draft.full:  # what is left is for the next plan, at once
                 self._unfinished = job.spec.priority
                 break
             seen.append(job.id)
@@ -160,6 +173,14 @@ class Scheduler:
             self._rebalance(state, now_ms, seed, draft, placer)
         return draft.done()
 
+    def _sleeps(self, job: Job, draft: PlanDraft, now_ms: int) -> bool:
+        """Nothing is to be done for it before a time, which the draft knows."""
+        asleep = self._asleep.get(job.id)
+        if asleep is None or asleep[0] is not job or now_ms >= asleep[1]:
+            return False
+        draft.wake(asleep[1])
+        return True
+
     def _end_round(self, draft: PlanDraft, seen: list[JobId], *, is_cut: bool) -> None:
         """Plans that are cut go on where the last one stopped, until one is not: together they are
         one look at everything, and the last of them knows when the next is due."""
@@ -168,10 +189,15 @@ class Scheduler:
         if is_cut:
             draft.cut()
             self._looked.update(seen)
+            self._again.difference_update(seen)
             self._round_wake_at_ms = draft.wake_at_ms
         elif not draft.full:
-            self._looked.clear()
+            self._begin_round()
             self._round_wake_at_ms = None
+
+    def _begin_round(self) -> None:
+        self._looked.clear()
+        self._again.clear()
 
     def _rebalance(
         self, state: ClusterState, now_ms: int, seed: str, draft: PlanDraft, placer: Placer | None
@@ -225,7 +251,7 @@ class Scheduler:
         if last is None:
             self._idle.clear()
             self._asleep.clear()
-            self._looked.clear()
+            self._begin_round()
             self._turns = None
         elif last is not state:
             self._turns = None
@@ -237,6 +263,7 @@ class Scheduler:
                 self._wake_for_settings()
             if last.nodes is not state.nodes:
                 self._wake_for_nodes(state)
+        self._again |= self._looked & self._dirty
         self._looked -= self._dirty
         for job_id in self._dirty:
             self._idle.pop(job_id, None)
@@ -299,13 +326,13 @@ class Scheduler:
         """They say which ended tasks are remembered: nobody is known to be idle any more."""
         self._idle.clear()
         self._asleep.clear()
-        self._looked.clear()
+        self._begin_round()
         self._turns = None
 
     def _wake_for_nodes(self, state: ClusterState) -> None:
         """Jobs that a change of nodes may give something to do are not idle."""
         self._asleep.clear()
-        self._looked.clear()
+        self._begin_round()
         drains = bool(self._draining(state))
         for job_id, job in list(self._idle.items()):
             if drains or job.spec.type is JobType.SYSTEM:

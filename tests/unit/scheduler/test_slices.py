@@ -161,3 +161,32 @@ def test_a_less_important_job_does_not_take_the_room_of_one_that_is_not_done(
     assert three.command is not None
     machine.do(three.command)
     assert [task.job for task in machine.state.tasks.values()] == ["large"] * 30
+
+
+def test_a_large_job_in_trouble_does_not_keep_others_waiting(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """One of its tasks fails between any two plans, and looking at it is all that a plan may do."""
+    monkeypatch.setattr(planning, "LOOKED_MAX", 100)
+    machine = Machine()
+    machine.do(c.RegisterNode(facts("a", capacity=Resources(64_000, 64 * GIB, GIB))))
+    machine.submit(job("large", {"g": group(count=40)}))
+    scheduler = Scheduler()
+    plan = scheduler.plan(machine.state, machine.now_ms, 1, "first")
+    assert plan.command is not None
+    machine.do(plan.command)
+    for task_id in sorted(machine.state.tasks):
+        machine.report(task_id, "running")
+    for number in range(3):
+        machine.submit(job(f"small-{number}", {"g": group()}))
+    ids = sorted(machine.state.tasks)
+    for number in range(6):
+        machine.report(ids[number], "failed", exit_code=1, released=True)
+        machine.now_ms += 5_000
+        plan = scheduler.plan(machine.state, machine.now_ms, 1, str(number))
+        if plan.command is not None:
+            machine.do(plan.command)
+    placed = {task.job for task in machine.state.tasks.values()}
+    assert placed == {"large", "small-0", "small-1", "small-2"}
+    replaced = [task for task in machine.state.tasks.values() if task.id not in ids]
+    assert sum(task.job == "large" for task in replaced) >= 3
