@@ -51,9 +51,11 @@ class _Project(msgspec.Struct, frozen=True):
 
 
 class Assembly:
-    """One pass over all files. What it finds wrong is in `reading`, what it lacks in `reading.wanted`."""
+    """One pass over all files. What it finds wrong is in `reading`, what it lacks in `reading.wanted`.
+    `is_whole` False: a file could not be brought in, and further errors may be no more than its echo."""
 
     def __init__(self, reading: Reading) -> None:
+        self.is_whole = True
         self._reading = reading
         self._errors = reading.errors
         self._nodes = 0
@@ -91,6 +93,11 @@ class Assembly:
             self._include(root, project)
         return root
 
+    def _refuse(self, at: str, problem: str, hint: str = "") -> None:
+        """An error for which something is not there that the rest may name."""
+        self._errors.add(at, problem, hint)
+        self.is_whole = False
+
     def _read(self, data: bytes, at: str) -> Node | None:
         """The file's tree. `at` is "" for the first one: what it cannot be read for is raised."""
         try:
@@ -100,16 +107,16 @@ class Assembly:
                 raise
             for error in bad.errors:
                 where = at[:-1] if error.path == FILE else f"{at} {error.path}"
-                self._errors.add(where, error.problem, error.hint)
+                self._refuse(where, error.problem, error.hint)
             return None
         if not isinstance(tree, dict):
             problem = f"is not a compose file: it holds {kind(tree)}"
-            self._errors.add(at[:-1], problem, "write services: …")
+            self._refuse(at[:-1], problem, "write services: …")
             return None
         found = placed(tree, at)
         self._nodes += size(found)
         if self._nodes > READ_NODES_MAX:
-            self._errors.add(at[:-1], "with it, all files together are too large")
+            self._refuse(at[:-1], "with it, all files together are too large")
             return None
         return found
 
@@ -142,9 +149,7 @@ class Assembly:
         services = None if root is None else root.inner("services")
         if root is None or services is None or not isinstance(services.value, dict):
             if root is not None:
-                self._errors.add(
-                    f"{named(path)}: services", "must be a map of at least one service"
-                )
+                self._refuse(f"{named(path)}: services", "must be a map of at least one service")
             return None
         directory = posixpath.dirname(path)
         return Source(
@@ -156,19 +161,22 @@ class Assembly:
         """The path from the project's directory of a file that is said in another directory."""
         text = said.value
         if not isinstance(text, str) or not text or "\0" in text:
-            self._errors.add(said.at, f"must be the path of a file, not {kind(text)}")
+            self._refuse(said.at, f"must be the path of a file, not {kind(text)}")
             return None
         if "://" in text or text.startswith(_ELSEWHERE):
             hint = "fetch it, and name the file"
-            self._errors.add(said.at, f"{shown(text)} is elsewhere, and only files are read", hint)
+            self._refuse(said.at, f"{shown(text)} is elsewhere, and only files are read", hint)
             return None
         return within(directory, text)
 
     def _file(self, path: str, named_at: str, *, required: bool = True) -> bytes | None:
         if not self._reading.around.directory:
-            self._errors.add(named_at, "names another file, and the API reads none", RESOLVED)
+            self._refuse(named_at, "names another file, and the API reads none", RESOLVED)
             return None
-        return self._reading.file(path, named_at, required=required)
+        data = self._reading.file(path, named_at, required=required)
+        if data is None and required and path not in self._reading.wanted:
+            self.is_whole = False
+        return data
 
     # -- include ------------------------------------------------------------------------------
 
@@ -179,16 +187,16 @@ class Assembly:
         if asked is None or asked.value is None:
             return
         if not isinstance(asked.value, list):
-            self._errors.add(asked.at, f"must be a list, not {kind(asked.value)}", "- other.yaml")
+            self._refuse(asked.at, f"must be a list, not {kind(asked.value)}", "- other.yaml")
             return
         if asked.value and not self._reading.around.directory:
-            self._errors.add(asked.at, "names other files, and the API reads none", RESOLVED)
+            self._refuse(asked.at, "names other files, and the API reads none", RESOLVED)
             return
         for item in asked.value:
             self._includes += 1
             if self._includes > INCLUDES_MAX:
                 if self._includes == INCLUDES_MAX + 1:
-                    self._errors.add(item.at, f"more than {INCLUDES_MAX} files are included")
+                    self._refuse(item.at, f"more than {INCLUDES_MAX} files are included")
                 return
             other = self._asked(item, project)
             tree = None if other is None else self._tree(other)
@@ -201,25 +209,25 @@ class Assembly:
             for key in item.value:
                 if key not in SECTIONS["include"] and not key.startswith("x-"):
                     hint = close_word(key, list(SECTIONS["include"])) or ""
-                    self._errors.add(beneath(item.at, key), "unknown key", hint)
+                    self._refuse(beneath(item.at, key), "unknown key", hint)
         long = isinstance(item.value, dict)
         said = item.inner("path") if long else item
         if said is None:
-            self._errors.add(item.at, "must name a file", "write path: other.yaml")
+            self._refuse(item.at, "must name a file", "write path: other.yaml")
             return None
         listed = said.value if long and isinstance(said.value, list) else [said]
         paths = [self._path(one, project.directory) for one in listed]
         if not paths or None in paths:
             if not paths:
-                self._errors.add(said.at, "must name a file")
+                self._refuse(said.at, "must name a file")
             return None
         known = [path for path in paths if path is not None]
         if known[0] in project.chain:
             way = shown(" → ".join([*project.chain, known[0]]), CHAIN_CHARS_SHOWN)[1:-1]
-            self._errors.add(listed[0].at, f"is a cycle: {way}")
+            self._refuse(listed[0].at, f"is a cycle: {way}")
             return None
         if len(project.chain) > DEPTH_MAX:
-            self._errors.add(listed[0].at, f"is included more than {DEPTH_MAX} files deep")
+            self._refuse(listed[0].at, f"is included more than {DEPTH_MAX} files deep")
             return None
         files = self._files(known, listed)
         directory = posixpath.dirname(known[0])

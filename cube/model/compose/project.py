@@ -64,8 +64,9 @@ def parse_project(
     if around.directory and DOTENV not in around.files:
         return FilesWanted((DOTENV,))
     reading = Reading(_with_dotenv(around))
-    root = Assembly(reading).whole(files)
-    if root is None:
+    assembly = Assembly(reading)
+    root = assembly.whole(files)
+    if root is None or (not assembly.is_whole and not reading.wanted):
         reading.errors.raise_if_any()
     assert root is not None, "what is no tree is an error"
     reading.errors.places = places(root)

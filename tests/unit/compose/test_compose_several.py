@@ -300,6 +300,19 @@ def test_include_that_cannot_be(include: Any, path: str, problem: str) -> None:
     assert problem in read_errors({MAIN: main}, INCLUDED)[path]
 
 
+def test_a_file_that_cannot_be_read_has_no_echo() -> None:
+    main = text(
+        {
+            "web": {"image": "a", "depends_on": ["db"]},
+            "x": {"extends": {"file": "g.yaml", "service": "x"}},
+        },
+        include=["gone.yaml", "bad.yaml"],
+    )
+    assert sorted(read_errors({MAIN: main}, INCLUDED)) == [
+        "bad.yaml", "include[0]", "services.x.extends.file",
+    ]  # fmt: skip
+
+
 def test_what_is_the_same_twice_is_no_conflict() -> None:
     main = text({"web": {"image": "nginx"}}, include=["same.yaml", "./same.yaml"])
     assert list(
@@ -327,10 +340,13 @@ def test_how_deep_and_how_much_is_included_is_bounded() -> None:
 def test_the_api_reads_no_files_and_says_who_does() -> None:
     both = {
         "include": ["a.yaml"],
-        "services": {"web": {"image": "a", "extends": {"file": "b.yaml", "service": "c"}}},
+        "services": {"web": {"depends_on": ["d"], "extends": {"file": "b.yaml", "service": "c"}}},
     }
     found = errors(both, API)
-    for path in ("include", "services.web.extends.file"):
+    assert sorted(found) == ["include", "services.web.extends.file"], (
+        "and nothing that follows of it"
+    )
+    for path in found:
         assert "and the API reads none (the command line resolves it: cube run FILE" in found[path]
 
 
