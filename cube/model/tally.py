@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 
 class GroupTally(msgspec.Struct):
-    """`off`: has ended, or is to. `troubled`: unhealthy, or not the first try. `slots`: how many tasks
-    each has; shared between tallies, and so never changed."""
+    """`off`: has ended, or is to. `healthy`: serves. `troubled`: unhealthy, or not the first try.
+    `slots`, `versions`: how many tasks each has; shared between tallies, and so never changed."""
 
     tasks: int = 0
     off: int = 0
@@ -28,6 +28,7 @@ class GroupTally(msgspec.Struct):
     healthy: int = 0
     troubled: int = 0
     slots: dict[int, int] = {}
+    versions: dict[int, int] = {}
 
     def count(self, task: Task, by: int) -> None:
         """The task is among them (1), or not any more (-1)."""
@@ -54,28 +55,45 @@ def tally_of(tasks: Iterable[Task]) -> JobTally:
 def tally_after(before: JobTally, changes: Iterable[Change]) -> JobTally:
     """What `before` is when all that has happened. Of a task group and slot never change."""
     after = dict(before)
-    fresh: set[str] = set()
-    with_slots: set[str] = set()
+    made: dict[str, _Making] = {}
     for old, new in changes:
         task = new or old
         assert task is not None, "a change of nothing"
-        tally = after.get(task.group)
-        if task.group not in fresh:
-            fresh.add(task.group)
-            tally = GroupTally() if tally is None else msgspec.structs.replace(tally)
-            after[task.group] = tally
-        assert tally is not None
-        if old is not None:
-            tally.count(old, -1)
-        if new is not None:
-            tally.count(new, 1)
-        if old is None or new is None:
-            if task.group not in with_slots:
-                with_slots.add(task.group)
-                tally.slots = dict(tally.slots)
-            held = tally.slots.get(task.slot, 0) + (1 if old is None else -1)
-            if held:
-                tally.slots[task.slot] = held
-            else:
-                del tally.slots[task.slot]
+        making = made.get(task.group)
+        if making is None:
+            making = made[task.group] = _Making(after.get(task.group))
+            after[task.group] = making.tally
+        making.take(old, new)
     return {name: tally for name, tally in after.items() if tally.tasks}
+
+
+class _Making:
+    """A tally under change. What it shares with the one before is copied at its first change."""
+
+    def __init__(self, before: GroupTally | None) -> None:
+        self.tally = GroupTally() if before is None else msgspec.structs.replace(before)
+        self._slots: dict[int, int] | None = None
+        self._versions: dict[int, int] | None = None
+
+    def take(self, old: Task | None, new: Task | None) -> None:
+        tally = self.tally
+        for task, by in ((old, -1), (new, 1)):
+            if task is not None:
+                tally.count(task, by)
+        if old is not None and new is not None and old.version == new.version:
+            return
+        if self._slots is None or self._versions is None:
+            self._slots = tally.slots = dict(tally.slots)
+            self._versions = tally.versions = dict(tally.versions)
+        for task, by in ((old, -1), (new, 1)):
+            if task is not None:
+                _add(self._slots, task.slot, by)
+                _add(self._versions, task.version, by)
+
+
+def _add(counts: dict[int, int], key: int, by: int) -> None:
+    count = counts.get(key, 0) + by
+    if count:
+        counts[key] = count
+    else:
+        del counts[key]

@@ -18,7 +18,7 @@ from cube.model.spec import JobType
 from cube.scheduler import rebalance
 from cube.scheduler.plan_draft import Plan, PlanDraft
 from cube.scheduler.preempt import Preemption, fenced
-from cube.scheduler.reconcile import at_rest, draining_nodes, only_waits, reconcile
+from cube.scheduler.reconcile import at_rest, comes_up, draining_nodes, only_waits, reconcile
 from cube.scheduler.slots import JobWork
 from cube.scheduler.want import Want
 
@@ -410,9 +410,14 @@ def _work_of(
     silent_ms: Mapping[NodeId, int] | None,
 ) -> tuple[JobWork | None, int]:
     """And how many looks that took. None: nothing, until something happens to the job."""
-    tasks = len(state.ids_of_job(job.id))
+    ids = state.ids_of_job(job.id)
+    tasks = len(ids)
+    first = tasks if ids.tally is None else len(job.spec.groups)
     if at_rest(state, job, draining):
-        return None, tasks
+        return None, tasks if draining else first
+    waits = comes_up(state, job, now_ms, draining)
+    if waits is not None:
+        return waits, first
     waits = only_waits(state, job, now_ms, draining)
     if waits is not None:
         return waits, tasks

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
@@ -22,7 +23,8 @@ from cube.model.spec import (
     UpdatePolicy,
 )
 from cube.scheduler.plan import Scheduler
-from cube.scheduler.reconcile import draining_nodes, only_waits, reconcile
+from cube.scheduler.reconcile import at_rest, comes_up, draining_nodes, only_waits, reconcile
+from cube.scheduler.slots import JobWork
 from tests.scheduler_cluster import Cluster, web
 
 NODES = ("a", "b", "c", "d")
@@ -62,8 +64,26 @@ def check_short_cuts(state: ClusterState, now_ms: int) -> None:
         if waits is not None:
             event("only waits")
             assert waits == reconcile(state, job, now_ms)
+        waits = comes_up(state, job, now_ms, draining_nodes(state))
+        if waits is not None:
+            event("comes up")
+            check_nothing_is_to_be_done(state, job, now_ms, waits)
+        if at_rest(state, job, draining_nodes(state)):
+            event("at rest")
+            work = reconcile(state, job, now_ms)
+            assert msgspec.structs.replace(work, wake_at_ms=None) == JobWork()
         long, short = slots_of_job(state, job), SlotsOfJobs().standing(state, job)
         assert (short.groups, short.status) == (long.groups, long.status)
+
+
+def check_nothing_is_to_be_done(state: ClusterState, job: Job, now_ms: int, waits: JobWork) -> None:
+    """Nor at any time before it is woken, if nothing happens."""
+    at_ms: int | None = now_ms
+    while at_ms is not None and waits.wake_at_ms is not None and at_ms < waits.wake_at_ms:
+        work = reconcile(state, job, at_ms)
+        assert msgspec.structs.replace(work, wake_at_ms=None) == JobWork()
+        assert work.wake_at_ms is None or work.wake_at_ms > at_ms
+        at_ms = work.wake_at_ms
 
 
 class World(Cluster):
@@ -100,6 +120,7 @@ class World(Cluster):
         check_short_cuts(self.state, self.now_ms)
         before = self.available() if hasattr(self, "update") else set()
         plan = super().plan()
+        check_short_cuts(self.state, self.now_ms)
         if plan.command is None or not plan.command.stops or not before:
             return plan
         rolling = [
