@@ -110,21 +110,24 @@ class GroupPass:
     def _keep_key(self, slot: Slot, task: Task) -> tuple[bool, bool, bool, bool, int, TaskId]:
         """The least stays. Of tasks that are up to date the one that another takes over from goes;
         of those that are not, whatever serves is kept until there is a better one."""
-        job, base = self.draft.job, self.stance.base_version
+        job = self.draft.job
         is_draining = rollout.is_draining(self.draft.state.nodes.get(task.node_id))
         if up_to_date(job, task):
             is_replaced = any(other.replaces == task.id for other in slot.live)
             order = (False, is_draining, is_replaced, not task.serving)
         else:
-            is_base = base > 0 and up_to_date(job, task, base)
-            order = (True, not task.serving, not is_base, is_draining)
+            order = (True, not task.serving, not self._is_base(task), is_draining)
         return (*order, task.created_at_ms, task.id)
+
+    def _is_base(self, task: Task) -> bool:
+        base = self.stance.base_version
+        return base > 0 and up_to_date(self.draft.job, task, base)
 
     def _may_let_go(self, kept: Task, other: Task) -> bool:
         job = self.draft.job
         is_update = up_to_date(job, kept) and not up_to_date(job, other)
-        if is_update and (self.stance.is_held or self.stance.is_gated):
-            return False
+        if is_update and (self.stance.is_held or (self.stance.is_gated and self._is_base(other))):
+            return False  # canaries leave alone what a failure would go back to
         if self._is_settled(kept):
             return True
         self.draft.wake(rollout.settled_at_ms(self.group, kept))

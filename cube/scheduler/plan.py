@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 # at whole). Like the placements' (plan_draft) these bounds are there because a plan holds up the loop.
 WANTS_MAX = 400
 LOOKED_MAX = 10_000
+JOB_LOOKS = 30  # what a job costs besides, whether or not its tasks are looked at
 RECONCILE_LOOKS = 5  # what the full pass over a task costs, in such looks
 SCHEDULES_MAX = 250  # read in one plan, at 70 µs: a new leader reads those of all cron jobs
 
@@ -146,7 +147,7 @@ class Scheduler:
                     continue
                 break
             work, looked = _work_of(state, job, now_ms, draining, silent_ms)
-            looks.tasks += looked
+            looks.tasks += looked + JOB_LOOKS
             if work is None or work.idle:
                 self._idle[job.id] = job
                 resting.add(job.id)
@@ -412,7 +413,7 @@ def _work_of(
     """And how many looks that took. None: nothing, until something happens to the job."""
     ids = state.ids_of_job(job.id)
     tasks = len(ids)
-    first = tasks if ids.tally is None else len(job.spec.groups)
+    first = 0 if ids.tally is not None else tasks
     if at_rest(state, job, draining):
         return None, tasks if draining else first
     waits = comes_up(state, job, now_ms, draining)

@@ -194,7 +194,8 @@ class LeaderLoop:
         state = self._feed.state
         now_ms = self._clock.monotonic_ms()
         liveness.on_heartbeat(self._node_id, now_ms)
-        verdict = liveness.decide(state.nodes, self._gossip_states(), now_ms)
+        with undisturbed():
+            verdict = liveness.decide(state.nodes, self._gossip_states(), now_ms)
         took_ms = self._clock.monotonic_ms() - now_ms
         if verdict.brake != self.brake:
             if verdict.brake is not None:

@@ -51,9 +51,12 @@ def add_version(
 
 def _settle(draft: Draft, job: Job) -> Job:
     """A version that serves at full count when the next one comes is one to go back to, whether or
-    not it has served for min_healthy yet: whoever submits the next one has seen it serve."""
+    not it has served for min_healthy yet: whoever submits the next one has seen it serve. Canaries that
+    nobody has promoted are none, though they may be as many as the group has tasks."""
     deployment = job.deployment
     if deployment is None or deployment.status is not DeploymentStatus.RUNNING:
+        return job
+    if any(job.is_gated(name) for name in job.spec.groups):
         return job
     serving = {
         (task.group, task.slot)

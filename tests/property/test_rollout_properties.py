@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import msgspec
-from hypothesis import HealthCheck, event, given, settings
+from hypothesis import HealthCheck, event, example, given, settings
 from hypothesis import strategies as st
 
 from cube.api.slots import SlotsOfJobs, slots_of_job
@@ -196,6 +196,12 @@ class World(Cluster):
 
 
 @given(st.integers(1, 5), updates, happenings)
+@example(
+    1,
+    UpdatePolicy(min_healthy_ms=0, canaries=1),
+    [("restart",), ("obey", 0), ("crash", 0), ("submit", "two")],
+)
+@example(1, UpdatePolicy(min_healthy_ms=0, canaries=1), [("submit", "two"), ("obey", 0)])
 @settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
 def test_a_rollout_keeps_its_promise_and_ends(
     count: int, update: UpdatePolicy, steps: list[tuple[Any, ...]]

@@ -16,6 +16,12 @@ from cube.scheduler.reconcile import only_waits, reconcile
 from tests.builders import GIB, Machine, facts, group, job
 
 
+def looks_at(monkeypatch: pytest.MonkeyPatch, tasks: int) -> None:
+    """A plan looks at so many tasks, however many jobs they are of."""
+    monkeypatch.setattr(planning, "LOOKED_MAX", tasks)
+    monkeypatch.setattr(planning, "JOB_LOOKS", 0)
+
+
 def full_of_rollouts(jobs: int, count: int) -> Machine:
     """Every job's tasks are placed, and none of them runs yet."""
     machine = Machine()
@@ -46,7 +52,7 @@ def test_a_rollout_whose_tasks_come_up_is_looked_at_in_short() -> None:
 def test_plans_that_are_cut_go_on_with_the_next_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ten jobs of five tasks, and a plan looks at twenty: the third one is through, and knows when the
     first deadline of all is."""
-    monkeypatch.setattr(planning, "LOOKED_MAX", 20)
+    looks_at(monkeypatch, 20)
     machine = full_of_rollouts(10, 5)
     scheduler = Scheduler()
     plans = [scheduler.plan(machine.state, machine.now_ms, 1, str(n)) for n in range(3)]
@@ -75,7 +81,7 @@ def test_many_small_jobs_are_placed_by_more_than_one_plan(monkeypatch: pytest.Mo
 
 def test_what_happens_between_two_slices_is_not_missed(monkeypatch: pytest.MonkeyPatch) -> None:
     """A task of a job that this round has looked at already fails, and its slot waits again."""
-    monkeypatch.setattr(planning, "LOOKED_MAX", 20)
+    looks_at(monkeypatch, 20)
     machine = full_of_rollouts(10, 5)
     scheduler = Scheduler()
     assert scheduler.plan(machine.state, machine.now_ms, 1, "one").more
@@ -167,7 +173,7 @@ def test_a_large_job_in_trouble_does_not_keep_others_waiting(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """One of its tasks fails between any two plans, and looking at it is all that a plan may do."""
-    monkeypatch.setattr(planning, "LOOKED_MAX", 100)
+    looks_at(monkeypatch, 100)
     machine = Machine()
     machine.do(c.RegisterNode(facts("a", capacity=Resources(64_000, 64 * GIB, GIB))))
     machine.submit(job("large", {"g": group(count=40)}))
