@@ -242,7 +242,7 @@ class LeaderLoop:
         now_ms = self._leader_clock.now_ms()
         began_ms = self._clock.monotonic_ms()
         silent_ms, seed = self._silent_ms(state), self._new_seed()
-        with undisturbed():
+        with self._feed.large_entries, undisturbed():
             plan = planner.scheduler.plan(state, now_ms, planner.term, seed, silent_ms, ahead)
         self._spent_ms += self._clock.monotonic_ms() - began_ms
         return plan

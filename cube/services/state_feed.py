@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import gc
 import logging
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
@@ -119,6 +120,9 @@ class StateFeed:
         # (index, number) of the newest event that is not remembered here any more.
         self._forgotten = (0, -1)
         self._restored_index: int | None = None
+        # Held while a large entry is applied, and by who plans on the loop: in one process the two
+        # can only take turns, and then both take as long as both together.
+        self.large_entries = threading.Lock()
 
     def open(self, loop: asyncio.AbstractEventLoop) -> None:
         """Publications go to this loop from now on."""
@@ -131,7 +135,10 @@ class StateFeed:
         it would make this replica differ, so BadPacket ends the process."""
         entry = Entry(index, term, at_ms, decode_command(data))
         try:
-            with _no_collections() if _is_large(entry.command.body) else contextlib.nullcontext():
+            if _is_large(entry.command.body):
+                with self.large_entries, _no_collections():
+                    step = apply(self.state, entry)
+            else:
                 step = apply(self.state, entry)
         except (MemoryError, RecursionError):
             raise

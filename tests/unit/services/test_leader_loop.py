@@ -294,6 +294,25 @@ def test_the_next_plan_is_made_while_one_is_on_its_way(monkeypatch: pytest.Monke
     leading(test, SlowLog)
 
 
+def test_no_large_entry_is_applied_while_a_plan_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    held: list[bool] = []
+    plan = Scheduler.plan
+
+    async def test(leader: Leader) -> None:
+        def noted(*given: Any, **named: Any) -> Plan:
+            held.append(leader.feed.large_entries.locked())
+            return plan(*given, **named)
+
+        monkeypatch.setattr(Scheduler, "plan", noted)
+        await leader.with_job(count=3)
+        await until(lambda: len(leader.feed.state.tasks) == 3)
+        assert held
+        assert all(held)
+        assert not leader.feed.large_entries.locked()
+
+    leading(test)
+
+
 def test_when_the_plan_ahead_is_refused_the_next_one_is_made_anew(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -92,6 +92,34 @@ async def test_waiters_on_the_loop_see_what_another_thread_applies() -> None:
     assert indexes(feed, 0) == list(range(1, 301))
 
 
+async def test_a_large_entry_waits_for_who_plans_and_others_do_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(state_feed, "LARGE_PLACEMENTS", 3)
+    feed, writer = opened()
+    writer.apply(c.RegisterNode(facts("n1")))
+    writer.job("a")
+    found = feed.state.job_named("a")
+    assert found is not None
+    placement = c.GroupPlacement(found.id, 1, "g", (0, 1, 2), (0, 0, 0))
+    plan = c.ApplyPlan(1, "s", nodes=(NodeId("id-n1"),), placements=(placement,))
+    begun = threading.Event()
+
+    def apply() -> None:
+        writer.job("b")
+        begun.set()
+        writer.apply(plan)
+
+    thread = threading.Thread(target=apply)
+    with feed.large_entries:
+        thread.start()
+        assert begun.wait(20)
+        thread.join(0.05)  # long enough for the plan, if it did not wait
+        assert feed.state.index == 3
+    thread.join(20)
+    assert len(feed.state.tasks) == 3
+
+
 async def test_wait_index_ends_at_its_deadline() -> None:
     feed, writer = opened()
     assert await feed.wait_index(0, 1000)
