@@ -13,12 +13,15 @@ from cube.model.deployment import DeploymentStatus
 from cube.model.ids import NodeId
 from cube.model.lifecycle import ENDED, Desired
 from cube.model.spec import GroupSpec, JobType
+from cube.model.taskids import JobTaskIds
 from cube.scheduler import cron, homes, trouble
 from cube.scheduler.deployments import deadline_ms, judge
 from cube.scheduler.group_pass import NEW, GroupPass, Vacancy, count_by_node, placed_reason
 from cube.scheduler.slots import JobWork, Waiting, WorkDraft, reap_beyond, reap_surplus, slots_of
 from cube.scheduler.system import SystemPass
 from cube.scheduler.want import Want
+
+TALLIED_MIN = 32  # tasks of a job; see _is_tallied
 
 
 def draining_nodes(state: ClusterState) -> frozenset[NodeId]:
@@ -39,7 +42,7 @@ def at_rest(state: ClusterState, job: Job, draining: frozenset[NodeId]) -> bool:
     groups = job.spec.groups
     if len(ids) != sum([group.count for group in groups.values()]) or (job.parent and not ids):
         return False
-    if not draining:
+    if not draining and _is_tallied(ids):
         return _is_whole(state, job)
     slots: dict[str, set[int]] = {name: set() for name in groups}
     tasks, version = state.tasks, job.version
@@ -58,6 +61,11 @@ def at_rest(state: ClusterState, job: Job, draining: frozenset[NodeId]) -> bool:
         len(slots[name]) == group.count and max(slots[name], default=-1) < group.count
         for name, group in groups.items()
     )
+
+
+def _is_tallied(ids: JobTaskIds) -> bool:
+    """Of few tasks each is looked at sooner than they are counted."""
+    return ids.tally is not None or len(ids) >= TALLIED_MIN
 
 
 def _is_whole(state: ClusterState, job: Job) -> bool:
@@ -80,6 +88,7 @@ def comes_up(
     time that a rollout has for its first task has not passed."""
     if (
         draining
+        or not _is_tallied(state.ids_of_job(job.id))
         or job.stopped
         or job.deleted
         or job.spec.type is not JobType.SERVICE

@@ -64,6 +64,7 @@ def check_short_cuts(state: ClusterState, now_ms: int) -> None:
         if waits is not None:
             event("only waits")
             assert waits == reconcile(state, job, now_ms)
+        state.tally_of_job(job.id)  # as of a job of many tasks
         waits = comes_up(state, job, now_ms, draining_nodes(state))
         if waits is not None:
             event("comes up")

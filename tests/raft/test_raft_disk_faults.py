@@ -176,7 +176,7 @@ async def test_a_disk_that_is_really_full(disk: Disk, tmp_path: Path) -> None:
             while not await fault():  # noqa: ASYNC110
                 await asyncio.sleep(0.02)
         async with asyncio.timeout(20):  # it has told of its disk, and steps down
-            while (leader := await processes.leader()) is first:
+            while (leader := await processes.leader()) is first:  # noqa: ASYNC110
                 await asyncio.sleep(0.02)
         before = len(leader.acknowledged)
         await until(lambda: len(leader.acknowledged) > before + 50)
