@@ -104,6 +104,17 @@ def folder(tmp_path: Path) -> Iterator[Path]:
     assert (directories, processes) == ([], [])
 
 
+def of_the_readme(*commands: str) -> list[list[str]]:
+    """The lines of "The first job" that begin with these commands, as they are written there."""
+    section = (
+        (ROOT / "README.md").read_text().partition("## The first job")[2].partition("\n## ")[0]
+    )
+    lines = [shlex.split(line, comments=True) for line in re.findall(r"^cube (.*)$", section, re.M)]
+    found = [words for words in lines if words[0] in commands]
+    assert {words[0] for words in found} == set(commands)
+    return found
+
+
 def test_the_first_ten_minutes(folder: Path) -> None:
     dev = Dev(folder, 1)
     try:
@@ -115,6 +126,12 @@ def test_the_first_ten_minutes(folder: Path) -> None:
             with urllib.request.urlopen(url, timeout=10) as answer:
                 assert answer.read().startswith(b"hello from hello.web.")
         assert dev.leader_pid in dev.agents.values()
+        for words in of_the_readme("ps", "status", "cp", "exec", "events", "node", "volume"):
+            done = subprocess.run(
+                [*CUBE, "--addr", dev.survivor, *words], cwd=ROOT, text=True, timeout=120,
+                check=False, capture_output=True,
+            )  # fmt: skip
+            assert done.returncode == 0, (words, done.stderr)
 
         os.kill(dev.leader_pid, signal.SIGKILL)
         again = wait_for("it says how", lambda: re.findall(RESTART, dev.told, re.M))
