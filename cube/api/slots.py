@@ -182,14 +182,11 @@ def _standing_if_whole(state: ClusterState, job: Job) -> Standing | None:
     if job.spec.type is not JobType.SERVICE or job.stopped or job.deleted:
         return None
     groups, found = job.spec.groups, state.tally_of_job(job.id)
-    for name, tally in found.items():
-        if (
-            tally.off
-            or name not in groups
-            or len(tally.slots) != tally.tasks
-            or max(tally.slots) >= groups[name].count
-        ):
-            return None
+    if any(
+        name not in groups or not tally.is_one_each(groups[name].count)
+        for name, tally in found.items()
+    ):
+        return None
     tallies = {
         name: _of_whole(group.count, found.get(name, _NO_TASKS)) for name, group in groups.items()
     }

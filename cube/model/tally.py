@@ -31,6 +31,10 @@ class GroupTally(msgspec.Struct):
     slots: dict[int, int] = {}
     versions: dict[int, int] = {}
 
+    def is_one_each(self, count: int) -> bool:
+        """All live and to stay so, no two in one slot, none beyond `count` slots."""
+        return not self.off and len(self.slots) == self.tasks and max(self.slots) < count
+
     def count(self, task: Task, by: int) -> None:
         """The task is among them (1), or not any more (-1)."""
         health, state = task.health, task.state

@@ -74,9 +74,8 @@ def _is_whole(state: ClusterState, job: Job) -> bool:
     if tallies.keys() != {name for name, group in groups.items() if group.count}:
         return False
     return all(
-        tally.tasks == groups[name].count == len(tally.slots) == tally.versions.get(job.version)
-        and not tally.off
-        and max(tally.slots) < groups[name].count
+        tally.tasks == groups[name].count == tally.versions.get(job.version)
+        and tally.is_one_each(groups[name].count)
         for name, tally in tallies.items()
     )
 

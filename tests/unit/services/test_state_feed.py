@@ -36,6 +36,13 @@ class Writer:
     def job(self, name: str) -> state_feed.AppliedEntry:
         return self.apply(c.SubmitJob(job(name), JobId(f"id-{name}")))
 
+    def plan_of_three(self) -> c.ApplyPlan:
+        """For tasks of job a on node n1, which two entries have made."""
+        self.apply(c.RegisterNode(facts("n1")))
+        self.job("a")
+        placement = c.GroupPlacement(JobId("id-a"), 1, "g", (0, 1, 2), (0, 0, 0))
+        return c.ApplyPlan(1, "s", nodes=(NodeId("id-n1"),), placements=(placement,))
+
 
 def opened() -> tuple[StateFeed, Writer]:
     feed = StateFeed()
@@ -97,12 +104,7 @@ async def test_a_large_entry_waits_for_who_plans_and_others_do_not(
 ) -> None:
     monkeypatch.setattr(state_feed, "LARGE_PLACEMENTS", 3)
     feed, writer = opened()
-    writer.apply(c.RegisterNode(facts("n1")))
-    writer.job("a")
-    found = feed.state.job_named("a")
-    assert found is not None
-    placement = c.GroupPlacement(found.id, 1, "g", (0, 1, 2), (0, 0, 0))
-    plan = c.ApplyPlan(1, "s", nodes=(NodeId("id-n1"),), placements=(placement,))
+    plan = writer.plan_of_three()
     begun = threading.Event()
 
     def apply() -> None:
@@ -154,12 +156,7 @@ async def test_entries_without_events_are_not_remembered() -> None:
 
 async def test_where_an_entry_was_left_is_where_it_goes_on() -> None:
     feed, writer = opened()
-    writer.apply(c.RegisterNode(facts("n1")))
-    writer.job("a")
-    found = feed.state.job_named("a")
-    assert found is not None
-    placement = c.GroupPlacement(found.id, 1, "g", (0, 1, 2), (0, 0, 0))
-    writer.apply(c.ApplyPlan(1, "s", nodes=(NodeId("id-n1"),), placements=(placement,)))
+    writer.apply(writer.plan_of_three())
     await settled()
     (published,) = feed.events_since(2, NEWEST) or []
     assert len(published.events) == 3

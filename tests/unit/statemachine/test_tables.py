@@ -71,6 +71,24 @@ def test_a_job_has_other_ids_when_one_of_its_tasks_has_changed() -> None:
     assert after.ids_of_job(y.id).tally is None
 
 
+def test_an_older_state_keeps_its_tally_whatever_comes_after() -> None:
+    machine = Machine("a")
+    machine.submit(job("x", {"g": group(count=3)}))
+    machine.place("x", "g", (0, "a", ()), (1, "a", ()))
+    x = machine.state.job_named("x")
+    assert x is not None
+    states = [machine.state]
+    states[-1].tally_of_job(x.id)
+    machine.place("x", "g", (2, "a", ()))
+    states.append(machine.state)
+    machine.report(states[0].tasks_of_job(x.id)[0].id, "running")
+    states.append(machine.state)
+    assert states[-1].ids_of_job(x.id).tally is not None
+    for state in states:
+        assert state.tally_of_job(x.id) == tally_of(state.tasks_of_job(x.id))
+    assert [len(state.tally_of_job(x.id)["g"].slots) for state in states] == [2, 3, 3]
+
+
 def test_sets_are_the_same_in_any_order() -> None:
     one, other = TaskIdSet(IDS), TaskIdSet(reversed(IDS))
     assert one == other
